@@ -1,0 +1,36 @@
+# Two commands do all the set-up: `make run` and `make test`. Both work in a virtual environment of their own, .venv.
+
+PYTHON ?= python3
+INPUT ?= samples
+OUT ?= results
+BIN := .venv/bin
+
+.PHONY: run test lint format clean
+
+run: .venv/ready  ## The whole chain with the shipped weights, on synthetic samples or INPUT=folder
+ifeq ($(INPUT),samples)
+	$(BIN)/pipeline samples $(OUT)/samples
+	$(BIN)/pipeline run $(OUT)/samples/images --out $(OUT)/run
+else
+	$(BIN)/pipeline run "$(INPUT)" --out $(OUT)/run-$(notdir $(patsubst %/,%,$(INPUT)))
+endif
+
+test: .venv/ready lint  ## Lint, format check and all tests
+	$(BIN)/pytest -n auto --dist loadfile
+
+lint: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: .venv/ready
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.venv/ready: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv results

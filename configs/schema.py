@@ -1,0 +1,162 @@
+"""Every setting of the pipeline, typed and validated. A YAML preset names only what differs from here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+PRESETS = Path(__file__).parent
+
+
+class ConfigError(ValueError):
+    """A setting that does not exist or cannot have the value given."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", validate_default=True)
+
+
+class Fit(_Section):
+    """How a network is trained."""
+
+    epochs: int = Field(10, ge=1)
+    batch_size: int = Field(16, ge=1)
+    learning_rate: float = Field(1e-3, gt=0)
+    schedule: Literal["constant", "cosine"] = "cosine"
+    weight_decay: float = Field(1e-4, ge=0)
+    ema: float = Field(0.0, ge=0, lt=1, description="momentum of the running average of the weights; 0 switches it off")
+    augment: bool = True
+    sources: list[str] | None = Field(None, description="train on these sources only; null takes all that fit")
+    leave_out: list[str] = Field([], description="sources never trained on, where `sources` is null")
+
+
+class SegmentConfig(_Section):
+    """The lung segmentation network and its training."""
+
+    size: int = Field(256, ge=64, multiple_of=32, description="side of the square that the network sees, in pixels")
+    encoder: str = "mobilenetv2"
+    encoder_weights: str | None = Field("imagenet", description="'imagenet', a .weights.h5 file, or null for none")
+    decoder_filters: tuple[int, int, int, int, int] = (128, 64, 32, 16, 8)
+    threshold: float = Field(0.5, gt=0, lt=1)
+    margin: float = Field(0.05, ge=0, le=0.5, description="added to the lung box on each side, as a share of it")
+    min_fraction: float = Field(0.04, ge=0, lt=1, description="refuse a film with less lung than this share of it")
+    fit: Fit = Fit(epochs=10, batch_size=8, learning_rate=1e-3)
+
+
+class ClassifyConfig(_Section):
+    """The classifier and its training."""
+
+    network: str = "mobilenetv2"
+    alpha: float = Field(0.35, gt=0, description="width of MobileNetV2")
+    cut: str | None = Field(None, description="encoder layer to stop at, such as block_12_add (stride 16); null: whole")
+    size: int = Field(224, ge=64, description="side of the square that the network sees, in pixels")
+    encoder_weights: str | None = Field("imagenet", description="'imagenet', a .weights.h5 file, or null for none")
+    lungs: Literal["crop", "masked", "channel"] = Field(
+        "masked", description="crop only; crop with all but the lungs dimmed; crop with the mask as an extra channel"
+    )
+    dropout: float = Field(0.2, ge=0, lt=1)
+    label_smoothing: float = Field(0.05, ge=0, lt=0.5)
+    balance: Literal["none", "class", "class_source"] = Field(
+        "class_source", description="weigh films by the square root of how rare their class, or class and source, is"
+    )
+    head_epochs: int = Field(3, ge=0, description="first step: epochs with the encoder frozen")
+    head_learning_rate: float = Field(1e-3, gt=0)
+    target_sensitivity: float = Field(0.90, gt=0, lt=1, description="where the operating threshold is set, on val")
+    fit: Fit = Fit(epochs=12, batch_size=32, learning_rate=3e-4)
+
+
+class LocalizeConfig(_Section):
+    """How Grad-CAM becomes regions. Threshold and minimum area are fitted by `train --stage localize`."""
+
+    threshold: float = Field(0.5, gt=0, lt=1, description="share of the map's maximum, used until one is fitted")
+    min_area: float = Field(0.01, ge=0, lt=1, description="smallest region, as a share of the lung box")
+    thresholds: list[float] = Field([0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8], description="values that the fit tries")
+    min_areas: list[float] = Field([0.0, 0.005, 0.01, 0.02, 0.04], description="values that the fit tries")
+    max_regions: int = Field(5, ge=1)
+
+
+class Config(_Section):
+    """The whole chain's settings."""
+
+    name: str = "tb"
+    classes: list[str] = Field(["TB", "NTB", "NORM"], min_length=2)
+    positive: str = Field("TB", description="the class that tb_score and auc_tb speak of")
+    normal: str | None = Field("NORM", description="the class that gets no regions")
+    seed: int = 1
+    val_fraction: float = Field(0.15, gt=0, lt=0.5, description="used only where the manifest has no split column")
+    test_fraction: float = Field(0.15, gt=0, lt=0.5, description="used only where the manifest has no split column")
+    cache: str | None = Field(None, description="folder for decoded arrays; null puts it into the training's folder")
+    segment: SegmentConfig = SegmentConfig()
+    classify: ClassifyConfig = ClassifyConfig()
+    localize: LocalizeConfig = LocalizeConfig()
+
+    @model_validator(mode="after")
+    def _known_classes(self) -> Config:
+        if len(set(self.classes)) != len(self.classes):
+            raise ValueError(f"classes must differ from each other. Received: {self.classes}")
+        for key in ("positive", "normal"):
+            value = getattr(self, key)
+            if value is not None and value not in self.classes:
+                raise ValueError(f"{key} must be one of the classes {self.classes}. Received: {value!r}")
+        return self
+
+
+def presets() -> list[str]:
+    """Names of the presets that come with the package."""
+    return sorted(p.stem for p in PRESETS.glob("*.yaml"))
+
+
+def load_config(source: str | Path | None = None, overrides: list[str] | tuple[str, ...] = ()) -> Config:
+    """Read a config: a YAML file or the name of a preset, then ``key.path=value`` overrides on top.
+
+    Raises:
+        ConfigError: with the file, the setting, what it may be and what it was.
+    """
+    values: dict[str, Any] = {}
+    if source is not None:
+        path = Path(source)
+        if not path.is_file():
+            path = PRESETS / f"{source}.yaml"
+        if not path.is_file():
+            raise ConfigError(f"no config {str(source)!r}. Give a YAML file or a preset: {', '.join(presets())}")
+        try:
+            values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path} is not YAML: {error}") from error
+        if not isinstance(values, dict):
+            raise ConfigError(f"{path} must hold `key: value` lines. Received: {type(values).__name__}")
+    for text in overrides:
+        _override(values, text)
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        where = f"{source}: " if source is not None else ""
+        lines = [
+            f"  {'.'.join(map(str, e['loc'])) or 'config'}: {e['msg']}. Received: {e['input']!r}"
+            for e in error.errors()
+        ]
+        raise ConfigError(f"{where}{len(lines)} setting(s) cannot be used:\n" + "\n".join(lines)) from error
+
+
+def _override(values: dict[str, Any], text: str) -> None:
+    key, equals, raw = text.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"an override reads key=value, such as classify.alpha=1.0. Received: {text!r}")
+    *parents, last = key.strip().split(".")
+    here = values
+    for name in parents:
+        here = here.setdefault(name, {})
+        if not isinstance(here, dict):
+            raise ConfigError(f"{key!r}: {name!r} is a value, not a section. See `pipeline info` for the settings")
+    try:
+        here[last] = yaml.safe_load(raw)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"the value of {key!r} is not YAML: {raw!r}") from error
+
+
+def dump_config(config: Config) -> str:
+    """The config as YAML, every value spelled out."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
