@@ -1,0 +1,1 @@
+"""Films, manifests, splits, geometry, augmentation. Knows no model."""

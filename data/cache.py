@@ -1,0 +1,56 @@
+"""Decoded arrays kept on disk, so that films are read and resized once and not in every epoch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+
+
+def kept_arrays(
+    folder: Path,
+    key: object,
+    count: int,
+    shapes: dict[str, tuple[int, ...]],
+    rows: Callable[[], Iterable[tuple[int, dict[str, np.ndarray]]]],
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Arrays of uint8, one row a film, read back from `folder` where they have been made before.
+
+    Args:
+        folder: where the arrays lie; made if needed.
+        key: anything JSON can hold that the arrays depend on; another key makes other arrays.
+        count: number of films at the most.
+        shapes: name and shape of one row of each array.
+        rows: called only when the arrays must be made; yields (film's number, its row of each array). Films that
+            cannot be used are simply not yielded.
+
+    Returns:
+        Read-only memory maps by name, each (kept, *shape) uint8, and the kept films' numbers (kept,) int64.
+    """
+    digest = hashlib.sha256(json.dumps([key, count, shapes], sort_keys=True, default=str).encode()).hexdigest()[:16]
+    paths = {name: folder / f"{digest}-{name}.npy" for name in shapes}
+    numbers_path = folder / f"{digest}-numbers.npy"
+    if not numbers_path.is_file():  # renamed last: where it is, all of them are whole
+        folder.mkdir(parents=True, exist_ok=True)
+        parts = {name: path.with_suffix(".part") for name, path in paths.items()}
+        arrays = {
+            name: np.lib.format.open_memmap(parts[name], mode="w+", dtype=np.uint8, shape=(max(count, 1), *shape))
+            for name, shape in shapes.items()
+        }
+        numbers = []
+        for number, row in rows():
+            for name, array in arrays.items():
+                array[len(numbers)] = row[name]
+            numbers.append(number)
+        for name, array in arrays.items():
+            array.flush()
+            os.replace(parts[name], paths[name])
+        part = numbers_path.with_name(numbers_path.stem + ".part.npy")
+        np.save(part, np.array(numbers, np.int64))
+        os.replace(part, numbers_path)
+    numbers = np.load(numbers_path)
+    return {name: np.load(path, mmap_mode="r")[: len(numbers)] for name, path in paths.items()}, numbers

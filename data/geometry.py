@@ -1,0 +1,139 @@
+"""Going from the native film to a network's grid and back, without losing alignment.
+
+Every mask and box that a user sees is in native pixels; networks see small squares. `Frame` is the one
+place that converts between the two. Pixel centres lie at half-integers (the convention of `cv2.resize`
+and of COCO boxes): native x maps to grid ``(x - box.x) * grid_width / box.w``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+
+class Box(NamedTuple):
+    """A rectangle in pixels: top-left corner `x, y` (x right, y down), width `w`, height `h`."""
+
+    x: float
+    y: float
+    w: float
+    h: float
+
+    @property
+    def area(self) -> float:
+        return max(self.w, 0.0) * max(self.h, 0.0)
+
+    def intersect(self, other: Box) -> Box:
+        """The common rectangle; width or height 0 where there is none."""
+        x0, y0 = max(self.x, other.x), max(self.y, other.y)
+        x1, y1 = min(self.x + self.w, other.x + other.w), min(self.y + self.h, other.y + other.h)
+        return Box(x0, y0, max(x1 - x0, 0), max(y1 - y0, 0))
+
+    def iou(self, other: Box) -> float:
+        """Intersection over union, 0 to 1; 0 where both boxes are empty."""
+        common = self.intersect(other).area
+        union = self.area + other.area - common
+        return common / union if union > 0 else 0.0
+
+    def grown(self, margin: float) -> Box:
+        """The box with `margin` times its own width and height added on each side."""
+        dx, dy = self.w * margin, self.h * margin
+        return Box(self.x - dx, self.y - dy, self.w + 2 * dx, self.h + 2 * dy)
+
+    def rounded(self) -> Box:
+        """The smallest box of whole pixels that holds this one."""
+        x0, y0 = int(np.floor(self.x)), int(np.floor(self.y))
+        x1, y1 = int(np.ceil(self.x + self.w)), int(np.ceil(self.y + self.h))
+        return Box(x0, y0, x1 - x0, y1 - y0)
+
+
+def resize(image: np.ndarray, height: int, width: int, *, nearest: bool = False) -> np.ndarray:
+    """`image` (H, W) or (H, W, C) at (height, width): area averaging down, linear up, so nothing aliases."""
+    if image.shape[:2] == (height, width):
+        return image
+    if nearest:
+        how = cv2.INTER_NEAREST_EXACT
+    else:
+        shrinks = height * width < image.shape[0] * image.shape[1]
+        how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    return cv2.resize(image, (width, height), interpolation=how)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A native rectangle of whole pixels, shown on a grid of `grid` = (height, width).
+
+    The rectangle may reach outside the film; what lies outside is filled with 0 on the way in and cut
+    off on the way back.
+    """
+
+    native: tuple[int, int]
+    box: Box
+    grid: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        if self.box.w < 1 or self.box.h < 1 or min(self.grid) < 1 or min(self.native) < 1:
+            raise ValueError(f"a frame needs at least one pixel on each side. Received: {self}")
+
+    @classmethod
+    def letterbox(cls, native: tuple[int, int], size: int) -> Frame:
+        """The whole film, centred in the smallest square that holds it: its aspect ratio is kept."""
+        height, width = native
+        side = max(height, width)
+        return cls(native, Box((width - side) // 2, (height - side) // 2, side, side), (size, size))
+
+    @classmethod
+    def crop(cls, native: tuple[int, int], box: Box, size: int) -> Frame:
+        """A rectangle of the film, stretched to a square."""
+        return cls(native, box.rounded(), (size, size))
+
+    def _visible(self) -> tuple[int, int, int, int]:
+        """The part of the box on the film: x0, y0, x1, y1 in native pixels."""
+        height, width = self.native
+        part = self.box.intersect(Box(0, 0, width, height)).rounded()
+        return int(part.x), int(part.y), int(part.x + part.w), int(part.y + part.h)
+
+    def to_grid(self, image: np.ndarray, *, nearest: bool = False) -> np.ndarray:
+        """Native `image` (H, W) or (H, W, C), any dtype that OpenCV takes, on the grid."""
+        if image.shape[:2] != self.native:
+            raise ValueError(f"the frame was made for a film of {self.native} pixels. Received: {image.shape}")
+        x0, y0, x1, y1 = self._visible()
+        bx, by, bw, bh = (int(v) for v in self.box)
+        part = image[y0:y1, x0:x1]
+        if part.shape[:2] != (bh, bw):
+            whole = np.zeros((bh, bw, *image.shape[2:]), image.dtype)
+            whole[y0 - by : y1 - by, x0 - bx : x1 - bx] = part
+            part = whole
+        return resize(np.ascontiguousarray(part), *self.grid, nearest=nearest)
+
+    def to_native(self, grid: np.ndarray, *, nearest: bool = False) -> np.ndarray:
+        """A map on the grid, at native size (H, W) or (H, W, C); 0 outside the frame's box."""
+        if grid.shape[:2] != self.grid:
+            raise ValueError(f"the frame's grid is {self.grid}. Received: {grid.shape}")
+        x0, y0, x1, y1 = self._visible()
+        bx, by, bw, bh = (int(v) for v in self.box)
+        out = np.zeros((*self.native, *grid.shape[2:]), grid.dtype)
+        large = resize(grid, bh, bw, nearest=nearest)
+        out[y0:y1, x0:x1] = large[y0 - by : y1 - by, x0 - bx : x1 - bx]
+        return out
+
+    def box_to_native(self, box: Box) -> Box:
+        """A box in grid pixels, in native pixels (not cut to the film)."""
+        sx, sy = self.box.w / self.grid[1], self.box.h / self.grid[0]
+        return Box(box.x * sx + self.box.x, box.y * sy + self.box.y, box.w * sx, box.h * sy)
+
+    def box_to_grid(self, box: Box) -> Box:
+        """A box in native pixels, in grid pixels (not cut to the grid)."""
+        sx, sy = self.grid[1] / self.box.w, self.grid[0] / self.box.h
+        return Box((box.x - self.box.x) * sx, (box.y - self.box.y) * sy, box.w * sx, box.h * sy)
+
+
+def bounding_box(mask: np.ndarray) -> Box | None:
+    """The smallest box around the non-zero pixels of `mask` (H, W); None where there are none."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if rows.size == 0:
+        return None
+    return Box(float(columns[0]), float(rows[0]), float(columns[-1] - columns[0] + 1), float(rows[-1] - rows[0] + 1))

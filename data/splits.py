@@ -1,0 +1,48 @@
+"""Splits by patient: no person's films on both sides, ever."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, defaultdict
+from dataclasses import replace
+
+from data.manifest import Manifest
+
+
+def split_by_patient(manifest: Manifest, *, val: float = 0.15, test: float = 0.15, seed: int = 1) -> Manifest:
+    """The manifest with a fresh `split` column: train, val and test.
+
+    Patients are dealt out within each group of source and label (a patient's commonest), in an order that depends on the
+    seed and the patient's name alone: the result does not depend on the order of the rows.
+
+    Args:
+        val, test: share of the patients, each above 0, together under 1.
+        seed: another seed deals otherwise.
+
+    Raises:
+        ValueError: shares that leave nothing to train on.
+    """
+    if not (0 < val < 1 and 0 < test < 1 and val + test < 1):
+        raise ValueError(f"val and test must lie above 0 and together below 1. Received: val={val}, test={test}")
+    kinds: dict[str, Counter[tuple[str, str]]] = defaultdict(Counter)
+    for row in manifest.table.itertuples():
+        kinds[row.patient][(row.source, row.label)] += 1
+    groups: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for patient, counts in kinds.items():
+        groups[max(counts, key=lambda kind: (counts[kind], kind))].append(patient)
+    where: dict[str, str] = {}
+    for patients in groups.values():
+        patients.sort(key=lambda patient: hashlib.sha256(f"{seed}:{patient}".encode()).digest())
+        n_test, n_val = round(test * len(patients)), round(val * len(patients))
+        for position, patient in enumerate(patients):
+            where[patient] = "test" if position < n_test else "val" if position < n_test + n_val else "train"
+    return replace(manifest, table=manifest.table.assign(split=manifest.table["patient"].map(where)))
+
+
+def leaking_patients(manifest: Manifest) -> dict[str, set[str]]:
+    """Patients with films in more than one split, and the splits they are in."""
+    splits: dict[str, set[str]] = defaultdict(set)
+    for row in manifest.table.itertuples():
+        if row.split:
+            splits[row.patient].add(row.split)
+    return {patient: found for patient, found in sorted(splits.items()) if len(found) > 1}
