@@ -1,0 +1,1 @@
+"""Networks, Grad-CAM, losses, figures of merit, and the weights store."""

@@ -1,0 +1,75 @@
+"""Classification networks by name. Every one has a layer "pool", whose input is its feature map, and a
+dense layer "logits"; inputs are (N, size, size, channels) float32 in [0, 1]."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from models.encoder_weights import mobilenetv2, resolve
+
+if TYPE_CHECKING:
+    import keras as K
+
+
+def mobilenetv2_classifier(
+    size: int,
+    channels: int,
+    classes: int,
+    *,
+    alpha: float = 0.35,
+    dropout: float = 0.2,
+    encoder_weights: str | None = None,
+    cut: str | None = None,
+    nearby: Path | None = None,
+) -> K.Model:
+    """MobileNetV2 (Sandler et al. 2018), global average pooling, one dense layer, softmax.
+
+    Args:
+        size: side of the square input, in pixels.
+        channels: 1 (grey) or 2 (grey and lung mask).
+        classes: number of outputs.
+        alpha: width of the network.
+        dropout: share of features dropped before the dense layer in training.
+        encoder_weights: see `models.encoder_weights.resolve`.
+        cut: name of the encoder's layer to stop at, such as "block_12_add" (stride 16); None takes it whole (stride 32).
+        nearby: folder beside which ImageNet weights may lie.
+    """
+    from models.backend import keras
+
+    k = keras()
+    k.utils.clear_session()
+    encoder = mobilenetv2(resolve(encoder_weights, alpha, nearby), alpha, size)
+    if cut is not None:
+        encoder = k.Model(encoder.input, encoder.get_layer(cut).output)
+    encoder.name = "encoder"
+    film = k.Input((size, size, channels), name="crop")
+    if channels == 1:
+        rgb = k.layers.Concatenate(name="to_rgb")([film, film, film])
+    else:  # starts as the grey channel three times; what the mask adds is learned
+        adapt = k.layers.Conv2D(3, 1, use_bias=False, name="to_rgb")
+        rgb = adapt(film)
+        kernel = np.zeros((1, 1, channels, 3), np.float32)
+        kernel[0, 0, 0] = 1.0
+        adapt.set_weights([kernel])
+    features = encoder(k.layers.Rescaling(2.0, -1.0, name="to_encoder_range")(rgb))
+    pooled = k.layers.GlobalAveragePooling2D(name="pool")(features)
+    logits = k.layers.Dense(classes, name="logits")(k.layers.Dropout(dropout, name="dropout")(pooled))
+    return k.Model(film, k.layers.Softmax(name="probabilities")(logits), name="mobilenetv2_classifier")
+
+
+NETWORKS: dict[str, Callable[..., K.Model]] = {"mobilenetv2": mobilenetv2_classifier}
+
+
+def build_classifier(network: str, size: int, channels: int, classes: int, **settings: object) -> K.Model:
+    """The network registered under a name.
+
+    Raises:
+        ValueError: no such network; names those that exist.
+    """
+    if network not in NETWORKS:
+        raise ValueError(f"network must be one of {', '.join(sorted(NETWORKS))}. Received: {network!r}")
+    return NETWORKS[network](size, channels, classes, **settings)

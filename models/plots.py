@@ -1,0 +1,162 @@
+"""Pictures of trainings and evaluations, each a PNG; drawn without a display and without global state."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#777777"  # Okabe and Ito: told apart by all
+
+
+def _figure(width: float, height: float, columns: int = 1) -> tuple[Figure, list[Axes]]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = [figure.add_subplot(1, columns, number + 1) for number in range(columns)]
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+    return path
+
+
+def training_curves(history: Path, path: Path) -> Path:
+    """Loss and each metric by epoch, train and val together, from a history.csv; the best val epoch is marked."""
+    with history.open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    names = [n for n in rows[0] if n not in ("epoch", "phase") and not n.startswith("val_")] if rows else ["loss"]
+    names.sort(key=lambda name: name != "loss")
+    figure, axes = _figure(5.2 * len(names), 3.8, len(names))
+    epochs = np.arange(1, len(rows) + 1)
+    for axis, name in zip(axes, names, strict=True):
+        for column, colour, label in ((name, BLUE, "train"), (f"val_{name}", ORANGE, "val")):
+            values = np.array([float(row.get(column) or "nan") for row in rows])
+            if np.isfinite(values).any():
+                axis.plot(epochs, values, color=colour, marker="o", markersize=3, label=label)
+                if label == "val":
+                    best = int(np.nanargmin(values) if name == "loss" else np.nanargmax(values))
+                    axis.plot(epochs[best], values[best], "o", color=colour, markersize=9, fillstyle="none")
+                    axis.annotate(
+                        f"{values[best]:.3f}", (epochs[best], values[best]), xytext=(5, 8), textcoords="offset points"
+                    )
+        for number in range(1, len(rows)):
+            if rows[number].get("phase") != rows[number - 1].get("phase"):
+                axis.axvline(number + 0.5, color=GREY, linestyle=":", linewidth=1)
+        axis.set(xlabel="epoch", ylabel=name, title=name)
+        axis.legend(frameon=False)
+    return _save(figure, path)
+
+
+def roc_and_precision_recall(
+    curves: dict[str, tuple[np.ndarray, np.ndarray]], threshold: float, path: Path, positive: str = "TB"
+) -> Path:
+    """ROC and precision-recall curves of each named (y, score), with the operating threshold marked."""
+    from sklearn.metrics import precision_recall_curve, roc_curve
+
+    from models.metrics import auroc, average_precision, sensitivity, specificity
+
+    figure, (roc, recall) = _figure(10.5, 4.8, 2)
+    colours = [BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", GREY]
+    for number, (name, (y, score)) in enumerate(curves.items()):
+        y = np.asarray(y, bool)
+        if y.all() or not y.any():
+            continue
+        colour = colours[number % len(colours)]
+        false, true, _ = roc_curve(y, score)
+        roc.plot(false, true, color=colour, label=f"{name}: {auroc(y, score):.3f} (n={len(y)})")
+        roc.plot(1 - specificity(y, score, threshold), sensitivity(y, score, threshold), "o", color=colour)
+        precision, found, _ = precision_recall_curve(y, score)
+        recall.plot(found, precision, color=colour, label=f"{name}: {average_precision(y, score):.3f}")
+    roc.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1)
+    roc.set(xlabel="1 - specificity", ylabel="sensitivity", title=f"{positive}: ROC (AUROC); dot: operating threshold")
+    recall.set(xlabel="recall", ylabel="precision", title="precision-recall (average precision)", ylim=(0, 1.02))
+    for axis in (roc, recall):
+        axis.legend(frameon=False, fontsize=8, loc="lower right" if axis is roc else "lower left")
+    return _save(figure, path)
+
+
+def reliability(confidence: np.ndarray, correct: np.ndarray, path: Path, bins: int = 10) -> Path:
+    """How often an answer given with some confidence is right, and how many films that is."""
+    figure, (axis, count) = _figure(9, 4, 2)
+    edges = np.linspace(0, 1, bins + 1)
+    which = np.minimum((np.asarray(confidence) * bins).astype(int), bins - 1)
+    sizes = np.bincount(which, minlength=bins)
+    filled = sizes > 0
+    mean = np.bincount(which, confidence, bins)[filled] / sizes[filled]
+    right = np.bincount(which, np.asarray(correct, float), bins)[filled] / sizes[filled]
+    axis.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1)
+    axis.plot(mean, right, color=BLUE, marker="o")
+    axis.set(xlabel="confidence", ylabel="share right", title="reliability", xlim=(0, 1), ylim=(0, 1))
+    count.bar(edges[:-1], sizes, width=1 / bins, align="edge", color=BLUE, edgecolor="white")
+    count.set(xlabel="confidence", ylabel="films", title="how many")
+    return _save(figure, path)
+
+
+def confusion(matrix: np.ndarray, names: Sequence[str], path: Path) -> Path:
+    """A confusion matrix (K, K): counts, and the share of each row."""
+    figure, (axis,) = _figure(1.6 + 1.3 * len(names), 1.4 + 1.1 * len(names))
+    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for row in range(len(names)):
+        for column in range(len(names)):
+            axis.text(
+                column,
+                row,
+                f"{matrix[row, column]}\n{100 * shares[row, column]:.0f} %",
+                ha="center",
+                va="center",
+                color="white" if shares[row, column] > 0.5 else "black",
+            )
+    axis.set(xticks=range(len(names)), xticklabels=names, yticks=range(len(names)), yticklabels=names)
+    axis.set(xlabel="answer", ylabel="truth", title="confusion matrix")
+    return _save(figure, path)
+
+
+def score_histogram(scores: dict[str, np.ndarray], threshold: float, path: Path) -> Path:
+    """Distribution of the score (0 to 100) by true class, with the operating threshold (0 to 1)."""
+    figure, (axis,) = _figure(6.5, 3.8)
+    bins = np.linspace(0, 100, 26)
+    for (name, values), colour in zip(scores.items(), [ORANGE, GREEN, BLUE, GREY] * 5, strict=False):
+        axis.hist(values, bins=bins, histtype="step", linewidth=1.8, color=colour, label=f"{name} (n={len(values)})")
+    axis.axvline(100 * threshold, color="black", linestyle="--", linewidth=1, label="operating threshold")
+    axis.set(xlabel="score", ylabel="films", title="score by true class")
+    axis.legend(frameon=False)
+    return _save(figure, path)
+
+
+def contact_sheet(
+    images: Sequence[np.ndarray], captions: Sequence[str], path: Path, tile: int = 224, columns: int = 5
+) -> Path:
+    """Small pictures, uint8 grey (H, W) or BGR (H, W, 3), in a grid with a caption under each."""
+    band = 20
+    rows = max(1, math.ceil(len(images) / columns))
+    sheet = np.full((rows * (tile + band), columns * tile, 3), 255, np.uint8)
+    for number, (image, caption) in enumerate(zip(images, captions, strict=True)):
+        if image.ndim == 2:
+            image = cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)
+        scale = min((tile - 4) / image.shape[0], (tile - 4) / image.shape[1])
+        size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
+        small = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+        y, x = number // columns * (tile + band), number % columns * tile
+        sheet[y + 2 : y + 2 + size[1], x + 2 : x + 2 + size[0]] = small
+        text = caption.encode("ascii", "replace").decode()[: tile // 6]  # OpenCV draws ASCII only
+        cv2.putText(sheet, text, (x + 4, y + tile + 13), cv2.FONT_HERSHEY_SIMPLEX, 0.36, (30, 30, 30), 1, cv2.LINE_AA)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imencode(".png", sheet)[1].tofile(path)
+    return path

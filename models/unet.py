@@ -1,0 +1,65 @@
+"""The lung segmentation network: segmentation-models' Unet on a MobileNetV2 encoder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from models.backend import keras, segmentation_models
+from models.encoder_weights import mobilenetv2, resolve
+
+if TYPE_CHECKING:
+    import keras as K
+
+
+def build_unet(
+    size: int = 256,
+    *,
+    encoder: str = "mobilenetv2",
+    encoder_weights: str | None = None,
+    decoder_filters: tuple[int, ...] = (128, 64, 32, 16, 8),
+    nearby: Path | None = None,
+) -> K.Model:
+    """A network from films (N, size, size, 1) float32 [0, 1] to lung probability (N, size, size, 1).
+
+    The grey channel is repeated to the encoder's three and scaled to [-1, 1] inside the network, so that no
+    caller can get the input range wrong.
+
+    Args:
+        size: side of the square, a multiple of 32 (the encoder halves it five times).
+        encoder: a backbone name of segmentation-models.
+        encoder_weights: see `models.encoder_weights.resolve`; weights load for "mobilenetv2" only.
+        decoder_filters: channels of the five decoder steps; most of the cost lies here.
+        nearby: folder beside which ImageNet weights may lie.
+
+    Raises:
+        ValueError: a size that the encoder cannot halve five times, or weights for another encoder.
+    """
+    if size % 32:
+        raise ValueError(f"size must be a multiple of 32. Received: {size}; try {round(size / 32) * 32}")
+    if encoder_weights is not None and encoder != "mobilenetv2":
+        raise ValueError(f"encoder_weights are known for 'mobilenetv2' only. Received: {encoder!r}; set them to null")
+    k = keras()
+    k.utils.clear_session()
+    unet = segmentation_models().Unet(
+        encoder,
+        input_shape=(size, size, 3),
+        encoder_weights=None,
+        classes=1,
+        activation="sigmoid",
+        decoder_filters=decoder_filters,
+    )
+    source = resolve(encoder_weights, 1.0, nearby)
+    if source is not None:
+        _copy_by_name(mobilenetv2(source, 1.0, 224), unet)
+    film = k.Input((size, size, 1), name="film")
+    rgb = k.layers.Concatenate(name="to_rgb")([film, film, film])
+    scaled = k.layers.Rescaling(2.0, -1.0, name="to_encoder_range")(rgb)
+    return k.Model(film, unet(scaled), name="lung_unet")
+
+
+def _copy_by_name(source: K.Model, target: K.Model) -> None:
+    known = {layer.name: layer for layer in target.layers}
+    for layer in source.layers:
+        if layer.weights:
+            known[layer.name].set_weights(layer.get_weights())

@@ -1,0 +1,173 @@
+"""The weights store: bundles found by name or path, opened without TensorFlow, checked by hash.
+
+A chain of weights is a folder with one bundle a stage::
+
+    tb/
+      segment/    model.keras  model.onnx  card.json
+      classify/   model.keras  model.onnx  card.json
+      localize/   card.json                              (decisions only: it has no network of its own)
+
+`card.json` holds `decisions` (all that running the stage obeys: classes, input size, thresholds, temperature),
+`training` (sources, counts, split hash, settings), `figures` (measured, with intervals) and `licence`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+SHIPPED = Path(__file__).parent / "weights"
+KERAS_FILE, SERVING_FILE, CARD_FILE = "model.keras", "model.onnx", "card.json"
+LICENCE = "MIT for the weights' files; the training images keep their own terms, see docs/model-card.md"
+
+# A network, whatever runs it: a float32 batch (N, H, W, C) in, its outputs by name out.
+Network = Callable[[np.ndarray], dict[str, np.ndarray]]
+
+
+class WeightsError(ValueError):
+    """Weights that are missing, incomplete or damaged."""
+
+
+def shipped() -> list[str]:
+    """Names of the chains that come with the package."""
+    return sorted(p.name for p in SHIPPED.iterdir() if p.is_dir()) if SHIPPED.is_dir() else []
+
+
+def find(weights: str | Path) -> Path:
+    """The folder of a chain, by the name of a shipped one or by path.
+
+    Raises:
+        WeightsError: neither exists; names what does.
+    """
+    named = SHIPPED / str(weights)
+    folder = named if str(weights) in shipped() else Path(weights)
+    if not folder.is_dir():
+        raise WeightsError(
+            f"no weights {str(weights)!r}. Give one of the shipped names ({', '.join(shipped()) or 'none'}) "
+            "or the folder that `pipeline train --out` made"
+        )
+    return folder
+
+
+def bundle_of(chain: Path, stage: str) -> Path:
+    """The bundle of one stage in a chain's folder.
+
+    Raises:
+        WeightsError: the stage has not been trained there.
+    """
+    folder = chain / stage
+    if not (folder / CARD_FILE).is_file():
+        raise WeightsError(
+            f"{chain} holds no trained {stage!r} stage. Train it: pipeline train --stage {stage} --out {chain}"
+        )
+    return folder
+
+
+def read_card(bundle: Path) -> dict[str, Any]:
+    """`card.json` of a bundle.
+
+    Raises:
+        WeightsError: it is missing or not JSON.
+    """
+    try:
+        card = json.loads((bundle / CARD_FILE).read_text(encoding="utf-8"))
+        card["decisions"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise WeightsError(f"{bundle / CARD_FILE} cannot be read as a card ({error}). Train the stage again") from error
+    return card
+
+
+def write_card(bundle: Path, card: dict[str, Any]) -> None:
+    """Write `card.json`, whole or not at all."""
+    write_text(bundle / CARD_FILE, json.dumps(card, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all: under a temporary name, then renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
+
+
+def fingerprint(bundle: Path) -> str:
+    """16 hex digits over all that decides what the stage answers: the serving graph and the card's decisions."""
+    digest = hashlib.sha256(json.dumps(read_card(bundle)["decisions"], sort_keys=True).encode())
+    serving = bundle / SERVING_FILE
+    if serving.is_file():
+        stat = serving.stat()
+        digest.update(_file_hash(str(serving), stat.st_size, stat.st_mtime_ns).encode())
+    return digest.hexdigest()[:16]
+
+
+@lru_cache(maxsize=32)
+def _file_hash(path: str, size: int, mtime: int) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def open_network(bundle: Path, runtime: str = "onnx", threads: int | None = None) -> Network:
+    """The bundle's network, ready to call.
+
+    Args:
+        bundle: folder with the network's files.
+        runtime: "onnx" runs the serving file on ONNX Runtime without TensorFlow, "keras" the Keras file.
+        threads: cores for ONNX Runtime; None lets it take all.
+
+    Raises:
+        WeightsError: the file is missing or damaged, or the runtime is unknown.
+    """
+    if runtime not in ("onnx", "keras"):
+        raise WeightsError(f"runtime must be 'onnx' or 'keras'. Received: {runtime!r}")
+    path = bundle / (SERVING_FILE if runtime == "onnx" else KERAS_FILE)
+    if not path.is_file():
+        raise WeightsError(f"{path} is missing. Train the stage again, or use the other runtime")
+    try:
+        return _onnx(path, threads) if runtime == "onnx" else _keras(path)
+    except Exception as error:
+        raise WeightsError(f"{path} cannot be loaded ({type(error).__name__}: {error}). Is the file whole?") from error
+
+
+def _onnx(path: Path, threads: int | None) -> Network:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    (entry,) = session.get_inputs()
+    names = [output.name for output in session.get_outputs()]
+
+    def run(batch: np.ndarray) -> dict[str, np.ndarray]:
+        return dict(zip(names, session.run(names, {entry.name: batch}), strict=True))
+
+    return run
+
+
+def _keras(path: Path) -> Network:
+    from models.export import serving_model
+
+    model = serving_model(load_keras(path))
+
+    def run(batch: np.ndarray) -> dict[str, np.ndarray]:
+        # A direct call, not predict(): predict in a loop builds a new data pipeline each time.
+        return {name: np.asarray(value) for name, value in model(batch, training=False).items()}
+
+    return run
+
+
+def load_keras(path: Path) -> Any:
+    """The `keras.Model` in a .keras file, for inference or further training; needs no custom objects."""
+    from models.backend import keras
+
+    k = keras()
+    import models.losses  # noqa: F401  (registers our losses, which a compiled model names)
+
+    return k.models.load_model(path, compile=False)

@@ -1,0 +1,229 @@
+"""The contract that every network passes: build, train a step, save and reload, export, Grad-CAM."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from models.backend import keras
+
+k = keras()
+
+from models import classifiers, unet  # noqa: E402
+from models.encoder_weights import EncoderWeightsError, resolve  # noqa: E402
+from models.export import save_bundle, serving_model  # noqa: E402
+from models.fit import set_batchnorm_momentum  # noqa: E402
+from models.gradcam import gradient_maps, has_linear_head  # noqa: E402
+from models.losses import DiceCrossEntropy, DiceScore  # noqa: E402
+from models.weights import KERAS_FILE, SERVING_FILE, WeightsError, load_keras, open_network  # noqa: E402
+
+
+def jolt(model):
+    """Settle BatchNorm on some input: with random weights and its first moments, signals die on the way."""
+    set_batchnorm_momentum(model, 0.0)
+    draw = np.random.default_rng(5)
+    model(draw.random((8, *model.input.shape[1:])).astype(np.float32) ** 2, training=True)
+    return model
+
+
+class NetworkContract:
+    """Subclasses say how to build the network, its input and its target."""
+
+    size, channels = 64, 1
+
+    def build(self):
+        raise NotImplementedError
+
+    def target(self, n):
+        raise NotImplementedError
+
+    def loss(self):
+        return "categorical_crossentropy"
+
+    def batch(self, n=3):
+        return np.random.default_rng(1).random((n, self.size, self.size, self.channels)).astype(np.float32)
+
+    @pytest.fixture(scope="class")
+    def model(self):
+        k.utils.set_random_seed(1)
+        return jolt(self.build())
+
+    @pytest.fixture(scope="class")
+    def bundle(self, model, tmp_path_factory):
+        folder = tmp_path_factory.mktemp("bundle")
+        save_bundle(model, folder)
+        return folder
+
+    def test_takes_zero_to_one_and_answers_probabilities(self, model):
+        answer = np.asarray(model(self.batch()))
+        assert answer.dtype == np.float32
+        assert answer.min() >= 0
+        assert answer.max() <= 1
+
+    def test_input_moves_the_output(self, model):
+        one, two = np.asarray(model(self.batch())), np.asarray(model(self.batch() * 0.3))
+        assert np.abs(one - two).max() > 1e-4
+
+    def test_learns_from_a_step(self):
+        model = self.build()
+        model.compile("adam", loss=self.loss(), run_eagerly=True)
+        before = model.get_weights()
+        loss = model.train_on_batch(self.batch(), self.target(3))
+        assert np.isfinite(loss)
+        assert any(np.abs(a - b).max() > 0 for a, b in zip(before, model.get_weights(), strict=True))
+
+    def test_onnx_and_keras_agree(self, bundle):
+        batch = self.batch()
+        onnx, native = (open_network(bundle, runtime)(batch) for runtime in ("onnx", "keras"))
+        assert set(onnx) == set(native)
+        for name, value in native.items():
+            np.testing.assert_allclose(onnx[name], value, atol=1e-4, rtol=1e-4)
+
+    def test_the_saved_file_reloads_without_custom_objects(self, model, bundle):
+        again = load_keras(bundle / KERAS_FILE)
+        for one, two in zip(model.get_weights(), again.get_weights(), strict=True):
+            np.testing.assert_array_equal(one, two)
+
+    def test_a_compiled_model_reopens_in_a_fresh_process(self, model, tmp_path):
+        model.compile("adam", loss=self.loss(), jit_compile=False)
+        model.save(tmp_path / "compiled.keras")
+        code = f"from pathlib import Path; from models.weights import load_keras; load_keras(Path({str(tmp_path / 'compiled.keras')!r}))"
+        subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+    def test_batch_equals_single(self, bundle):
+        batch = self.batch(4)
+        network = open_network(bundle)
+        whole = network(batch)
+        for name, value in whole.items():
+            single = np.concatenate([network(batch[i : i + 1])[name] for i in range(4)])
+            np.testing.assert_allclose(single, value, atol=1e-5)
+
+    def test_files_are_stored_small(self, model, bundle):
+        whole = 4 * model.count_params()
+        assert (bundle / SERVING_FILE).stat().st_size < 0.8 * whole + 300_000
+
+
+class ClassifierContract(NetworkContract):
+    def target(self, n):
+        return np.eye(3, dtype=np.float32)[np.arange(n) % 3]
+
+    def test_exported_maps_are_gradient_grad_cam(self, model, bundle):
+        """Against a gradient tape, on the weights that the bundle holds."""
+        assert has_linear_head(model)
+        batch = self.batch()
+        expected = gradient_maps(load_keras(bundle / KERAS_FILE), batch)
+        exported = open_network(bundle)(batch)["maps"]
+        assert exported.shape == expected.shape
+        assert expected.max() > 0
+        np.testing.assert_allclose(exported, expected, atol=1e-4 * expected.max(), rtol=1e-3)
+
+    def test_logits_and_probabilities_belong_together(self, model):
+        batch = self.batch()
+        logits = np.asarray(serving_model(model)(batch)["logits"])
+        expected = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+        np.testing.assert_allclose(np.asarray(model(batch)), expected, atol=1e-5)
+
+
+class TestUnet(NetworkContract):
+    def build(self):
+        return unet.build_unet(64, decoder_filters=(16, 16, 8, 8, 4))
+
+    def target(self, n):
+        return (self.batch(n) > 0.5).astype(np.float32)
+
+    def loss(self):
+        return DiceCrossEntropy()
+
+    def test_output_has_the_size_of_the_input(self, model):
+        assert model.output.shape[1:] == (64, 64, 1)
+
+    def test_size_must_halve_five_times(self):
+        with pytest.raises(ValueError, match="multiple of 32.*100"):
+            unet.build_unet(100)
+
+
+class TestMobileNetV2(ClassifierContract):
+    def build(self):
+        return classifiers.build_classifier("mobilenetv2", 64, 1, 3, alpha=0.35)
+
+
+class TestMobileNetV2WithMaskChannel(ClassifierContract):
+    channels = 2
+
+    def build(self):
+        return classifiers.build_classifier("mobilenetv2", 64, 2, 3, alpha=0.35)
+
+
+class TestMobileNetV2Cut(ClassifierContract):
+    def build(self):
+        return classifiers.build_classifier("mobilenetv2", 64, 1, 3, alpha=0.5, cut="block_12_add")
+
+
+def test_unknown_network_is_named():
+    with pytest.raises(ValueError, match=r"mobilenetv2.*Received: 'resnet'"):
+        classifiers.build_classifier("resnet", 64, 1, 3)
+
+
+def test_encoder_weights_are_looked_for_nearby_first(tmp_path):
+    (tmp_path / "weights").mkdir()
+    file = tmp_path / "weights" / "mobilenetv2_0.35_imagenet_notop.weights.h5"
+    file.touch()
+    assert resolve("imagenet", 0.35, tmp_path) == str(file)
+    assert resolve("imagenet", 1.0, tmp_path) == "imagenet"
+    assert resolve(None, 0.35) is None
+    with pytest.raises(EncoderWeightsError, match=r"none\.h5"):
+        resolve("none.h5", 0.35)
+
+
+def test_encoder_weights_load_into_both_networks(tmp_path):
+    """A file saved from one MobileNetV2 arrives, layer by layer, in the UNet's and the classifier's encoder."""
+    k.utils.set_random_seed(9)
+    source = k.applications.MobileNetV2(weights=None, include_top=False, alpha=1.0, input_shape=(64, 64, 3))
+    file = tmp_path / "encoder.weights.h5"
+    source.save_weights(file)
+    wanted = source.get_layer("block_6_expand").get_weights()[0]
+    for model in (
+        unet.build_unet(64, encoder_weights=str(file), decoder_filters=(8, 8, 8, 8, 4)),
+        classifiers.build_classifier("mobilenetv2", 64, 1, 2, alpha=1.0, encoder_weights=str(file)),
+    ):
+        (encoder,) = [layer for layer in model.layers if isinstance(layer, k.Model)]
+        np.testing.assert_array_equal(encoder.get_layer("block_6_expand").get_weights()[0], wanted)
+
+
+@pytest.mark.parametrize(
+    ("truth", "guess", "expected"),
+    [  # (1, 2, 2, 1) each
+        ([1, 1, 0, 0], [0.9, 0.8, 0.1, 0.2], 1.0),
+        ([1, 1, 0, 0], [0.1, 0.1, 0.9, 0.9], 0.0),
+        ([1, 1, 0, 0], [0.9, 0.1, 0.1, 0.1], 2 / 3),
+        ([0, 0, 0, 0], [0.1, 0.1, 0.1, 0.1], 1.0),  # empty in both
+        ([0, 0, 0, 0], [0.9, 0.1, 0.1, 0.1], 0.0),
+    ],
+)
+def test_dice_score(truth, guess, expected):
+    shape = (1, 2, 2, 1)
+    metric = DiceScore()
+    metric.update_state(np.reshape(truth, shape).astype("float32"), np.reshape(guess, shape).astype("float32"))
+    assert float(metric.result()) == pytest.approx(expected)
+
+
+def test_dice_cross_entropy_prefers_the_truth():
+    truth = np.zeros((2, 8, 8, 1), np.float32)
+    truth[:, 2:5, 2:5] = 1
+    loss = DiceCrossEntropy()
+    perfect, half, wrong = (float(loss(truth, g)) for g in (truth, np.full_like(truth, 0.5), 1 - truth))
+    assert perfect < 0.01
+    assert perfect < half < wrong
+
+
+def test_a_missing_or_damaged_serving_file_is_named(tmp_path):
+    with pytest.raises(WeightsError, match="missing"):
+        open_network(tmp_path)
+    (tmp_path / SERVING_FILE).write_bytes(b"no graph")
+    with pytest.raises(WeightsError, match=r"model\.onnx cannot be loaded"):
+        open_network(tmp_path)
+    with pytest.raises(WeightsError, match="'tpu'"):
+        open_network(tmp_path, "tpu")
