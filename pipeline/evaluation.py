@@ -1,0 +1,139 @@
+"""Evaluation of one stage on labelled films: `metrics.json`, `films.csv` and plots."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, is_dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import stages
+from data.manifest import Manifest, read_manifest
+from data.splits import split_by_patient
+from models.weights import write_text
+from stages.base import Stage
+
+
+class EvaluationError(ValueError):
+    """Nothing to evaluate; says what was asked for and what there is."""
+
+
+def evaluate(
+    stage: str,
+    data: Path,
+    out: Path,
+    *,
+    split: str | None = "test",
+    source: str | None = None,
+    weights: str = "tb",
+    runtime: str = "onnx",
+) -> dict[str, Any]:
+    """Judge one stage of a chain of weights on a manifest's films and write the figures into `out`.
+
+    Args:
+        stage: "segment", "classify" or "localize"; the stages before it run too.
+        data: a manifest, or a class-per-folder tree.
+        split: films of this split only; None takes all.
+        source: films of this source only; None takes all.
+
+    Returns:
+        What `metrics.json` holds.
+
+    Raises:
+        EvaluationError: no film matches.
+    """
+    *chain, last = stages.load_chain(weights, stage, runtime)
+    manifest = read_manifest(data, classes=getattr(chain[-1] if chain else last, "classes", None))
+    if split is not None and not (manifest.table["split"] != "").any():
+        manifest = split_by_patient(manifest)
+    chosen = manifest.select(split=split, source=source)
+    if len(chosen) == 0:
+        have = ", ".join(f"{s or 'none'}: {n}" for s, n in sorted(Counter(manifest.table["split"]).items()))
+        sources = ", ".join(sorted(set(manifest.table["source"])))
+        raise EvaluationError(
+            f"no film has split {split!r} and source {source!r}. Splits there ({have}); sources there: {sources}"
+        )
+    return evaluate_stage(last, chosen, out, chain, split=split, source=source)
+
+
+def evaluate_stage(
+    stage: Stage,
+    data: Manifest,
+    out: Path,
+    chain: Sequence[Stage] = (),
+    *,
+    split: str | None,
+    source: str | None = None,
+) -> dict[str, Any]:
+    """Run `stage.evaluate` and write what it says; `films` in it goes to films.csv, the rest to metrics.json."""
+    out.mkdir(parents=True, exist_ok=True)
+    figures = dict(stage.evaluate(data, out, chain))
+    films = figures.pop("films", [])
+    metrics = {
+        "stage": stage.name,
+        "split": split or "all",
+        "source": source or "all",
+        "split_hash": data.split_hash(),
+        "n_films": len(data),
+        "n_judged": sum(film.get("status") == "ok" for film in films),
+        "patients": int(data.table["patient"].nunique()),
+        "sources": dict(sorted(Counter(data.table["source"]).items())),
+        "weights": {s.name: s.fingerprint for s in [*chain, stage]},
+        "date": date.today().isoformat(),
+        **plain(figures),
+    }
+    write_text(out / "metrics.json", json.dumps(metrics, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    if films:
+        write_text(out / "films.csv", _table(films))
+    return metrics
+
+
+def summary_of(metrics: dict[str, Any]) -> dict[str, Any]:
+    """The figures of `metrics.json` that belong on a card: those with an interval, pooled and by source."""
+
+    def figures(node: dict[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in node.items() if isinstance(value, dict) and "ci95" in value}
+
+    kept: dict[str, Any] = {"n": metrics["n_judged"], "split_hash": metrics["split_hash"], **figures(metrics)}
+    for key in ("constant_guess", "threshold"):
+        if key in metrics:
+            kept[key] = metrics[key]
+    if "by_source" in metrics:
+        kept["by_source"] = {name: figures(node) for name, node in metrics["by_source"].items()}
+    return kept
+
+
+def plain(value: Any) -> Any:
+    """The value as JSON can hold it: figures as dicts, arrays as lists, what is not finite as null."""
+    if hasattr(value, "to_json"):
+        return plain(value.to_json())
+    if is_dataclass(value) and not isinstance(value, type):
+        return plain(asdict(value))
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, np.ndarray):
+        return plain(value.tolist())
+    if isinstance(value, np.generic):
+        return plain(value.item())
+    if isinstance(value, float):
+        return round(value, 6) if np.isfinite(value) else None
+    return value
+
+
+def _table(films: list[dict[str, Any]]) -> str:
+    columns = list(dict.fromkeys(name for film in films for name in film))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n", restval="")
+    writer.writeheader()
+    for film in films:
+        writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in film.items()})
+    return text.getvalue()

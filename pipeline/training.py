@@ -1,0 +1,115 @@
+"""Training of the chain: each stage in turn, on what the stages before it make.
+
+The folder that `pipeline train --out DIR` leaves::
+
+    DIR/
+      config.yaml                  every setting, spelled out
+      segment/ classify/           model.keras  model.onnx  card.json  config.yaml
+                                   history.csv  curves.png  train.log  evaluation/<split>/
+      localize/                    card.json  fit.csv  config.yaml  train.log  evaluation/<split>/
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import stages
+from configs.schema import Config, dump_config
+from data.manifest import Manifest, read_manifest
+from data.splits import leaking_patients, split_by_patient
+from models.fit import TrainingError, forget
+from models.weights import bundle_of, read_card, write_card, write_text
+from pipeline.evaluation import evaluate_stage, summary_of
+
+log = logging.getLogger("cxr.train")
+
+DONE = "done"  # in a stage's folder: trained and evaluated with the config beside it
+
+
+def train(data: Path, config: Config, out: Path, stage: str | None = None) -> None:
+    """Train one stage, or all of them, and evaluate each on the test and external splits.
+
+    An interrupted training goes on where it stopped when called again with the same arguments. `stage` needs the stages
+    before it in `out`.
+
+    Raises:
+        ManifestError: the manifest has faults.
+        TrainingError: a patient in two splits, no films to train on, or `out` holds a training with other settings.
+        WeightsError: a stage before `stage` has not been trained in `out`.
+    """
+    manifest = prepare_manifest(data, config)
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(out / "config.yaml", dump_config(config))
+    for name in [stage] if stage else stages.NAMES:
+        _train_stage(name, manifest, config, out)
+
+
+def prepare_manifest(data: Path, config: Config) -> Manifest:
+    """The manifest with splits: its own, or made by patient where it has none; refuses patients in two splits."""
+    manifest = read_manifest(data, classes=config.classes)
+    if not (manifest.table["split"] != "").any():
+        manifest = split_by_patient(manifest, val=config.val_fraction, test=config.test_fraction, seed=config.seed)
+    leaks = leaking_patients(manifest)
+    if leaks:
+        shown = ", ".join(f"{patient} in {' and '.join(sorted(splits))}" for patient, splits in list(leaks.items())[:5])
+        raise TrainingError(f"{len(leaks)} patient(s) are in more than one split: {shown}. Put each into one split")
+    return manifest
+
+
+def _train_stage(name: str, manifest: Manifest, config: Config, out: Path) -> None:
+    folder = out / name
+    folder.mkdir(exist_ok=True)
+    settings = dump_config(config) + f"# films and splits: {manifest.split_hash()}\n"
+    done = folder / DONE
+    if done.is_file() and (folder / "config.yaml").is_file():
+        if (folder / "config.yaml").read_text(encoding="utf-8") == settings and done.read_text() == _upstream(
+            name, out
+        ):
+            log.info("%s: trained already in %s", name, folder)
+            return
+        done.unlink()
+    write_text(folder / "config.yaml", settings)
+    with _log_into(folder / "train.log"):
+        log.info("training %s", name)
+        chain = [stages.stage_class(n).load(bundle_of(out, n)) for n in stages.NAMES[: stages.NAMES.index(name)]]
+        stage_class = stages.stage_class(name)
+        stage_class.train(manifest, config, folder, chain)
+        stage = stage_class.load(folder)
+        figures: dict[str, Any] = {}
+        for split in ("test", "external"):
+            part = manifest.select(split=split)
+            if len(part):
+                metrics = evaluate_stage(stage, part, folder / "evaluation" / split, chain, split=split)
+                figures[split] = summary_of(metrics)
+        write_card(folder, read_card(folder) | {"figures": figures})
+        forget(folder)
+        shutil.rmtree(folder / "cache", ignore_errors=True)
+        write_text(done, _upstream(name, out))
+
+
+def _upstream(name: str, out: Path) -> str:
+    """Fingerprints of the stages that `name` builds on: trained again, they make it stale."""
+    from models.weights import fingerprint
+
+    return "\n".join(fingerprint(bundle_of(out, n)) for n in stages.NAMES[: stages.NAMES.index(name)])
+
+
+@contextmanager
+def _log_into(path: Path) -> Iterator[None]:
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    root = logging.getLogger("cxr")
+    level = root.level
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        root.setLevel(level)
+        handler.close()

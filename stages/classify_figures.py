@@ -1,0 +1,120 @@
+"""The figures and pictures of a classify evaluation, from one row a film."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from models import metrics, plots
+from models.metrics import Figure, bootstrap
+
+
+def figures(
+    films: list[dict[str, Any]],
+    tiles: list[tuple[float, np.ndarray, str]],
+    classes: list[str],
+    positive: str,
+    normal: str | None,
+    threshold: float,
+    out: Path,
+) -> dict[str, Any]:
+    """All that `metrics.json` says of the classifier.
+
+    Args:
+        films: image, patient, source, label, status, and for judged films p_<class> and predicted.
+        tiles: (probability of the true class, picture, caption) of the worst cases.
+        classes, positive, normal, threshold: as in the stage's card.
+        out: folder for the plots.
+    """
+    judged = [film for film in films if film["status"] == "ok"]
+    out.mkdir(parents=True, exist_ok=True)
+    result: dict[str, Any] = {"threshold": threshold, "positive": positive, "classes": classes}
+    result |= _pooled(judged, classes, positive, normal, threshold)
+    by_source = {}
+    for source in sorted({film["source"] for film in judged}):
+        part = [film for film in judged if film["source"] == source]
+        by_source[source] = _pooled(part, classes, positive, normal, threshold)
+    result["by_source"] = by_source
+    if judged:
+        _draw(judged, tiles, classes, positive, threshold, out)
+    return {**result, "films": films}
+
+
+def _pooled(
+    films: list[dict[str, Any]], classes: list[str], positive: str, normal: str | None, threshold: float
+) -> dict[str, Any]:
+    truth = np.array([classes.index(film["label"]) for film in films], int)
+    guess = np.array([classes.index(film["predicted"]) for film in films], int)
+    p = np.array([[film[f"p_{name}"] for name in classes] for film in films]).reshape(-1, len(classes))
+    patients = np.array([film["patient"] for film in films])
+    is_positive, score = truth == classes.index(positive), p[:, classes.index(positive)]
+    confidence, right = p.max(axis=1, initial=0), p.argmax(axis=1) == truth if len(films) else truth
+
+    def over(chosen: np.ndarray, statistic: Callable[[np.ndarray], float]) -> Figure:
+        """A figure on the films `chosen` (mask) alone."""
+        where = np.flatnonzero(chosen)
+        return bootstrap(lambda index: statistic(where[index]), patients[where])
+
+    every = np.ones(len(films), bool)
+    key = positive.lower()
+    result: dict[str, Any] = {
+        "n": len(films),
+        "accuracy": over(every, lambda i: metrics.accuracy(truth[i], guess[i])),
+        "balanced_accuracy": over(every, lambda i: metrics.balanced_accuracy(truth[i], guess[i])),
+        f"auc_{key}": over(every, lambda i: metrics.auroc(is_positive[i], score[i])),
+        f"average_precision_{key}": over(every, lambda i: metrics.average_precision(is_positive[i], score[i])),
+        "sensitivity": over(every, lambda i: metrics.sensitivity(is_positive[i], score[i], threshold)),
+        "specificity": over(every, lambda i: metrics.specificity(is_positive[i], score[i], threshold)),
+        "specificity_at_90_sensitivity": over(
+            every, lambda i: metrics.specificity_at_sensitivity(is_positive[i], score[i])
+        ),
+        "ece": over(every, lambda i: metrics.ece(confidence[i], right[i])),
+        f"ece_{key}": over(every, lambda i: metrics.ece(score[i], is_positive[i])),
+        "confusion_matrix": {
+            "classes": classes,
+            "counts": metrics.confusion_matrix(truth, guess, len(classes)).tolist(),
+        },
+        "per_class": metrics.per_class(truth, guess, classes),
+    }
+    if normal is not None and normal in classes:
+        abnormal = 1 - p[:, classes.index(normal)]
+        # Against normal films alone: a figure over sources that lack a class would measure the hospital.
+        for name in classes:
+            pair = np.isin(truth, [classes.index(name), classes.index(normal)])
+            if name == normal or not (truth == classes.index(name)).any() or not (truth == classes.index(normal)).any():
+                continue
+            ranked = score if name == positive else abnormal
+            of_class = truth == classes.index(name)
+            result[f"auc_{name.lower()}_against_{normal.lower()}"] = over(
+                pair, lambda i, of_class=of_class, ranked=ranked: metrics.auroc(of_class[i], ranked[i])
+            )
+    return result
+
+
+def _draw(
+    films: list[dict[str, Any]],
+    tiles: list[tuple[float, np.ndarray, str]],
+    classes: list[str],
+    positive: str,
+    threshold: float,
+    out: Path,
+) -> None:
+    label = np.array([film["label"] for film in films])
+    source = np.array([film["source"] for film in films])
+    p = np.array([[film[f"p_{name}"] for name in classes] for film in films])
+    score = p[:, classes.index(positive)]
+    curves = {"all": (label == positive, score)}
+    curves |= {name: (label[source == name] == positive, score[source == name]) for name in sorted(set(source))}
+    plots.roc_and_precision_recall(curves, threshold, out / "roc.png", positive)
+    truth = np.array([classes.index(name) for name in label])
+    plots.reliability(p.max(axis=1), p.argmax(axis=1) == truth, out / "reliability.png")
+    guess = np.array([classes.index(film["predicted"]) for film in films])
+    plots.confusion(metrics.confusion_matrix(truth, guess, len(classes)), classes, out / "confusion.png")
+    plots.score_histogram(
+        {name: 100 * score[label == name] for name in classes if (label == name).any()}, threshold, out / "scores.png"
+    )
+    if tiles:
+        plots.contact_sheet([tile[1] for tile in tiles], [tile[2] for tile in tiles], out / "worst.png")

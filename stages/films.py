@@ -1,0 +1,79 @@
+"""A manifest's films through the stages that come before, read ahead in threads: for training and evaluation."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import numpy as np
+
+from data.progress import track
+from data.radiograph import Radiograph, RadiographError, read
+from stages.base import FAILED, REFUSED, Record, Stage
+
+if TYPE_CHECKING:
+    from data.manifest import Manifest
+
+log = logging.getLogger("cxr.films")
+
+
+def stream(
+    data: Manifest, chain: Sequence[Stage] = (), *, batch_size: int = 16, description: str = "films"
+) -> Iterator[tuple[dict[str, Any], Record]]:
+    """Each row of the manifest as a dict, with its record after the stages of `chain`, in the manifest's order.
+
+    A film that cannot be read, or that a stage cannot judge, comes out with its status and error set; it is logged and
+    costs only itself. At most two batches are in memory.
+    """
+    rows = data.table.to_dict("records")
+
+    def load(row: dict[str, Any]) -> Record:
+        path = data.path(row["image"])
+        try:
+            return Record(read(path, id=Path(row["image"]).stem))
+        except RadiographError as error:
+            empty = Radiograph(
+                np.zeros((1, 1), np.float32), Path(row["image"]).stem, str(path), (0, 0), None, "", 0, {}
+            )
+            return Record(empty, REFUSED if error.refused else FAILED, str(error))
+
+    def batches() -> Iterator[tuple[dict[str, Any], Record]]:
+        with ThreadPoolExecutor(4) as pool:
+            pending = [pool.submit(load, row) for row in rows[: 2 * batch_size]]
+            for start in range(0, len(rows), batch_size):
+                records = [future.result() for future in pending[:batch_size]]
+                ahead = start + 2 * batch_size
+                pending = pending[batch_size:] + [pool.submit(load, row) for row in rows[ahead : ahead + batch_size]]
+                for stage in chain:
+                    records = stage.run(records)
+                yield from zip(rows[start : start + batch_size], records, strict=True)
+
+    for row, record in track(batches(), description, len(rows)):
+        if not record.ok:
+            log.warning("%s: %s: %s", row["image"], record.status, record.error)
+        yield row, record
+
+
+def read_mask(path: Path, size: tuple[int, int]) -> np.ndarray:
+    """A mask file as (H, W) uint8, 0 or 1, at the film's `size`.
+
+    Raises:
+        RadiographError: it cannot be read, or its aspect ratio is another than the film's.
+    """
+    raw = np.fromfile(path, np.uint8) if path.is_file() else np.empty(0, np.uint8)
+    mask = cv2.imdecode(raw, cv2.IMREAD_GRAYSCALE) if raw.size else None
+    if mask is None:
+        raise RadiographError(str(path), "the mask cannot be read. Give a PNG with 0 outside the lungs and 255 inside")
+    mask = (mask > (127 if mask.max() > 1 else 0)).astype(np.uint8)
+    if mask.shape == tuple(size):
+        return mask
+    if abs(mask.shape[0] * size[1] - mask.shape[1] * size[0]) > 0.02 * mask.shape[0] * size[1]:
+        raise RadiographError(
+            str(path),
+            f"the mask is {mask.shape[1]}x{mask.shape[0]} pixels and its film {size[1]}x{size[0]}. Make them match",
+        )
+    return cv2.resize(mask, (size[1], size[0]), interpolation=cv2.INTER_NEAREST_EXACT)

@@ -1,0 +1,245 @@
+"""Segment: where the lungs are. A UNet on a MobileNetV2 encoder sees the whole film as a small square."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import cv2
+import numpy as np
+
+from data.geometry import Box, Frame, bounding_box
+from data.radiograph import RadiographError
+from models.weights import LICENCE, fingerprint, open_network, read_card, write_card
+from stages.base import Record, Stage
+from stages.films import read_mask, stream
+
+if TYPE_CHECKING:
+    from configs.schema import Config
+    from data.manifest import Manifest
+    from models.weights import Network
+
+log = logging.getLogger("cxr.segment")
+
+_SMALLEST_SHARE = 0.05  # a second component smaller than this share of the first is no lung
+
+
+def preprocess(pixels: np.ndarray, size: int) -> tuple[np.ndarray, Frame]:
+    """What the network sees of a film, in training, running and evaluation alike.
+
+    The film is letterboxed (its aspect ratio kept) and its grey levels stretched from the 1st to the 99th percentile of
+    what is not black border, because exposure differs between hospitals far more than anatomy does.
+
+    Args:
+        pixels: (H, W) float32 in [0, 1].
+        size: side of the network's square.
+
+    Returns:
+        (size, size) float32 in [0, 1], and the frame that leads back to native pixels.
+    """
+    frame = Frame.letterbox(pixels.shape, size)
+    grid = frame.to_grid(pixels)
+    film = grid[grid > 0.02]
+    if film.size == 0:
+        return grid, frame
+    low, high = np.percentile(film, [1, 99])
+    return np.clip((grid - low) / max(high - low, 1e-3), 0.0, 1.0).astype(np.float32), frame
+
+
+def clean(mask: np.ndarray) -> np.ndarray:
+    """The two largest components of a mask (H, W), their holes filled; uint8, 0 or 1.
+
+    A second component under 5 % of the first is dropped too.
+    """
+    outlines, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    outlines = sorted(outlines, key=cv2.contourArea, reverse=True)[:2]
+    if len(outlines) == 2 and cv2.contourArea(outlines[1]) < _SMALLEST_SHARE * cv2.contourArea(outlines[0]):
+        outlines = outlines[:1]
+    out = np.zeros(mask.shape, np.uint8)
+    cv2.drawContours(out, outlines, -1, 1, cv2.FILLED)
+    return out
+
+
+def postprocess(probability: np.ndarray, frame: Frame, threshold: float) -> np.ndarray:
+    """Lung probability on the network's grid (h, w), as a clean mask (H, W) uint8 0/1 at native size.
+
+    The probability is brought to native size and thresholded there, so outlines are smooth on large films.
+    """
+    levels = np.round(probability * 255.0).astype(np.uint8)
+    return clean(frame.to_native(levels) >= round(threshold * 255.0))
+
+
+class Segment(Stage):
+    """The segmentation stage, loaded from its bundle."""
+
+    name: ClassVar[str] = "segment"
+
+    def __init__(self, network: Network, card: dict[str, Any], fingerprint: str = "") -> None:
+        self.network, self.card, self.fingerprint = network, card, fingerprint
+        decisions = card["decisions"]
+        self.size: int = decisions["size"]
+        self.threshold: float = decisions["threshold"]
+        self.margin: float = decisions["margin"]
+        self.min_fraction: float = decisions["min_fraction"]
+
+    @classmethod
+    def load(cls, bundle: Path, *, runtime: str = "onnx") -> Segment:
+        """The stage as stored in `bundle`."""
+        return cls(open_network(bundle, runtime), read_card(bundle), fingerprint(bundle))
+
+    def run(self, records: Sequence[Record]) -> list[Record]:
+        """Fill in `mask`, `lung_box` and `lung_fraction`; refuse films with too little lung."""
+        todo = [record for record in records if record.ok]
+        if todo:
+            grids, frames = zip(*(preprocess(r.radiograph.pixels, self.size) for r in todo), strict=True)
+            lungs = self.network(np.stack(grids)[..., None])["lungs"][..., 0]
+            for record, frame, probability in zip(todo, frames, lungs, strict=True):
+                self.restore(record, postprocess(probability, frame, self.threshold))
+        return list(records)
+
+    def restore(self, record: Record, mask: np.ndarray) -> Record:
+        """Take over a mask (H, W) 0/1 made before: all that this stage fills in follows from it."""
+        record.mask = mask.astype(np.uint8)
+        record.lung_fraction = float(record.mask.mean())
+        box = bounding_box(record.mask)
+        height, width = record.mask.shape
+        if box is not None:
+            record.lung_box = box.grown(self.margin).rounded().intersect(Box(0, 0, width, height))
+        if record.lung_fraction < self.min_fraction:
+            record.refuse(
+                f"no_lungs: lungs cover {100 * record.lung_fraction:.1f} % of the film, at least "
+                f"{100 * self.min_fraction:.0f} % are needed. Is it an upright frontal chest X-ray?"
+            )
+        return record
+
+    @classmethod
+    def train(cls, data: Manifest, config: Config, out: Path, chain: Sequence[Stage] = ()) -> Path:
+        """Train on the films of `train` that have masks, watching Dice on those of `val`."""
+        from data.augment import segment_augmentation
+        from data.batches import Batches
+        from models.backend import keras
+        from models.export import save_bundle
+        from models.fit import PHASE_SETTINGS, Phase, fit, set_batchnorm_momentum
+        from models.losses import DiceCrossEntropy, DiceScore
+        from models.training_log import summary, training_bar
+        from models.unet import build_unet
+
+        settings = config.segment
+        parts = {
+            split: data.select(split=split, has_mask=True, source=settings.fit.sources) for split in ("train", "val")
+        }
+        arrays = {
+            split: _arrays(part, settings.size, Path(config.cache or out / "cache")) for split, part in parts.items()
+        }
+        keras().utils.set_random_seed(config.seed)
+        model = build_unet(
+            settings.size,
+            encoder=settings.encoder,
+            encoder_weights=settings.encoder_weights,
+            decoder_filters=settings.decoder_filters,
+            nearby=data.root,
+        )
+        set_batchnorm_momentum(model)
+        common = {"encode": _encode, "batch_size": settings.fit.batch_size, "seed": config.seed}
+        train = Batches(
+            *arrays["train"],
+            None,
+            **common,
+            augmentation=segment_augmentation if settings.fit.augment else None,
+            shuffle=True,
+        )
+        val = Batches(*arrays["val"], None, **common)
+        phase = Phase("fit", **settings.fit.model_dump(include=PHASE_SETTINGS))
+        with training_bar(cls.name, [phase]) as on_batch:
+            history = fit(
+                model,
+                [phase],
+                train,
+                val,
+                out,
+                loss=DiceCrossEntropy(),
+                metrics=lambda: [DiceScore()],
+                monitor="val_dice",
+                mode="max",
+                settings=f"{settings.model_dump_json()} {config.seed} {data.split_hash()}",
+                on_batch=on_batch,
+            )
+        save_bundle(model, out)
+        decisions = settings.model_dump(include={"size", "threshold", "margin", "min_fraction"})
+        card = {"stage": cls.name, "decisions": decisions, "licence": LICENCE}
+        write_card(out, card | {"training": summary(out, parts, settings.model_dump(mode="json"), history, data)})
+        return out
+
+    def evaluate(self, data: Manifest, out: Path, chain: Sequence[Stage] = ()) -> dict[str, Any]:
+        """Dice, IoU and HD95 at native size, on the films of `data` that have masks."""
+        from models.metrics import bootstrap_mean, dice, hd95, iou
+        from models.plots import contact_sheet
+
+        rows, tiles = [], []
+        data = data.select(has_mask=True)
+        for row, record in stream(data, [self], description="segment"):
+            size = record.radiograph.size
+            try:
+                truth = read_mask(data.path(row["mask"]), size)
+            except RadiographError as error:
+                log.warning("%s", error)
+                continue
+            if record.mask is None:
+                record.mask = np.zeros(size, np.uint8)  # refused or failed: no lung found
+            scores = {
+                "dice": dice(truth, record.mask),
+                "iou": iou(truth, record.mask),
+                "hd95_px": min(hd95(truth, record.mask), float(np.hypot(*size))),  # nothing found: the film's diagonal
+            }
+            rows.append({**{k: row[k] for k in ("image", "patient", "source")}, "status": record.status, **scores})
+            tiles.append((scores["dice"], _tile(record, truth), f"{row['image'].split('/')[-1]} {scores['dice']:.3f}"))
+            tiles = sorted(tiles, key=lambda tile: tile[0])[:20]
+        if tiles:
+            contact_sheet([t[1] for t in tiles], [t[2] for t in tiles], out / "worst.png")
+        patients = np.array([row["patient"] for row in rows])
+        figures = {k: bootstrap_mean(np.array([r[k] for r in rows]), patients) for k in ("dice", "iou", "hd95_px")}
+        return {**figures, "films": rows}
+
+
+def _encode(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    return (image.astype(np.float32) / 255.0)[..., None]
+
+
+def _arrays(data: Manifest, size: int, folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """The preprocessed films and masks of a manifest on the network's grid, two (N, size, size) uint8 arrays."""
+    from data.cache import kept_arrays
+
+    def rows() -> Any:
+        for number, (row, record) in enumerate(stream(data, description="reading films")):
+            if not record.ok:
+                continue
+            try:
+                mask = read_mask(data.path(row["mask"]), record.radiograph.size)
+            except RadiographError as error:
+                log.warning("left out: %s", error)
+                continue
+            grid, frame = preprocess(record.radiograph.pixels, size)
+            yield number, {"image": np.round(grid * 255).astype(np.uint8), "mask": frame.to_grid(mask, nearest=True)}
+
+    key = ["segment", 1, size, sorted(data.table["image"]), str(data.root)]
+    arrays, _ = kept_arrays(folder, key, len(data), {"image": (size, size), "mask": (size, size)}, rows)
+    return arrays["image"], arrays["mask"]
+
+
+def _tile(record: Record, truth: np.ndarray) -> np.ndarray:
+    """The film with the true outline in green and the found one in red, for the contact sheet; (h, w, 3) uint8 BGR."""
+    scale = 256 / max(truth.shape)
+    size = (max(1, round(truth.shape[1] * scale)), max(1, round(truth.shape[0] * scale)))
+    pixels = (
+        record.radiograph.pixels if record.radiograph.pixels.shape == truth.shape else np.zeros(truth.shape, np.float32)
+    )
+    tile = cv2.cvtColor(
+        (cv2.resize(pixels, size, interpolation=cv2.INTER_AREA) * 255).astype(np.uint8), cv2.COLOR_GRAY2BGR
+    )
+    for mask, colour in ((truth, (80, 220, 80)), (record.mask, (60, 60, 255))):
+        small = cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST_EXACT)
+        outlines, _ = cv2.findContours(small, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+        cv2.drawContours(tile, outlines, -1, colour, 1)
+    return tile
