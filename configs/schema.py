@@ -33,6 +33,23 @@ class Fit(_Section):
     leave_out: list[str] = Field([], description="sources never trained on, where `sources` is null")
 
 
+class SegmentFit(Fit):
+    """Training of the segmentation network."""
+
+    epochs: int = Field(24, ge=1)
+    batch_size: int = Field(8, ge=1)
+    ema: float = Field(0.99, ge=0, lt=1)
+
+
+class ClassifyFit(Fit):
+    """Training of the classifier, its second step."""
+
+    epochs: int = Field(12, ge=1)
+    batch_size: int = Field(32, ge=1)
+    learning_rate: float = Field(3e-4, gt=0)
+    ema: float = Field(0.99, ge=0, lt=1)
+
+
 class SegmentConfig(_Section):
     """The lung segmentation network and its training."""
 
@@ -43,7 +60,7 @@ class SegmentConfig(_Section):
     threshold: float = Field(0.5, gt=0, lt=1)
     margin: float = Field(0.05, ge=0, le=0.5, description="added to the lung box on each side, as a share of it")
     min_fraction: float = Field(0.04, ge=0, lt=1, description="refuse a film with less lung than this share of it")
-    fit: Fit = Fit(epochs=10, batch_size=8, learning_rate=1e-3)
+    fit: SegmentFit = SegmentFit()
 
 
 class ClassifyConfig(_Section):
@@ -65,7 +82,7 @@ class ClassifyConfig(_Section):
     head_epochs: int = Field(3, ge=0, description="first step: epochs with the encoder frozen")
     head_learning_rate: float = Field(1e-3, gt=0)
     target_sensitivity: float = Field(0.90, gt=0, lt=1, description="where the operating threshold is set, on val")
-    fit: Fit = Fit(epochs=12, batch_size=32, learning_rate=3e-4)
+    fit: ClassifyFit = ClassifyFit()
 
 
 class LocalizeConfig(_Section):

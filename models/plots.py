@@ -87,7 +87,8 @@ def roc_and_precision_recall(
     roc.set(xlabel="1 - specificity", ylabel="sensitivity", title=f"{positive}: ROC (AUROC); dot: operating threshold")
     recall.set(xlabel="recall", ylabel="precision", title="precision-recall (average precision)", ylim=(0, 1.02))
     for axis in (roc, recall):
-        axis.legend(frameon=False, fontsize=8, loc="lower right" if axis is roc else "lower left")
+        if len(axis.lines) > (axis is roc):  # more than the diagonal
+            axis.legend(frameon=False, fontsize=8, loc="lower right" if axis is roc else "lower left")
     return _save(figure, path)
 
 

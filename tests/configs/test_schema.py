@@ -1,0 +1,62 @@
+"""Settings: presets load, overrides work, and what cannot be used is named."""
+
+from __future__ import annotations
+
+import pytest
+
+from configs.schema import ConfigError, dump_config, load_config, presets
+
+
+@pytest.mark.parametrize("name", presets())
+def test_presets_load_and_survive_a_round_trip(name, tmp_path):
+    config = load_config(name)
+    (tmp_path / "again.yaml").write_text(dump_config(config))
+    assert load_config(tmp_path / "again.yaml") == config
+
+
+def test_a_preset_keeps_the_defaults_of_what_it_does_not_name(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("classify: {fit: {epochs: 3}}")
+    fit = load_config(path).classify.fit
+    assert fit.epochs == 3
+    assert fit.batch_size == load_config().classify.fit.batch_size
+
+
+def test_overrides_reach_into_sections():
+    config = load_config(
+        None,
+        ["classify.alpha=1.0", "segment.encoder_weights=null", "classes=[SICK, WELL]", "positive=SICK", "normal=WELL"],
+    )
+    assert config.classify.alpha == 1.0
+    assert config.segment.encoder_weights is None
+    assert config.classes == ["SICK", "WELL"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        (["classify.alfa=1"], r"classify\.alfa"),
+        (["segment.size=100"], r"segment\.size.*multiple of 32.*100"),
+        (["classify.lungs=nothing"], r"classify\.lungs.*'nothing'"),
+        (["positive=COVID"], r"positive must be one of.*'COVID'"),
+        (["classes=[TB, TB, NORM]"], "differ"),
+        (["name"], "key=value"),
+        (["name.x.y=1"], "name"),
+        (["classify.fit.epochs=0"], r"classify\.fit\.epochs.*0"),
+    ],
+)
+def test_what_cannot_be_used_is_named(overrides, named):
+    with pytest.raises(ConfigError, match=named):
+        load_config("tb", overrides)
+
+
+def test_a_missing_or_broken_file_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"nowhere.*preset: .*tb"):
+        load_config("nowhere")
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("a: [1")
+    with pytest.raises(ConfigError, match=r"broken\.yaml is not YAML"):
+        load_config(broken)
+    broken.write_text("just text")
+    with pytest.raises(ConfigError, match="key: value"):
+        load_config(broken)

@@ -1,0 +1,180 @@
+"""The contract that every stage passes, on a chain trained for a moment on synthetic films."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import stages
+from data.manifest import read_manifest
+from data.radiograph import Radiograph
+from data.synthetic import make_film
+from models.weights import CARD_FILE, KERAS_FILE, SERVING_FILE, WeightsError, bundle_of, fingerprint
+from pipeline.evaluation import plain
+from stages.base import OK, REFUSED, Record
+
+
+def record(seed=0, size=(120, 96), label="TB"):
+    film = make_film(seed, label=label, size=size)
+    return Record(Radiograph(film.pixels, f"film{seed}", f"film{seed}.png", size, None, "png", 8, {}))
+
+
+class StageContract:
+    """Subclasses name the stage; `filled` are the fields of a record that it fills in."""
+
+    name: str
+    filled: tuple[str, ...]
+
+    @pytest.fixture
+    def chain(self, tiny_chain):
+        return stages.load_chain(tiny_chain, self.name)
+
+    def run(self, chain, records):
+        for stage in chain:
+            records = stage.run(records)
+        return records
+
+    def test_fills_in_its_fields(self, chain):
+        (done,) = self.run(chain, [record()])
+        assert done.status == OK, done.error
+        for name in self.filled:
+            assert getattr(done, name) is not None, name
+
+    def test_keeps_order_and_identity(self, chain):
+        records = [record(seed) for seed in range(3)]
+        done = self.run(chain, records)
+        assert [r.radiograph.id for r in done] == [r.radiograph.id for r in records]
+
+    def test_batch_equals_single(self, chain):
+        sizes = [(120, 96), (96, 140), (200, 200)]
+        batch = self.run(chain, [record(n, size) for n, size in enumerate(sizes)])
+        for number, size in enumerate(sizes):
+            (single,) = self.run(chain, [record(number, size)])
+            for name in self.filled:
+                self.same(getattr(single, name), getattr(batch[number], name))
+
+    def same(self, one, two):
+        if isinstance(one, np.ndarray):
+            np.testing.assert_allclose(one, two, atol=1e-4)
+        elif isinstance(one, dict):
+            assert one == pytest.approx(two, abs=1e-4)
+        elif isinstance(one, float):
+            assert one == pytest.approx(two, abs=1e-2)
+        else:
+            assert one == two
+
+    def test_an_empty_batch_is_fine(self, chain):
+        assert chain[-1].run([]) == []
+
+    def test_a_refused_record_passes_untouched(self, chain):
+        refused = record().refuse("too dark")
+        before = copy.copy(refused)
+        (after,) = chain[-1].run([refused])
+        assert (after.status, after.error) == (REFUSED, "too dark")
+        for name in self.filled:
+            assert getattr(after, name) is getattr(before, name)
+
+    def test_native_size_whatever_the_film(self, chain):
+        for size in [(64, 64), (97, 251), (300, 180)]:
+            (done,) = self.run(chain, [record(3, size)])
+            for name in ("mask", "heatmap"):
+                value = getattr(done, name)
+                assert value is None or value.shape == size
+
+    def test_bundle_holds_what_running_needs(self, tiny_chain):
+        bundle = bundle_of(tiny_chain, self.name)
+        card = json.loads((bundle / CARD_FILE).read_text())
+        assert card["stage"] == self.name
+        assert card["decisions"]
+        assert card["licence"]
+        assert card["training"]["split_hash"]
+
+    def test_fingerprint_follows_decisions_and_not_figures(self, tiny_chain, tmp_path):
+        bundle = tmp_path / "bundle"
+        shutil.copytree(bundle_of(tiny_chain, self.name), bundle)
+        first = fingerprint(bundle)
+        card = json.loads((bundle / CARD_FILE).read_text())
+        card["figures"] = {"made": "up"}
+        (bundle / CARD_FILE).write_text(json.dumps(card))
+        assert fingerprint(bundle) == first
+        card["decisions"]["threshold"] = 0.123
+        (bundle / CARD_FILE).write_text(json.dumps(card))
+        assert fingerprint(bundle) != first
+
+    def test_evaluates_to_figures_with_intervals(self, chain, samples, tmp_path):
+        *before, stage = chain
+        figures = plain(stage.evaluate(read_manifest(samples), tmp_path, before))
+        for name in self.figures:
+            assert set(figures[name]) == {"value", "ci95", "n"}, name
+            assert figures[name]["n"] > 0 or name == "cam_in_lungs"  # undefined where the map is zero throughout
+        json.dumps(figures, allow_nan=False)
+
+    def test_a_missing_bundle_is_named(self, tmp_path):
+        with pytest.raises(WeightsError, match=self.name):
+            bundle_of(tmp_path, self.name)
+
+    def test_runs_without_tensorflow(self, tiny_chain):
+        code = (
+            "import sys, stages, numpy as np\n"
+            "from data.radiograph import Radiograph\n"
+            "from data.synthetic import make_film\n"
+            "from stages.base import Record\n"
+            "film = make_film(1, size=(100, 90))\n"
+            "records = [Record(Radiograph(film.pixels, 'a', 'a', (100, 90)))]\n"
+            f"for stage in stages.load_chain({str(tiny_chain)!r}, {self.name!r}): records = stage.run(records)\n"
+            "assert records[0].status == 'ok', records[0].error\n"
+            "heavy = {'tensorflow', 'keras', 'albumentations', 'matplotlib', 'pandas'} & set(sys.modules)\n"
+            "assert not heavy, heavy\n"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+
+class TestSegment(StageContract):
+    name = "segment"
+    filled = ("mask", "lung_fraction")
+    figures = ("dice", "iou", "hd95_px")
+
+
+class TestClassify(StageContract):
+    name = "classify"
+    filled = ("probabilities", "label", "tb_score", "maps", "frame")
+    figures = ("accuracy", "balanced_accuracy", "auc_tb", "sensitivity", "specificity", "ece")
+
+
+class TestLocalize(StageContract):
+    name = "localize"
+    filled = ("heatmap", "regions")
+    figures = ("hit_rate", "iou", "ap50", "cam_in_lungs")
+
+
+@pytest.mark.parametrize("name", ["segment", "classify"])
+def test_keras_and_onnx_runtimes_agree(tiny_chain, name):
+    answers = []
+    for runtime in ("onnx", "keras"):
+        records = [record(seed) for seed in range(2)]
+        for stage in stages.load_chain(tiny_chain, name, runtime):
+            records = stage.run(records)
+        answers.append(records)
+    for one, two in zip(*answers, strict=True):
+        np.testing.assert_allclose(one.mask, two.mask, atol=0.01)
+        if name == "classify":
+            np.testing.assert_allclose(one.maps, two.maps, atol=1e-4)
+            assert one.probabilities == pytest.approx(two.probabilities, abs=1e-4)
+
+
+def test_networks_bring_their_files(tiny_chain):
+    for name in ("segment", "classify"):
+        assert (tiny_chain / name / KERAS_FILE).is_file()
+        assert (tiny_chain / name / SERVING_FILE).is_file()
+
+
+def test_unknown_stage_is_named():
+    with pytest.raises(ValueError, match="'detect'"):
+        stages.stage_class("detect")
