@@ -7,6 +7,7 @@ The format is told by the file's first bytes, never by its name. What cannot be 
 from __future__ import annotations
 
 import io
+import warnings
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,8 @@ from typing import Any
 
 import cv2
 import numpy as np
+
+warnings.filterwarnings("ignore", module="PIL")  # what is wrong with a file is said once, by our error
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".dcm", ".dicom"})
 MAX_PIXELS = 200_000_000  # larger is no film but a bomb, or a mistake; checked before anything is decoded
@@ -209,7 +212,7 @@ def _exif_orientation(block: bytes) -> int:
 
 
 def _with_pillow(raw: bytes, kind: str, name: str) -> tuple[np.ndarray, int]:
-    """Samples, colours in OpenCV's order, and EXIF orientation. Pillow is strict where OpenCV fills a cut file with grey."""
+    """Samples, colours in OpenCV's order, and EXIF orientation. Pillow is strict where OpenCV 4 fills a cut file with grey."""
     from PIL import Image, UnidentifiedImageError
 
     Image.MAX_IMAGE_PIXELS = None  # check_size is our limit; Pillow's would warn on stderr
@@ -230,6 +233,8 @@ def _with_pillow(raw: bytes, kind: str, name: str) -> tuple[np.ndarray, int]:
         orientation = 1
     try:
         image.load()
+        if kind == "tiff":
+            orientation = 1  # Pillow has applied it by now
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         raise RadiographError(
             name, f"the file is damaged or cut off ({_short(error)}). Export or copy it again", "truncated"
