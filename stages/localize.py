@@ -1,0 +1,294 @@
+"""Localize: where the classifier looked. Its Grad-CAM, kept to the lungs, becomes boxes with a side and a zone."""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+import cv2
+import numpy as np
+
+from data.geometry import Box, Frame, bounding_box, resize
+from models.weights import LICENCE, fingerprint, read_card, write_card, write_text
+from stages.base import Record, Region, Stage
+from stages.films import stream
+
+if TYPE_CHECKING:
+    from configs.schema import Config
+    from data.manifest import Manifest
+
+log = logging.getLogger("cxr.localize")
+
+_REACH = 0.02  # the lungs are grown by this share of the crop, some 6 mm on an adult, so that pleural lesions stay
+_LONE_LUNG = 0.7  # a single component narrower than this share of its height is one lung, not two that touch
+_WORTH = 0.005  # mean best IoU that a larger minimum area may cost: best IoU itself cannot see false boxes
+
+
+class Focus(NamedTuple):
+    """Where the evidence for one class lies, on the classifier's grid (h, w) over the lung crop."""
+
+    heat: np.ndarray  # float32 in [0, 1], nothing away from the lungs; its maximum is 1, or all is 0
+    lungs: tuple[np.ndarray, np.ndarray]  # the patient's right and left lung, bool; one may be empty
+    raw: np.ndarray  # float32, not negative: the map before lungs and scaling
+    frame: Frame
+
+
+class Spot(NamedTuple):
+    """A connected component of a thresholded map, in pixels of the grid."""
+
+    box: Box
+    area: int
+    peak: float  # the map's maximum in it
+    pixels: np.ndarray  # bool, of the box's size
+
+
+def focus(record: Record, channel: int) -> Focus:
+    """One class's Grad-CAM as the stage uses it, in running, fitting and evaluation alike.
+
+    The map is enlarged to the frame's grid (linear, half-pixel centres) first, so that a box is not bound to its coarse
+    cells; then cut to the lungs grown by 2 % of the crop, and divided by its maximum there. A map without anything
+    positive in the lungs gives all zeros.
+
+    Args:
+        record: a film with `mask`, `maps` and `frame`.
+        channel: index of the class in `maps`.
+    """
+    frame = record.frame
+    raw = resize(np.ascontiguousarray(record.maps[..., channel], np.float32), *frame.grid)
+    raw = np.maximum(np.nan_to_num(raw), 0)
+    lungs = split_lungs(frame.to_grid(record.mask * np.uint8(255)) >= 128, frame)
+    reach = [max(1, round(_REACH * side)) for side in frame.grid]
+    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * reach[1] + 1, 2 * reach[0] + 1))
+    heat = np.where(cv2.dilate((lungs[0] | lungs[1]).astype(np.uint8), kernel) > 0, raw, np.float32(0))
+    peak = float(heat.max())
+    heat = heat / peak if peak > 0 else np.zeros_like(heat)
+    return Focus(heat.astype(np.float32), lungs, raw, frame)
+
+
+def split_lungs(lungs: np.ndarray, frame: Frame) -> tuple[np.ndarray, np.ndarray]:
+    """A lung mask (h, w) bool on the grid, as the patient's right lung (left in the picture) and left lung.
+
+    The two largest components are the lungs, if they lie side by side. Otherwise the mask is cut at its vertical
+    midline; but one that is far higher than wide in native pixels is a lone lung, whole on its side of the film's
+    midline.
+    """
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(lungs.astype(np.uint8), connectivity=8)
+    order = 1 + np.argsort(-stats[1:, cv2.CC_STAT_AREA], kind="stable")[:2]
+    nothing = np.zeros_like(lungs)
+    if count < 2:
+        return nothing, nothing
+    if len(order) == 2:
+        first, second = sorted(order, key=lambda k: stats[k, cv2.CC_STAT_LEFT] + stats[k, cv2.CC_STAT_WIDTH] / 2)
+        overlap = stats[first, cv2.CC_STAT_LEFT] + stats[first, cv2.CC_STAT_WIDTH] - stats[second, cv2.CC_STAT_LEFT]
+        if overlap <= 0.5 * min(stats[first, cv2.CC_STAT_WIDTH], stats[second, cv2.CC_STAT_WIDTH]):
+            return labels == first, labels == second
+    box = bounding_box(lungs)
+    native = frame.box_to_native(box)
+    if native.w < _LONE_LUNG * native.h:
+        on_left_of_film = native.x + native.w / 2 < frame.native[1] / 2
+        return (lungs, nothing) if on_left_of_film else (nothing, lungs)
+    right = lungs.copy()
+    right[:, round(box.x + box.w / 2) :] = False
+    return right, lungs & ~right
+
+
+def spots(heat: np.ndarray, threshold: float) -> list[Spot]:
+    """The 8-connected components of ``heat >= threshold`` where there is any heat, strongest first, then largest."""
+    above = (heat >= threshold) & (heat > 0)
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(above.astype(np.uint8), connectivity=8)
+    found = []
+    for label, (x, y, w, h, area) in enumerate(stats[1:].tolist(), start=1):
+        pixels = labels[y : y + h, x : x + w] == label
+        found.append(Spot(Box(x, y, w, h), area, float(heat[y : y + h, x : x + w][pixels].max()), pixels))
+    return sorted(found, key=lambda spot: (-spot.peak, -spot.area))
+
+
+def keep(found: Sequence[Spot], seen: Focus, min_area: float, max_regions: int) -> list[Spot]:
+    """The spots of at least `min_area` times the grid (which shows the lung box), at most `max_regions`."""
+    smallest = min_area * seen.frame.grid[0] * seen.frame.grid[1]
+    return [spot for spot in found if spot.area >= smallest][:max_regions]
+
+
+def native_box(spot: Spot, frame: Frame) -> Box:
+    """A spot's box in whole native pixels, within the film."""
+    height, width = frame.native
+    return frame.box_to_native(spot.box).rounded().intersect(Box(0, 0, width, height))
+
+
+def side_and_zone(spot: Spot, lungs: tuple[np.ndarray, np.ndarray]) -> tuple[str, str]:
+    """The patient's side and the zone of a spot.
+
+    The side is that of the lung which it covers more of; where it lies beside both, that of the nearer one. The zone
+    is the third of that lung's height that the spot's centroid lies in.
+    """
+    x, y, w, h = (int(v) for v in spot.box)
+    rows, columns = np.nonzero(spot.pixels)
+    cx, cy = x + columns.mean() + 0.5, y + rows.mean() + 0.5
+    boxes = [bounding_box(lung) for lung in lungs]
+    shared = [np.count_nonzero(lung[y : y + h, x : x + w] & spot.pixels) for lung in lungs]
+    away = [max(b.x - cx, cx - b.x - b.w, 0.0) if b else np.inf for b in boxes]
+    which = min((0, 1), key=lambda side: (-shared[side], away[side]))
+    lung = boxes[which]
+    third = int(np.clip(3 * (cy - lung.y) / lung.h, 0, 2))
+    return ("right", "left")[which], ("upper", "middle", "lower")[third]
+
+
+def hottest(seen: Focus) -> tuple[float, float] | None:
+    """The point x, y of the map's maximum in native pixels; None where the map is empty.
+
+    An enlarged coarse map is flat at its top near the crop's border; of such a plateau it is the pixel nearest the
+    middle.
+    """
+    if not seen.heat.any():
+        return None
+    rows, columns = np.nonzero(seen.heat >= seen.heat.max() * (1 - 1e-6))
+    nearest = np.argmin((rows - rows.mean()) ** 2 + (columns - columns.mean()) ** 2)
+    point = seen.frame.box_to_native(Box(columns[nearest] + 0.5, rows[nearest] + 0.5, 0, 0))
+    return float(point.x), float(point.y)
+
+
+class Localize(Stage):
+    """The localization stage: decisions only, no network of its own."""
+
+    name: ClassVar[str] = "localize"
+
+    def __init__(self, card: dict[str, Any], fingerprint: str = "") -> None:
+        self.card, self.fingerprint = card, fingerprint
+        decisions = card["decisions"]
+        self.classes: list[str] = decisions["classes"]
+        self.positive: str = decisions["positive"]
+        self.normal: str | None = decisions["normal"]
+        self.threshold: float = decisions["threshold"]
+        self.min_area: float = decisions["min_area"]
+        self.max_regions: int = decisions["max_regions"]
+
+    @classmethod
+    def load(cls, bundle: Path, *, runtime: str = "onnx") -> Localize:
+        """The stage as stored in `bundle`; it has no network, so every `runtime` is the same."""
+        return cls(read_card(bundle), fingerprint(bundle))
+
+    def run(self, records: Sequence[Record]) -> list[Record]:
+        """Fill in `heatmap` and `regions` of the films that have maps.
+
+        Both are of the predicted class. A film predicted normal gets no regions, and the heat map of the positive
+        class, so that a reader can still see where the little evidence for it lies. A heat map is relative: its
+        maximum is 1 however weak the evidence; only a region's score takes the class's probability in.
+        """
+        for record in records:
+            if not record.ok or record.maps is None:
+                continue
+            judged = self.positive if record.label in (None, self.normal) else record.label
+            seen = focus(record, self.classes.index(judged))
+            record.heatmap = np.clip(seen.frame.to_native(seen.heat), 0.0, 1.0)
+            record.regions = [] if judged != record.label else self.regions(seen, judged, record.probabilities[judged])
+        return list(records)
+
+    def regions(self, seen: Focus, label: str, probability: float) -> list[Region]:
+        """The regions of one class on one film, best first.
+
+        A region's score is the map's maximum in it (1 for the best) times the probability of the class.
+        """
+        out = []
+        for spot in keep(spots(seen.heat, self.threshold), seen, self.min_area, self.max_regions):
+            box = native_box(spot, seen.frame)
+            if box.area > 0:
+                out.append(Region(box, spot.peak * probability, label, *side_and_zone(spot, seen.lungs)))
+        return out
+
+    @classmethod
+    def train(cls, data: Manifest, config: Config, out: Path, chain: Sequence[Stage] = ()) -> Path:
+        """Fit threshold and minimum area on the films of `val` that have boxes; without any, take the config's values.
+
+        Each film is judged on the map of the class that it is labelled with, whatever the chain predicts: the fit is
+        about where the evidence lies, not about whether there is enough. The criterion follows CheXlocalize (Saporta et
+        al. 2022), which fits a threshold by mean IoU: the threshold with the highest mean over films of the best IoU of
+        a box with a lesion. (The share of films that reach IoU 0.5 is what readers ask for, but on a hundred films it
+        moves in steps of a per cent and picks by luck; `fit.csv` lists it.) Best IoU cannot see false boxes, so of the
+        minimum areas the largest is taken that costs at most 0.005 of it.
+
+        The guess that needs no image, the same point and box on every film, is fitted on `train` and stored in the
+        card.
+        """
+        from stages.localize_figures import films_with_lesions, fit_constant_guess
+
+        settings = config.localize
+        decisions = {
+            "classes": config.classes,
+            "positive": config.positive,
+            "normal": config.normal,
+            **settings.model_dump(include={"threshold", "min_area", "max_regions"}),
+        }
+        stage = cls({"decisions": decisions})
+        films = films_with_lesions(data.select(split="val"), stage)
+        pairs = [(t, a) for t in sorted(settings.thresholds) for a in sorted(settings.min_areas)]
+        best = np.array(list(_best_ious(films, stage, chain, pairs))).reshape(-1, len(pairs))
+        table = [
+            {"threshold": t, "min_area": a, "iou": float(column.mean()), "iou50_rate": float((column >= 0.5).mean())}
+            for (t, a), column in zip(pairs, best.T, strict=True)
+            if len(best)
+        ]
+        if table:
+            decisions["threshold"], decisions["min_area"] = choose(table)
+            fitted = f"on {len(best)} val films with boxes"
+        else:
+            fitted = "not fitted: no val film with boxes could be judged; threshold and min_area are the config's"
+        log.info("threshold %.2f, min_area %.3f: %s", decisions["threshold"], decisions["min_area"], fitted)
+        write_text(out / "fit.csv", _csv(table, ("threshold", "min_area", "iou", "iou50_rate")))
+        training = {
+            "fitted": fitted,
+            "n": len(best),
+            "tried": table,
+            "split_hash": data.split_hash(),
+            "chain": {s.name: getattr(s, "fingerprint", "") for s in chain},
+            "settings": settings.model_dump(mode="json"),
+            "constant_guess": fit_constant_guess(films_with_lesions(data.select(split="train"), stage)),
+        }
+        write_card(out, {"stage": cls.name, "decisions": decisions, "licence": LICENCE, "training": training})
+        return out
+
+    def evaluate(self, data: Manifest, out: Path, chain: Sequence[Stage] = ()) -> dict[str, Any]:
+        """Hits, overlap and AP50 on the films of `data` with boxes; see `stages.localize_figures.evaluate`."""
+        from stages.localize_figures import evaluate
+
+        return evaluate(self, data, out, chain)
+
+
+def choose(table: Sequence[dict[str, float]]) -> tuple[float, float]:
+    """Threshold and minimum area of a fit's table, by the rule that `Localize.train` states."""
+    top = max(table, key=lambda row: row["iou"])
+    same = [row for row in table if row["threshold"] == top["threshold"] and row["iou"] >= top["iou"] - _WORTH]
+    return top["threshold"], max(row["min_area"] for row in same)
+
+
+def _best_ious(
+    films: Manifest, stage: Localize, chain: Sequence[Stage], pairs: Sequence[tuple[float, float]]
+) -> Iterator[list[float]]:
+    """The best IoU of a box with a lesion for each pair of threshold and minimum area, film by film.
+
+    The chain runs once over the films, and each film is dropped when it has been judged.
+    """
+    from models.box_metrics import best_iou
+    from stages.localize_figures import lesions_of
+
+    for row, record in stream(films, chain, description="localize"):
+        if not record.ok or record.maps is None:
+            continue
+        label, truths = lesions_of(films, row, stage)
+        seen = focus(record, stage.classes.index(label))
+        found = {threshold: spots(seen.heat, threshold) for threshold, _ in pairs}
+        yield [
+            best_iou([native_box(s, seen.frame) for s in keep(found[t], seen, a, stage.max_regions)], truths)
+            for t, a in pairs
+        ]
+
+
+def _csv(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({k: f"{v:.6g}" for k, v in row.items()} for row in rows)
+    return text.getvalue()
