@@ -22,18 +22,20 @@ warnings.filterwarnings("ignore", module="pydicom")
 RADIOGRAPHS = frozenset(
     {"CR", "DX", "DR", "RG", "RF", "OT", "SC", ""}
 )  # PS3.3 C.7.3.1.1.1; OT and SC hold scanned films
-_ELSEWHERE = (  # words of body parts (PS3.16 annex L) that are plainly no chest
-    "HAND FOOT ARM LEG KNEE EXTREMITY SKULL HEAD BRAIN PELVIS HIP ANKLE WRIST ELBOW SHOULDER SPINE BREAST TOE FINGER FEMUR "
-    "HUMERUS TIBIA FIBULA FOREARM CALCANEUS HEEL JAW MANDIBLE TEETH NECK ABDOMEN KIDNEY BLADDER THUMB PATELLA CLAVICLE"
-).split()
+# Words of body parts (PS3.16 annex L) that are plainly no chest.
+_ELSEWHERE = (
+    *("HAND", "FOOT", "ARM", "LEG", "KNEE", "EXTREMITY", "SKULL", "HEAD", "BRAIN", "PELVIS", "HIP", "ANKLE", "WRIST"),
+    *("ELBOW", "SHOULDER", "SPINE", "BREAST", "TOE", "FINGER", "FEMUR", "HUMERUS", "TIBIA", "FIBULA", "FOREARM"),
+    *("CALCANEUS", "HEEL", "JAW", "MANDIBLE", "TEETH", "NECK", "ABDOMEN", "KIDNEY", "BLADDER", "THUMB", "PATELLA"),
+)
 
 
 def decode(raw: bytes, name: str) -> Radiograph:
     """A film from the bytes of a DICOM file.
 
-    Stored values go through the Modality LUT (or rescale slope and intercept), then the first VOI LUT or window, are scaled to
-    [0, 1] by the range that these can give, and are inverted once if the photometric interpretation is MONOCHROME1 (PS3.3
-    C.7.6.3, C.11.1, C.11.2). Pixels of the padding value become black.
+    Stored values go through the Modality LUT (or rescale slope and intercept), then the first VOI LUT or window, are
+    scaled to [0, 1] by the range that these can give, and are inverted once if the photometric interpretation is
+    MONOCHROME1 (PS3.3 C.7.6.3, C.11.1, C.11.2). Pixels of the padding value become black.
 
     Args:
         raw: the whole file.
@@ -55,8 +57,8 @@ def decode(raw: bytes, name: str) -> Radiograph:
     except Exception as error:
         raise RadiographError(
             name,
-            f"its pixels cannot be decoded ({meta['transfer_syntax']}: {_short(error)}). The file may be cut off; export it "
-            "again, uncompressed if it persists",
+            f"its pixels cannot be decoded ({meta['transfer_syntax']}: {_short(error)}). The file may be cut off; "
+            "export it again, uncompressed if it persists",
             "damaged",
         ) from error
     if stored.ndim == 3:
@@ -98,7 +100,7 @@ def _check(dataset: pydicom.Dataset, meta: dict[str, Any], name: str) -> None:
             refused=True,
         )
     words = meta["body_part"].upper().replace("_", " ").split()
-    if any(word.startswith(tuple(_ELSEWHERE)) or word.endswith("SPINE") for word in words) and "CHEST" not in words:
+    if any(word.startswith(_ELSEWHERE) or word.endswith("SPINE") for word in words) and "CHEST" not in words:
         raise RadiographError(
             name, f"it shows {meta['body_part']}, not the chest. Give chest films", "not_a_chest", refused=True
         )

@@ -24,6 +24,7 @@ class Box(NamedTuple):
 
     @property
     def area(self) -> float:
+        """Width times height; 0 where either is negative."""
         return max(self.w, 0.0) * max(self.h, 0.0)
 
     def intersect(self, other: Box) -> Box:

@@ -170,8 +170,8 @@ def _row_faults(manifest: Manifest, classes: Sequence[str] | None, check_files: 
             seen, where = first_split.setdefault(row.patient, (row.split, number))
             if seen != row.split:
                 faults.append(
-                    f"row {number}: patient {row.patient!r} is in split {row.split!r} here and {seen!r} in row {where}; "
-                    "a patient belongs to one split"
+                    f"row {number}: patient {row.patient!r} is in split {row.split!r} here and {seen!r} in row "
+                    f"{where}; a patient belongs to one split"
                 )
     return faults
 

@@ -161,8 +161,8 @@ def check_size(name: str, height: int, width: int) -> None:
     if height * width > MAX_PIXELS:
         raise RadiographError(
             name,
-            f"{width}x{height} pixels are {height * width / 1e6:.0f} megapixels, over the limit of {MAX_PIXELS / 1e6:.0f}. "
-            "Scale the film down",
+            f"{width}x{height} pixels are {height * width / 1e6:.0f} megapixels, over the limit of "
+            f"{MAX_PIXELS / 1e6:.0f}. Scale the film down",
             "too_large",
         )
     if min(height, width) < MIN_SIDE:
@@ -212,7 +212,10 @@ def _exif_orientation(block: bytes) -> int:
 
 
 def _with_pillow(raw: bytes, kind: str, name: str) -> tuple[np.ndarray, int]:
-    """Samples, colours in OpenCV's order, and EXIF orientation. Pillow is strict where OpenCV 4 fills a cut file with grey."""
+    """Samples, colours in OpenCV's order, and EXIF orientation.
+
+    Pillow is strict where OpenCV 4 fills a cut file with grey.
+    """
     from PIL import Image, UnidentifiedImageError
 
     Image.MAX_IMAGE_PIXELS = None  # check_size is our limit; Pillow's would warn on stderr

@@ -12,8 +12,8 @@ from data.manifest import Manifest
 def split_by_patient(manifest: Manifest, *, val: float = 0.15, test: float = 0.15, seed: int = 1) -> Manifest:
     """The manifest with a fresh `split` column: train, val and test.
 
-    Patients are dealt out within each group of source and label (a patient's commonest), in an order that depends on the
-    seed and the patient's name alone: the result does not depend on the order of the rows.
+    Patients are dealt out within each group of source and label (a patient's commonest), in an order that depends on
+    the seed and the patient's name alone: the result does not depend on the order of the rows.
 
     Args:
         val, test: share of the patients, each above 0, together under 1.

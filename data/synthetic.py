@@ -54,7 +54,7 @@ def make_film(seed: int, *, label: str = "NORM", size: tuple[int, int] = (512, 5
 
     Args:
         seed: all that is random comes from it.
-        label: "NORM"; "TB" (upper-zone infiltrate, cavity, or miliary dots); "NTB" (lower-zone consolidation, effusion).
+        label: "NORM"; "TB" (upper-zone infiltrate, cavity, or miliary dots); "NTB" (lower-zone cloud, effusion).
         size: (height, width) in pixels, at least 64 a side.
 
     Raises:

@@ -35,7 +35,8 @@ def mobilenetv2_classifier(
         alpha: width of the network.
         dropout: share of features dropped before the dense layer in training.
         encoder_weights: see `models.encoder_weights.resolve`.
-        cut: name of the encoder's layer to stop at, such as "block_12_add" (stride 16); None takes it whole (stride 32).
+        cut: name of the encoder's layer to stop at, such as "block_12_add" (stride 16); None takes it whole (stride
+            32).
         nearby: folder beside which ImageNet weights may lie.
     """
     from models.backend import keras

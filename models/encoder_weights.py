@@ -33,7 +33,8 @@ def resolve(weights: str | None, alpha: float, nearby: Path | None = None) -> st
         return str(local) if local is not None and local.is_file() else "imagenet"
     if not Path(weights).is_file():
         raise EncoderWeightsError(
-            f"no encoder weights at {weights!r}. Give 'imagenet' (downloaded), null (random weights) or a .weights.h5 file"
+            f"no encoder weights at {weights!r}. Give 'imagenet' (downloaded), null (random weights) or a .weights.h5 "
+            "file"
         )
     return weights
 

@@ -31,6 +31,7 @@ class DiceCrossEntropy(_keras.losses.Loss):
         return self.dice_weight * dice + entropy
 
     def get_config(self) -> dict:
+        """What the loss is made again from."""
         return {**super().get_config(), "dice_weight": self.dice_weight}
 
 

@@ -18,6 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 import stages
 from configs.schema import Config, dump_config
 from data.manifest import Manifest, read_manifest
@@ -64,7 +66,7 @@ def prepare_manifest(data: Path, config: Config) -> Manifest:
 def _train_stage(name: str, manifest: Manifest, config: Config, out: Path) -> None:
     folder = out / name
     folder.mkdir(exist_ok=True)
-    settings = dump_config(config) + f"# films and splits: {manifest.split_hash()}\n"
+    settings = _settings_of(name, config) + f"# films and splits: {manifest.split_hash()}\n"
     done = folder / DONE
     if done.is_file() and (folder / "config.yaml").is_file():
         if (folder / "config.yaml").read_text(encoding="utf-8") == settings and done.read_text() == _upstream(
@@ -90,6 +92,14 @@ def _train_stage(name: str, manifest: Manifest, config: Config, out: Path) -> No
         forget(folder)
         shutil.rmtree(folder / "cache", ignore_errors=True)
         write_text(done, _upstream(name, out))
+
+
+def _settings_of(name: str, config: Config) -> str:
+    """The settings that the stage depends on, as YAML: a change elsewhere does not make its training stale."""
+    others = {"cache", *stages.NAMES} - {name}
+    if name == "segment":
+        others |= {"name", "classes", "positive", "normal"}
+    return yaml.safe_dump(config.model_dump(mode="json", exclude=others), sort_keys=False, allow_unicode=True)
 
 
 def _upstream(name: str, out: Path) -> str:

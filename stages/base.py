@@ -63,6 +63,7 @@ class Record:
 
     @property
     def ok(self) -> bool:
+        """Whether later stages have something to judge."""
         return self.status == OK
 
     def refuse(self, why: str) -> Record:

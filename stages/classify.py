@@ -50,7 +50,8 @@ def encoder_input(crop: np.ndarray, lungs: np.ndarray, how: str) -> np.ndarray:
 
     Args:
         crop: (H, W) uint8. lungs: (H, W) uint8, 0 or 1.
-        how: "crop" the crop as it is; "masked" all but the lungs faded to black; "channel" the lungs as a second channel.
+        how: "crop" the crop as it is; "masked" all but the lungs faded to black; "channel" the lungs as a second
+            channel.
 
     Returns:
         (H, W, 1 or 2) float32 in [0, 1].
@@ -109,8 +110,8 @@ class Classify(Stage):
     def _judge(self, record: Record, logits: np.ndarray) -> None:
         """Calibrated probabilities, score and label from a film's logits (classes,).
 
-        The label is the positive class where its probability reaches the operating threshold (set for a sensitivity, not
-        for accuracy: a missed TB costs more than a second look), else the likeliest of the others.
+        The label is the positive class where its probability reaches the operating threshold (set for a sensitivity,
+        not for accuracy: a missed TB costs more than a second look), else the likeliest of the others.
         """
         from models.metrics import softmax
 

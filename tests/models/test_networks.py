@@ -90,7 +90,8 @@ class NetworkContract:
     def test_a_compiled_model_reopens_in_a_fresh_process(self, model, tmp_path):
         model.compile("adam", loss=self.loss(), jit_compile=False)
         model.save(tmp_path / "compiled.keras")
-        code = f"from pathlib import Path; from models.weights import load_keras; load_keras(Path({str(tmp_path / 'compiled.keras')!r}))"
+        path = str(tmp_path / "compiled.keras")
+        code = f"from pathlib import Path; from models.weights import load_keras; load_keras(Path({path!r}))"
         subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
     def test_batch_equals_single(self, bundle):
@@ -141,7 +142,7 @@ class TestUnet(NetworkContract):
         assert model.output.shape[1:] == (64, 64, 1)
 
     def test_size_must_halve_five_times(self):
-        with pytest.raises(ValueError, match="multiple of 32.*100"):
+        with pytest.raises(ValueError, match=r"multiple of 32.*100"):
             unet.build_unet(100)
 
 
