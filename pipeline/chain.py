@@ -1,0 +1,118 @@
+"""The chain that a run uses: its stages, what the config changes in them, and what `run.json` says of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import stages
+from pipeline.about import version, versions
+from pipeline.results import Identity
+from pipeline.runner import classes_of, file_hash
+
+if TYPE_CHECKING:
+    from configs.schema import Config
+    from stages.base import Stage
+
+# Settings that a trained stage obeys when it runs; all others concern its training.
+RUN_SETTINGS = {
+    "segment": ("threshold", "margin", "min_fraction"),
+    "localize": ("threshold", "min_area", "max_regions"),
+}
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Loaded stages with their identity. `settings` are those that the config changed, by stage."""
+
+    stages: list[Stage]
+    identity: Identity
+    settings: dict[str, dict[str, Any]]
+
+
+def open_chain(
+    weights: str,
+    upto: str,
+    *,
+    runtime: str = "onnx",
+    config: str | None = None,
+    arguments: dict[str, Any] | None = None,
+) -> Chain:
+    """Load the stages up to and including `upto`, with the settings of a config on top of what their cards decide.
+
+    Args:
+        weights: name of shipped weights, or the folder of trained ones.
+        config: a YAML file or the name of a preset. Of it, running obeys `RUN_SETTINGS`, where it names them and they
+            differ from what the weights were trained with (a fitted threshold stays when the config of the training is
+            given again).
+        arguments: of the command, for run.json.
+
+    Raises:
+        models.weights.WeightsError: the weights do not exist or cannot be opened.
+        configs.schema.ConfigError: the config cannot be read, or names other classes than the weights have.
+    """
+    from models.weights import bundle_of, find
+
+    wanted = None
+    if config is not None:
+        from configs.schema import load_config
+
+        wanted = load_config(config)
+    chain = stages.load_chain(weights, upto, runtime)
+    settings = _apply(wanted, chain) if wanted is not None else {}
+    folder = find(weights)
+    about = {
+        "weights": weights,
+        "hashes": {stage.name: _hashes(bundle_of(folder, stage.name), runtime) for stage in chain},
+        "config": {stage.name: stage.card["decisions"] | settings.get(stage.name, {}) for stage in chain},
+        "versions": versions(),
+        "arguments": arguments or {},
+    }
+    identity = Identity(
+        version(),
+        runtime,
+        {stage.name: _fingerprint(stage, settings.get(stage.name)) for stage in chain},
+        classes_of(chain),
+        about,
+    )
+    return Chain(chain, identity, settings)
+
+
+def _apply(config: Config, chain: Sequence[Stage]) -> dict[str, dict[str, Any]]:
+    from configs.schema import ConfigError
+
+    classes = list(classes_of(chain))
+    if classes and "classes" in config.model_fields_set and config.classes != classes:
+        raise ConfigError(
+            f"the config has the classes {config.classes}, the weights {classes}. "
+            "Take the config that the weights were trained with, or one without classes"
+        )
+    changed: dict[str, dict[str, Any]] = {}
+    for stage in chain:
+        section = getattr(config, stage.name)
+        trained = stage.card.get("training", {}).get("settings", {})
+        for name in RUN_SETTINGS.get(stage.name, ()):
+            value = getattr(section, name)
+            named = name in section.model_fields_set
+            if named and value != trained.get(name) and value != stage.card["decisions"].get(name):
+                setattr(stage, name, value)
+                changed.setdefault(stage.name, {})[name] = value
+    return changed
+
+
+def _fingerprint(stage: Stage, settings: dict[str, Any] | None) -> str:
+    if not settings:
+        return stage.fingerprint
+    text = stage.fingerprint + json.dumps(settings, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _hashes(bundle: Path, runtime: str) -> dict[str, str]:
+    from models.weights import CARD_FILE, KERAS_FILE, SERVING_FILE
+
+    names = (CARD_FILE, SERVING_FILE if runtime == "onnx" else KERAS_FILE)
+    return {name: file_hash(bundle / name) for name in names if (bundle / name).is_file()}

@@ -1,0 +1,103 @@
+"""The overlay that a person looks at: the film with its lung outline, translucent heat and boxes."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+from data.geometry import resize
+from stages.base import Record, Region
+
+LONGEST, SHORTEST = 1024, 512  # the overlay's long side, in pixels: larger films shrink, smaller ones grow
+NOTICE = "research use only"
+
+_LUNGS, _BOX, _TEXT = (200, 180, 60), (0, 220, 255), (225, 225, 225)  # BGR
+_HEAT = 0.5  # opacity of the strongest heat on a certain finding
+_FAINT = 0.15  # heat below this share of the maximum is not drawn: it would tint the whole film
+_FONT = cv2.FONT_HERSHEY_SIMPLEX
+
+
+def overlay(record: Record) -> np.ndarray:
+    """The overlay of a film that has at least a mask.
+
+    The film keeps its aspect ratio and starts at the overlay's top-left corner; a strip with the result and the notice
+    lies below it. Grey levels are stretched from the 0.5th to the 99.5th percentile, for looking only. A heat map's
+    maximum is 1 however weak the evidence, so its opacity also follows the probability that it speaks for.
+
+    Returns:
+        (h, w, 3) uint8 in OpenCV's BGR order, long side 512 to 1024.
+    """
+    height, width = record.radiograph.size
+    strip = max(18, round(0.03 * min(LONGEST, max(SHORTEST, height, width))))
+    scale = min(max(1.0, SHORTEST / max(height, width)), LONGEST / width, (LONGEST - strip) / height)
+    h, w = max(1, round(height * scale)), max(1, round(width * scale))
+    canvas = cv2.cvtColor(_stretched(resize(record.radiograph.pixels, h, w)), cv2.COLOR_GRAY2BGR)
+    if record.heatmap is not None:
+        _draw_heat(canvas, resize(record.heatmap, h, w), _certainty(record))
+    if record.mask is not None:
+        lungs = resize(record.mask * np.uint8(255), h, w) >= 128
+        outlines, _ = cv2.findContours(lungs.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+        cv2.drawContours(canvas, outlines, -1, _LUNGS, max(1, round(max(h, w) / 700)), cv2.LINE_AA)
+    for region in record.regions or []:
+        _draw_region(canvas, region, w / width, h / height)
+    return np.vstack([canvas, _caption(record, w, strip)])
+
+
+def _stretched(film: np.ndarray) -> np.ndarray:
+    low, high = np.percentile(film, [0.5, 99.5])
+    return np.round(np.clip((film - low) / max(high - low, 1e-3), 0, 1) * 255).astype(np.uint8)
+
+
+def _certainty(record: Record) -> float:
+    """The probability of what the heat map shows: the predicted class, or TB on a film without regions."""
+    if record.regions and record.probabilities and record.label:
+        return record.probabilities[record.label]
+    return (record.tb_score or 0.0) / 100.0
+
+
+def _draw_heat(canvas: np.ndarray, heat: np.ndarray, certainty: float) -> None:
+    heat = np.clip(heat, 0, 1)
+    colours = cv2.applyColorMap(np.round(heat * 255).astype(np.uint8), cv2.COLORMAP_TURBO)
+    opacity = _HEAT * certainty * np.clip((heat - _FAINT) / (1 - _FAINT), 0, 1)[..., None]
+    canvas[:] = np.round(canvas * (1 - opacity) + colours * opacity).astype(np.uint8)
+
+
+def _draw_region(canvas: np.ndarray, region: Region, across: float, down: float) -> None:
+    h, w = canvas.shape[:2]
+    line = max(1, round(max(h, w) / 500))
+    x0, y0 = round(region.box.x * across), round(region.box.y * down)
+    x1, y1 = round((region.box.x + region.box.w) * across) - 1, round((region.box.y + region.box.h) * down) - 1
+    cv2.rectangle(canvas, (x0, y0), (max(x0, x1), max(y0, y1)), _BOX, line)
+    text = f"{region.label} {region.side} {region.zone} {region.score:.2f}"
+    size = max(0.35, max(h, w) / 2000)
+    (tw, th), base = cv2.getTextSize(text, _FONT, size, 1)
+    pad = 3
+    x = min(max(x0, 0), max(0, w - tw - 2 * pad))
+    y = y0 - line if y0 - line >= th + base + 2 * pad else min(h, y1 + th + base + 2 * pad + line)  # above, else below
+    cv2.rectangle(canvas, (x, y - th - base - 2 * pad), (x + tw + 2 * pad, y), (0, 0, 0), cv2.FILLED)
+    cv2.putText(canvas, text, (x + pad, y - base - pad), _FONT, size, _BOX, 1, cv2.LINE_AA)
+
+
+def _caption(record: Record, width: int, height: int) -> np.ndarray:
+    """The strip below the film: result on the left, notice on the right; in a narrow one the result gives way."""
+    strip = np.full((height, width, 3), 24, np.uint8)
+    size = 0.024 * height
+    notice = cv2.getTextSize(NOTICE, _FONT, size, 1)[0][0]
+    if notice > width:
+        size, notice = size * width / notice, width
+    y, gap = height - (height - round(22 * size)) // 2, 6
+    cv2.putText(strip, NOTICE, (max(0, width - notice - gap), y), _FONT, size, _TEXT, 1, cv2.LINE_AA)
+    result = _result(record)
+    room = width - notice - 3 * gap
+    while result and cv2.getTextSize(result, _FONT, size, 1)[0][0] > room:
+        result = result[:-1]
+    cv2.putText(strip, result, (gap, y), _FONT, size, _TEXT, 1, cv2.LINE_AA)
+    return strip
+
+
+def _result(record: Record) -> str:
+    if not record.ok:
+        return f"{record.status}: {record.error}"
+    if record.label is None:
+        return f"lungs {100 * (record.lung_fraction or 0):.0f} % of the film"
+    return f"{record.label}, TB score {record.tb_score or 0:.1f} of 100"

@@ -1,0 +1,355 @@
+"""The folder that `pipeline run` leaves: its one writer and reader.
+
+::
+
+    DIR/
+      results.csv      one row an input, failures included; see `pipeline.outputs.columns`
+      regions.json     COCO: images, categories, annotations with bbox (native pixels), score, side and zone
+      run.json         what made it: versions, weights and their hashes, config, counts, seconds
+      masks/  crops/  heatmaps/  overlays/      <id>.png
+      journal.jsonl    one line a finished input: what a killed or repeated run goes on from
+      run.log          tracebacks of films that failed in a way nobody foresaw; absent where there are none
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import threading
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import cv2
+import numpy as np
+
+import stages
+from pipeline.about import NOTICE, PROGRAM
+from pipeline.journal import FolderLock, Journal, sweep, whole_file, write_whole
+from pipeline.outputs import columns, csv_line, failed, pictures, plain_text, regions_of, row_of, write_coco
+from stages.base import OK, Record
+
+FOLDERS = ("masks", "crops", "heatmaps", "overlays")
+
+_FILES = ("results.csv", "regions.json", "journal.jsonl", "run.log")
+
+
+class ResultsError(ValueError):
+    """A results folder that this run cannot go on in; says what to do."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What decides a run's answers. Results of different identities are never mixed in one folder.
+
+    Attributes:
+        version: of this program.
+        runtime: "onnx" or "keras".
+        stages: fingerprint by name, in the order of the chain, settings of the run included.
+        classes: of the classifier, in its order; empty where the chain has none.
+        about: what else `run.json` says of them (not compared): weights, files and their hashes, decisions.
+    """
+
+    version: str
+    runtime: str
+    stages: dict[str, str]
+    classes: tuple[str, ...] = ()
+    about: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def last(self) -> str:
+        """The stage that the chain ends with."""
+        return list(self.stages)[-1]
+
+
+class ResultsFolder:
+    """A results folder held open by one run. Use as a context: the lock is given back at its end.
+
+    Args:
+        path: the folder; made where it does not exist.
+        identity: what makes the results.
+        overwrite: discard what another run left there, whatever made it.
+
+    Raises:
+        ResultsError: another run is working in it, it holds results of another identity, or files that no run made.
+        OSError: the folder cannot be made or written.
+    """
+
+    def __init__(self, path: Path, identity: Identity, *, overwrite: bool = False) -> None:
+        self.path, self.identity = path, identity
+        self._guard = threading.Lock()
+        self._lock = FolderLock(path)
+        self._csv: IO[bytes] | None = None
+        self.columns = columns(identity.classes)
+        self._check_owner()
+        path.mkdir(parents=True, exist_ok=True)
+        if not self._lock.acquire():
+            raise ResultsError(f"another run is working in {path}. Wait for it, or choose another --out")
+        try:
+            self._begin(overwrite)
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def __enter__(self) -> ResultsFolder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the folder; what is finished stays."""
+        self.journal.close()
+        if self._csv is not None:
+            with suppress(OSError):
+                self._csv.close()
+        self._lock.release()
+
+    def _check_owner(self) -> dict[str, Any] | None:
+        """What run.json says; None where there is none. Refuses a folder whose files are not ours to replace."""
+        if self.path.exists() and not self.path.is_dir():
+            raise ResultsError(f"--out {self.path} is a file. Give a folder")
+        try:
+            before = run_info(self.path)
+        except FileNotFoundError:
+            foreign = [name for name in (*FOLDERS, *_FILES) if (self.path / name).exists()]
+            if foreign:
+                raise ResultsError(
+                    f"{self.path} holds {foreign[0]}, which no run of this program made. Choose another --out"
+                ) from None
+            return None
+        except ValueError as error:
+            raise ResultsError(
+                f"{self.path / 'run.json'} is not a run of this program ({error}). Choose another --out"
+            ) from None
+        return before
+
+    def _begin(self, overwrite: bool) -> None:
+        before = self._check_owner()  # again: it may have changed before the lock was ours
+        if before is not None and (before.get("clearing") or (overwrite and not self._goes_on(before))):
+            write_whole(self.path / "run.json", _json({"program": PROGRAM, "clearing": True}), durable=True)
+            self._clear()
+            before = None
+        about = self.identity.about
+        if before is not None:
+            self._check_identity(before)
+            about = _merged(before, about)
+        self._run = {
+            "program": PROGRAM,
+            "notice": NOTICE,
+            "finished": False,
+            "version": self.identity.version,
+            "runtime": self.identity.runtime,
+            "classes": list(self.identity.classes) or (before or {}).get("classes", []),
+            "fingerprints": {**(before or {}).get("fingerprints", {}), **self.identity.stages},
+            "started_with_overwrite": overwrite,
+            **about,
+        }
+        self.columns = columns(self._run["classes"])
+        write_whole(self.path / "run.json", _json(self._run), durable=True)
+        for name in FOLDERS if self.identity.last == stages.NAMES[-1] else ("masks", "crops", "overlays"):
+            (self.path / name).mkdir(exist_ok=True)
+        for folder in (self.path, *(self.path / name for name in FOLDERS)):
+            if folder.is_dir():
+                sweep(folder)
+        self.journal = Journal(self.path / "journal.jsonl")
+        self._write_table(self.journal.keys())
+        self._csv = open(self.path / "results.csv", "ab", buffering=0)  # noqa: SIM115  (held until close)
+
+    def _goes_on(self, before: dict[str, Any]) -> bool:
+        """Whether a run with --overwrite was killed and is called again: then it goes on, like any other."""
+        same = before.get("fingerprints") == self.identity.stages and self._difference(before) is None
+        return same and not before.get("finished") and bool(before.get("started_with_overwrite"))
+
+    def _difference(self, before: dict[str, Any]) -> str | None:
+        for name, value in (("version", self.identity.version), ("runtime", self.identity.runtime)):
+            if before.get(name) != value:
+                return f"another {name} ({before.get(name)}; now {value})"
+        for name, value in self.identity.stages.items():
+            if before.get("fingerprints", {}).get(name, value) != value:
+                return f"other weights or another config (stage {name})"
+        return None
+
+    def _check_identity(self, before: dict[str, Any]) -> None:
+        difference = self._difference(before)
+        if difference is not None:
+            raise ResultsError(
+                f"{self.path} holds results made with {difference}. "
+                "Choose another --out, or discard them with --overwrite"
+            )
+
+    def _clear(self) -> None:
+        for name in FOLDERS:
+            folder = self.path / name
+            if folder.is_dir():
+                for file in folder.glob("*.png"):
+                    file.unlink()
+                sweep(folder)
+                with suppress(OSError):  # a person put something of theirs into it
+                    folder.rmdir()
+        for name in _FILES:
+            (self.path / name).unlink(missing_ok=True)
+
+    def ids(self) -> dict[str, str]:
+        """The ids that inputs have in this folder, by key."""
+        keys = self.journal.keys()
+        return {key: entry["row"]["id"] for key, entry in zip(keys, self.journal.entries(keys), strict=True)}
+
+    def done(self, key: str, sha256: str) -> dict[str, Any] | None:
+        """The entry of an input that needs nothing more: unchanged, judged as far as the chain goes, files in place."""
+        entry = self.journal.get(key)
+        if entry is None or entry["row"]["sha256"] != sha256 or entry["retry"]:
+            return None
+        reached = stages.NAMES.index(entry["stage"]) >= stages.NAMES.index(self.identity.last)
+        if entry["row"]["status"] == OK and not reached:
+            return None
+        for folder, size in entry["files"].items():  # a power cut may have taken what was written last
+            try:
+                if (self.path / folder / f"{entry['row']['id']}.png").stat().st_size != size:
+                    return None
+            except OSError:
+                return None
+        return entry
+
+    def mask(self, key: str, sha256: str, size: tuple[int, int]) -> np.ndarray | None:
+        """The mask (H, W) uint8 0/1 of an unchanged input whose lungs were found before; None where there is none."""
+        entry = self.journal.get(key)
+        if entry is None or entry["row"]["sha256"] != sha256 or "masks" not in entry["files"]:
+            return None
+        try:
+            data = (self.path / "masks" / f"{entry['row']['id']}.png").read_bytes()
+        except OSError:
+            return None
+        mask = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE) if data else None
+        return (mask > 127).astype(np.uint8) if mask is not None and mask.shape == tuple(size) else None
+
+    def save(self, key: str, image: str, sha256: str, record: Record, *, trace: str = "") -> dict[str, str]:
+        """Write all that is left of an input, then its line in the journal; returns its row.
+
+        A record that cannot be turned into files fails alone. `trace` is the traceback of a failure that nobody
+        foresaw; such inputs are tried again by the next run.
+
+        Raises:
+            OSError: the disk or the folder takes no more.
+        """
+        name = record.radiograph.id
+        try:
+            row, files = row_of(record), pictures(record)
+            regions = None if record.regions is None else regions_of(record, self._run["classes"])
+        except Exception as error:
+            record, trace = failed(Record(record.radiograph), "writing", error)
+            row, files, regions = row_of(record), {}, None
+        for folder in FOLDERS:
+            path = self.path / folder / f"{name}.png"
+            if folder in files:
+                write_whole(path, files[folder])
+            else:
+                path.unlink(missing_ok=True)  # of an earlier version of the input
+        row |= {"image": plain_text(image), "id": name, "sha256": sha256}
+        entry = {
+            "stage": self.identity.last,
+            "retry": bool(trace) or not sha256,
+            "row": row,
+            "regions": regions,
+            "files": {folder: len(data) for folder, data in files.items()},
+            "trace": trace,
+        }
+        with self._guard:
+            self.journal.append(key, entry)
+            self._csv.write(csv_line(self.columns, row))
+        return row
+
+    def finish(self, keys: Sequence[str], seconds: dict[str, float], started: str, ended: str) -> dict[str, int]:
+        """Put every file into its final form: `keys` in their order, after what earlier runs left of other inputs.
+
+        Returns:
+            Number of rows by status.
+        """
+        current = set(keys)
+        order = [key for key in self.journal.keys() if key not in current] + list(keys)  # noqa: SIM118
+        self._csv.close()
+        counts = self._write_table(order)
+        self._write_log(order)
+        if self._run["fingerprints"].get(stages.NAMES[-1]):
+            self._write_regions(order)
+        self.journal.rewrite(order)
+        run = {key: value for key, value in self._run.items() if key != "started_with_overwrite"} | {
+            "finished": True,
+            "counts": {"total": len(order), **counts},
+            "seconds": {name: round(value, 3) for name, value in seconds.items()},
+            "started": started,
+            "ended": ended,
+        }
+        write_whole(self.path / "run.json", _json(run), durable=True)
+        return counts
+
+    def _write_table(self, keys: list[str]) -> dict[str, int]:
+        counts: Counter[str] = Counter()
+        with whole_file(self.path / "results.csv", durable=True) as file:
+            file.write(csv_line(self.columns, {name: name for name in self.columns}))
+            for entry in self.journal.entries(keys):
+                counts[entry["row"]["status"]] += 1
+                file.write(csv_line(self.columns, entry["row"]))
+        return {status: counts[status] for status in ("ok", "refused", "failed")}
+
+    def _write_log(self, keys: list[str]) -> None:
+        traces = (e["row"]["image"] + "\n" + e["trace"] for e in self.journal.entries(keys) if e["trace"])
+        first = next(traces, None)
+        if first is None:
+            (self.path / "run.log").unlink(missing_ok=True)
+            return
+        with whole_file(self.path / "run.log") as file:
+            file.write((first + "\n").encode("utf-8", "backslashreplace"))
+            for text in traces:
+                file.write((text + "\n").encode("utf-8", "backslashreplace"))
+
+    def _write_regions(self, keys: list[str]) -> None:
+        info = {"description": f"Regions to look at, by {PROGRAM} {self.identity.version}. {NOTICE}"}
+        with whole_file(self.path / "regions.json", durable=True) as file:
+            write_coco(file, lambda: self.journal.entries(keys), self._run["classes"], info)
+
+
+def _merged(before: dict[str, Any], about: dict[str, Any]) -> dict[str, Any]:
+    """What run.json says of the stages, with those that an earlier, longer chain ran."""
+    out = dict(about)
+    for key, value in about.items():
+        if key in ("config", "hashes") and isinstance(before.get(key), dict):
+            out[key] = {**before[key], **value}
+    return out
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
+
+
+def run_info(folder: Path) -> dict[str, Any]:
+    """`run.json` of a results folder.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is damaged, or another program's.
+    """
+    info = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    if not isinstance(info, dict) or info.get("program") != PROGRAM:
+        raise ValueError("it does not name this program")
+    return info
+
+
+def rows(folder: Path) -> Iterator[dict[str, str]]:
+    """The rows of `results.csv` as text by column; a last line that a kill tore is left out."""
+    with open(folder / "results.csv", "rb") as file:
+        file.seek(0, io.SEEK_END)
+        file.seek(max(0, file.tell() - 1))
+        torn = file.read() != b"\n"
+    with open(folder / "results.csv", encoding="utf-8", errors="replace", newline="") as table:
+        last = None
+        for row in csv.DictReader(table):
+            if last is not None:
+                yield last
+            last = row
+        if last is not None and not torn:
+            yield last

@@ -1,0 +1,359 @@
+"""The chain over a stream of films: threads read, one thread judges in batches, threads write; memory stays flat."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timezone
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from data.radiograph import Radiograph, RadiographError, read
+from pipeline.about import version
+from pipeline.inputs import Input, assign_ids
+from pipeline.outputs import failed
+from pipeline.results import Identity, ResultsFolder
+from stages.base import FAILED, OK, REFUSED, Record, Stage
+
+# Pixels that may wait between two steps. A film in work takes 4 to 9 bytes a pixel: three steps, under 1 GB together,
+# and on films of 512 px this never binds.
+_PIXELS = 40_000_000
+_SHOWN = 10  # refused and failed films that a summary names
+
+
+class RunError(RuntimeError):
+    """The run had to stop: the disk is full, or the folder cannot be written. What is finished is kept."""
+
+
+@dataclass
+class Summary:
+    """How a run ended.
+
+    Attributes:
+        counts: this call's inputs by status: ok, refused, failed.
+        already: how many of them were done before.
+        others: rows of other inputs, that earlier calls left in the same folder.
+        problems: (status, image, error) of the first films that are not ok.
+        seconds: spent a part (of all threads together), and in all.
+    """
+
+    out: Path
+    counts: dict[str, int]
+    already: int
+    others: int
+    problems: list[tuple[str, str, str]]
+    seconds: dict[str, float]
+
+    @property
+    def exit_code(self) -> int:
+        """0 when all inputs are ok, 1 when some were refused or failed."""
+        return 1 if self.counts[REFUSED] or self.counts[FAILED] else 0
+
+
+@dataclass
+class _Film:
+    """An input between two steps."""
+
+    item: Input
+    sha256: str = ""
+    record: Record | None = None  # None: it was done before
+    done: dict | None = None
+    mask: np.ndarray | None = None  # found by an earlier, shorter chain
+    trace: str = ""
+
+    @property
+    def pixels(self) -> int:
+        return self.record.radiograph.pixels.size if self.record is not None else 0
+
+
+@dataclass
+class Runner:
+    """Runs a chain of stages over inputs into a results folder.
+
+    Args:
+        stages: the loaded chain, in order.
+        out: the results folder.
+        identity: what the results are made with; by default that of the stages as they are.
+        batch_size: films that the networks see at once.
+        workers: threads that read, and as many that write; by default one a core.
+        reader: reads a film; raises RadiographError where it cannot.
+    """
+
+    stages: Sequence[Stage]
+    out: Path
+    identity: Identity | None = None
+    batch_size: int = 8
+    workers: int | None = None
+    reader: Callable[..., Radiograph] = read
+    _seconds: Counter = field(default_factory=Counter, init=False, repr=False)
+    _guard: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
+
+    def run(
+        self,
+        inputs: Sequence[Input],
+        *,
+        overwrite: bool = False,
+        progress: Callable[[int], None] | None = None,
+    ) -> Summary:
+        """Judge all inputs that are not done yet and put the folder into its final form.
+
+        A film that cannot be read, judged or drawn costs only itself. After an interruption, or any error raised from
+        here, the folder holds all that was finished, and the same call goes on from there.
+
+        Args:
+            overwrite: discard what a run with other weights or another config left in the folder.
+            progress: called with the number of inputs finished so far.
+
+        Raises:
+            ResultsError: the folder belongs to another run.
+            RunError: the disk or the folder takes no more.
+            KeyboardInterrupt: the run was interrupted; what was being written is finished first.
+        """
+        begun, started = time.monotonic(), _now()
+        self._seconds.clear()
+        identity = self.identity or identity_of(self.stages)
+        threads = cv2.getNumThreads()
+        cv2.setNumThreads(1)  # our threads take a film each; OpenCV's own would only get in their way
+        try:
+            with ResultsFolder(self.out, identity, overwrite=overwrite) as folder:
+                work = _Work(self, folder, inputs, progress or (lambda done: None))
+                work.go()
+                seconds = {name: self._seconds[name] for name in ("read", *identity.stages, "write")}
+                seconds["total"] = time.monotonic() - begun
+                total = folder.finish([item.key for item in inputs], seconds, started, _now())
+                counts = {status: work.counts[status] for status in (OK, REFUSED, FAILED)}
+                others = sum(total.values()) - len(inputs)
+                return Summary(self.out, counts, work.already, others, work.problems, seconds)
+        except OSError as error:
+            raise RunError(
+                f"{error.filename or self.out}: {error.strerror or error}. Make room or change the access rights, "
+                "then run the same command again: it goes on where it stopped"
+            ) from error
+        finally:
+            cv2.setNumThreads(threads)
+
+    @contextmanager
+    def timed(self, part: str) -> Iterator[None]:
+        """Count the seconds of a block."""
+        begun = time.perf_counter()
+        try:
+            yield
+        finally:
+            with self._guard:
+                self._seconds[part] += time.perf_counter() - begun
+
+
+class _Work:
+    """One call of `Runner.run`: the queues between its steps."""
+
+    def __init__(
+        self, runner: Runner, folder: ResultsFolder, inputs: Sequence[Input], progress: Callable[[int], None]
+    ) -> None:
+        self.runner, self.folder, self.inputs, self.progress = runner, folder, inputs, progress
+        self.ids = assign_ids(inputs, folder.ids())
+        self.workers = runner.workers or _cores()
+        self.counts: Counter[str] = Counter()
+        self.problems: list[tuple[str, str, str]] = []
+        self.already = 0
+        self.first = runner.stages[0]
+        self.readers = ThreadPoolExecutor(self.workers, "cxr-read")
+        self.writers = ThreadPoolExecutor(self.workers, "cxr-write")
+        self.writing: deque[Future[dict[str, str]]] = deque()
+        self.room = _Room(_PIXELS, 2 * self.workers + runner.batch_size)
+
+    def go(self) -> None:
+        """Read, judge and write everything."""
+        try:
+            batch: list[_Film] = []
+            for film in self._films():
+                if film.done is not None:
+                    self.already += 1
+                    self._count(film.done["row"])
+                elif not film.record.ok:
+                    self._write(film)
+                else:
+                    batch.append(film)
+                    if len(batch) == self.runner.batch_size or sum(f.pixels for f in batch) >= _PIXELS:
+                        self._judge(batch)
+                        batch = []
+            self._judge(batch)
+            while self.writing:
+                self._reap(self.writing.popleft())
+        finally:
+            self.readers.shutdown(wait=False, cancel_futures=True)
+            self.writers.shutdown(wait=True, cancel_futures=True)
+
+    def _films(self) -> Iterator[_Film]:
+        """The inputs as read, in their order, some ahead of need: fewer where films are large."""
+        waiting: deque[Future[_Film]] = deque()
+        source = iter(self.inputs)
+        recent: deque[int] = deque([_PIXELS // self.workers], maxlen=32)  # so that it starts with a film a thread
+        most = self.runner.batch_size + self.workers
+        exhausted = False
+        while waiting or not exhausted:
+            ahead = max(1, min(most, _PIXELS // max(1, *recent)))
+            while len(waiting) < ahead and not exhausted:
+                item = next(source, None)
+                if item is None:
+                    exhausted = True
+                else:
+                    waiting.append(self.readers.submit(self._read, item))
+            if waiting:
+                film = waiting.popleft().result()
+                if film.pixels > 1:
+                    recent.append(film.pixels)
+                yield film
+
+    def _read(self, item: Input) -> _Film:
+        with self.runner.timed("read"):
+            name = self.ids[item.key]
+            if item.problem:
+                return _Film(item, record=_unread(item, name, FAILED, f"{item.path}: {item.problem}"))
+            try:
+                if not stat.S_ISREG(os.stat(item.path).st_mode) and not os.path.isdir(item.path):
+                    error = f"{Path(item.path).name}: this is a device or a pipe. Give a file"
+                    return _Film(item, record=_unread(item, name, FAILED, error))
+                sha256 = file_hash(item.path)
+            except (OSError, ValueError):
+                sha256 = ""  # the reader says why
+            done = self.folder.done(item.key, sha256) if sha256 else None
+            if done is not None:
+                return _Film(item, sha256, done=done)
+            try:
+                record = Record(self.runner.reader(item.path, id=name))
+            except RadiographError as error:
+                status = REFUSED if error.refused else FAILED
+                return _Film(item, sha256, _unread(item, name, status, str(error)))
+            except Exception as error:
+                record, trace = failed(_unread(item, name, FAILED, ""), "reading", error)
+                return _Film(item, sha256, record, trace=trace)
+            mask = None
+            if hasattr(self.first, "restore"):
+                mask = self.folder.mask(item.key, sha256, record.radiograph.size)
+            return _Film(item, sha256, record, mask=mask)
+
+    def _judge(self, batch: list[_Film]) -> None:
+        for stage in self.runner.stages:
+            with self.runner.timed(stage.name):
+                self._apply(stage, [film for film in batch if film.record.ok])
+        for film in batch:
+            self._write(film)
+
+    def _apply(self, stage: Stage, films: list[_Film]) -> None:
+        """One stage on a batch. Where it raises, the films are tried one by one, to find the one to blame."""
+        if stage is self.first:
+            alone = [film for film in films if film.mask is not None]
+            films = [film for film in films if film.mask is None]
+            for film in alone:
+                self._try(stage.name, [film], lambda records, film=film: [stage.restore(records[0], film.mask)])
+        if films and not self._try(stage.name, films, stage.run):
+            for film in films:
+                self._try(stage.name, [film], stage.run)
+
+    def _try(self, name: str, films: list[_Film], step: Callable[[list[Record]], list[Record]]) -> bool:
+        """Put films through a step. If it raises, they stay as they were, and a single one becomes failed."""
+        before = [replace(film.record, extra=dict(film.record.extra)) for film in films]
+        try:
+            after = step([film.record for film in films])
+            if len(after) != len(films):
+                raise RuntimeError(f"it returned {len(after)} records for {len(films)}")
+        except Exception as error:
+            for film, record in zip(films, before, strict=True):
+                film.record = record
+            if len(films) == 1:
+                films[0].record, films[0].trace = failed(before[0], name, error)
+            return len(films) == 1
+        for film, record in zip(films, after, strict=True):
+            film.record = record
+        return True
+
+    def _write(self, film: _Film) -> None:
+        """Hand a film to the writers; waits while they are behind, and raises what went wrong with earlier ones."""
+        while self.writing and self.writing[0].done():
+            self._reap(self.writing.popleft())
+        self.room.take(film.pixels)
+        self.writing.append(self.writers.submit(self._save, film))
+
+    def _save(self, film: _Film) -> dict[str, str]:
+        try:
+            with self.runner.timed("write"):
+                return self.folder.save(film.item.key, film.item.path, film.sha256, film.record, trace=film.trace)
+        finally:
+            self.room.give(film.pixels)
+
+    def _reap(self, saved: Future[dict[str, str]]) -> None:
+        self._count(saved.result())
+
+    def _count(self, row: dict[str, str]) -> None:
+        self.counts[row["status"]] += 1
+        if row["status"] != OK and len(self.problems) < _SHOWN:
+            self.problems.append((row["status"], row["image"], row["error"]))
+        self.progress(sum(self.counts.values()))
+
+
+class _Room:
+    """How much may wait for the writers: at most so many films and pixels, but always one."""
+
+    def __init__(self, pixels: int, films: int) -> None:
+        self._pixels, self._films = pixels, films
+        self._used, self._count = 0, 0
+        self._change = threading.Condition()
+
+    def take(self, pixels: int) -> None:
+        with self._change:
+            while self._count and (self._used + pixels > self._pixels or self._count >= self._films):
+                self._change.wait(0.5)  # with a limit, so that Ctrl-C gets through on every system
+            self._used += pixels
+            self._count += 1
+
+    def give(self, pixels: int) -> None:
+        with self._change:
+            self._used -= pixels
+            self._count -= 1
+            self._change.notify_all()
+
+
+def identity_of(stages: Iterable[Stage], **further: object) -> Identity:
+    """The identity of stages as they are; `further` are fields of `Identity`."""
+    fields = {"version": version(), "runtime": "onnx", "classes": classes_of(stages)} | further
+    return Identity(stages={stage.name: stage.fingerprint for stage in stages}, **fields)
+
+
+def classes_of(stages: Iterable[Stage]) -> tuple[str, ...]:
+    """The classes of the chain's classifier, in its order; empty where it has none."""
+    return next((tuple(stage.classes) for stage in stages if stage.name == "classify"), ())
+
+
+def file_hash(path: str | Path) -> str:
+    """SHA-256 of a file's bytes, as 64 hex digits."""
+    digest = hashlib.sha256()
+    with open(path, "rb", buffering=0) as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _unread(item: Input, name: str, status: str, error: str) -> Record:
+    """The record of a film without pixels."""
+    nothing = Radiograph(np.zeros((1, 1), np.float32), name, item.path, (0, 0))
+    return Record(nothing, status, error)
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")

@@ -1,0 +1,152 @@
+"""A chain of the three stages without networks: thresholds in place of them, so that tests are quick and exact.
+
+Run as a script it is a run to kill: ``python -m tests.pipeline.fake_chain INPUT OUT DELAY``.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from data.geometry import Box, Frame, bounding_box
+from stages.base import Region, Stage
+
+CLASSES = ["TB", "NTB", "NORM"]
+
+
+class Fake(Stage):
+    """What the three have in common: a card, a fingerprint, a log of the batches seen, and films that make it raise."""
+
+    decisions: dict = {}  # noqa: RUF012
+
+    def __init__(self, *, raises_on=(), delay=0.0, fingerprint=None, **decisions):
+        self.card = {"decisions": {**self.decisions, **decisions}}
+        self.fingerprint = fingerprint or f"fake-{self.name}"
+        self.raises_on, self.delay, self.batches = raises_on, delay, []
+        for name, value in self.card["decisions"].items():
+            setattr(self, name, value)
+
+    @classmethod
+    def load(cls, bundle, *, runtime="onnx"):
+        return cls()
+
+    @classmethod
+    def train(cls, data, config, out, chain=()):
+        raise NotImplementedError
+
+    def evaluate(self, data, out, chain=()):
+        raise NotImplementedError
+
+    def run(self, records):
+        ids = [record.radiograph.id for record in records]
+        self.batches.append(ids)
+        for one in ids:
+            if one in self.raises_on:
+                raise ZeroDivisionError(f"{self.name} cannot do {one}")
+        for record in records:
+            time.sleep(self.delay)
+            if record.ok:
+                self.judge(record)
+        return list(records)
+
+
+class FakeSegment(Fake):
+    """Lungs are what is darker than 0.4, without a border."""
+
+    name = "segment"
+    decisions = {"threshold": 0.4, "margin": 0.05, "min_fraction": 0.05}  # noqa: RUF012
+
+    def judge(self, record):
+        mask = (record.radiograph.pixels < self.threshold).astype(np.uint8)
+        mask[:4] = mask[-4:] = mask[:, :4] = mask[:, -4:] = 0
+        self.restore(record, mask)
+
+    def restore(self, record, mask):
+        height, width = mask.shape
+        record.mask, record.lung_fraction = mask, float(mask.mean())
+        box = bounding_box(mask)
+        if box is not None:
+            record.lung_box = box.grown(self.margin).rounded().intersect(Box(0, 0, width, height))
+        if record.lung_fraction < self.min_fraction:
+            record.refuse("no_lungs: there are none")
+        return record
+
+
+class FakeClassify(Fake):
+    """The brighter the lungs, the more TB."""
+
+    name = "classify"
+    decisions = {"classes": CLASSES}  # noqa: RUF012
+
+    def judge(self, record):
+        bright = float(record.radiograph.pixels[record.mask > 0].mean()) / 0.4
+        record.probabilities = {"TB": bright, "NTB": (1 - bright) * 0.25, "NORM": (1 - bright) * 0.75}
+        record.label, record.tb_score = max(record.probabilities, key=record.probabilities.get), 100 * bright
+        record.frame = Frame.crop(record.radiograph.size, record.lung_box, 16)
+        record.maps = np.stack([record.frame.to_grid(record.radiograph.pixels)] * 3, axis=-1)
+
+
+class FakeLocalize(Fake):
+    """Heat is brightness; the region of a film that is not normal is its lung box."""
+
+    name = "localize"
+    decisions = {"threshold": 0.5, "min_area": 0.01, "max_regions": 5}  # noqa: RUF012
+
+    def judge(self, record):
+        record.heatmap = record.frame.to_native(np.ascontiguousarray(record.maps[..., 0]))
+        record.regions = []
+        if record.label != "NORM":
+            box = record.lung_box
+            record.regions = [Region(box, record.probabilities[record.label], record.label, "right", "upper")]
+
+
+def chain(upto="localize", **options):
+    """The stages up to `upto`; `options` go to each."""
+    classes = [FakeSegment, FakeClassify, FakeLocalize]
+    names = [one.name for one in classes]
+    return [one(**options) for one in classes[: names.index(upto) + 1]]
+
+
+def film(seed, size=(72, 96), lungs=0.2):
+    """Two dark lungs on grey, (H, W) uint8; `lungs` is their grey level. No two seeds give the same film."""
+    rng = np.random.default_rng(seed)
+    height, width = size
+    image = np.full(size, 0.7, np.float32)
+    for x in (0.3, 0.7):
+        centre, axes = (round(width * x), height // 2), (width // 8, height // 3)
+        cv2.ellipse(image, centre, axes, 0, 0, 360, float(lungs), cv2.FILLED)
+    return np.round((image + rng.uniform(0, 0.05, size)) * 255).astype(np.uint8)
+
+
+def write_film(path, seed=0, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(cv2.imencode(".png", film(seed, **options))[1].tobytes())
+    return path
+
+
+def tree(folder):
+    """The bytes of all files of a results folder by name, without the times in run.json."""
+    import json
+
+    out = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            data = path.read_bytes()
+            if path.name == "run.json":
+                facts = json.loads(data)
+                data = {k: v for k, v in facts.items() if k not in ("seconds", "started", "ended")}
+            out[path.relative_to(folder).as_posix()] = data
+    return out
+
+
+if __name__ == "__main__":
+    from pipeline.inputs import find_inputs
+    from pipeline.runner import Runner
+
+    source, target, pause = sys.argv[1:4]
+    stages = chain(delay=float(pause), raises_on=("poison",))
+    Runner(stages, Path(target), batch_size=4, workers=2).run(find_inputs([source]))

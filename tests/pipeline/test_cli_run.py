@@ -1,0 +1,367 @@
+"""The command as a person or a program calls it: exit codes, messages, files."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import stages
+from pipeline import cli
+from pipeline.about import EXIT_CODES
+from pipeline.results import rows, run_info
+from tests.pipeline import fake_chain
+from tests.pipeline.fake_chain import tree, write_film
+
+ROOT = Path(__file__).parents[2]
+ENV = {**os.environ, "PYTHONPATH": str(ROOT)}
+HEAVY = {"tensorflow", "keras", "pandas", "matplotlib", "cv2", "numpy", "pydantic", "onnxruntime", "rich", "yaml"}
+
+
+@pytest.fixture
+def weights(tmp_path, monkeypatch):
+    """A folder of weights; what is loaded from it are the fake stages."""
+    folder = tmp_path / "weights"
+    trained = {"segment": {"threshold": 0.4}, "localize": {"threshold": 0.3}}
+    for one in fake_chain.chain():
+        (folder / one.name).mkdir(parents=True)
+        card = one.card | {"training": {"settings": trained.get(one.name, {})}}
+        (folder / one.name / "card.json").write_text(json.dumps(card))
+
+    def load_chain(weights, upto="localize", runtime="onnx"):
+        loaded = fake_chain.chain(upto)
+        for one in loaded:
+            one.card = json.loads((folder / one.name / "card.json").read_text())
+        return loaded
+
+    monkeypatch.setattr(stages, "load_chain", load_chain)
+    return folder
+
+
+@pytest.fixture
+def films(tmp_path):
+    for number in range(3):
+        write_film(tmp_path / "films" / f"f{number}.png", number, lungs=0.1 + 0.1 * number)
+    return tmp_path / "films"
+
+
+def call(*arguments):
+    return cli._call([str(one) for one in arguments])
+
+
+def test_stage_names_are_those_of_the_stages():
+    assert cli.STAGES == stages.NAMES
+    assert {cli.DONE, cli.SOME_FAILED, cli.WRONG, cli.INTERRUPTED} == set(EXIT_CODES)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["train", "--help"], ["evaluate", "--help"]])
+def test_help_imports_nothing_heavy(arguments):
+    command = [sys.executable, "-X", "importtime", "-m", "pipeline.cli", *arguments]
+    answer = subprocess.run(command, env=ENV, capture_output=True, text=True, check=True)
+    imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in answer.stderr.splitlines()}
+    assert "click" in imported
+    assert not imported & HEAVY
+    assert "Usage: pipeline" in answer.stdout
+
+
+def test_what_a_run_imports_is_not_heavy():
+    code = "import sys, pipeline.chain, pipeline.console, pipeline.runner\n"
+    code += "import stages.segment, stages.classify, stages.localize\n"
+    code += "print(*sorted({name.partition('.')[0] for name in sys.modules}))"
+    answer = subprocess.run([sys.executable, "-c", code], env=ENV, capture_output=True, text=True, check=True)
+    heavy = {"tensorflow", "keras", "pandas", "matplotlib", "sklearn", "skimage", "albumentations", "scipy"}
+    assert not set(answer.stdout.split()) & heavy
+
+
+def test_all_done_is_0_and_says_where_and_what_for(films, tmp_path, weights, capsys):
+    assert call("run", films, "--out", tmp_path / "out", "--weights", weights) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"ok +3\n", said)
+    assert str(tmp_path / "out" / "results.csv") in said
+    assert "Not a medical device" in said
+    info = run_info(tmp_path / "out")
+    assert info["weights"] == str(weights)
+    assert set(info["hashes"]) == set(info["config"]) == set(stages.NAMES)
+    assert len(info["hashes"]["segment"]["card.json"]) == 64
+    assert info["config"]["segment"]["threshold"] == 0.4
+    assert info["arguments"]["inputs"] == [str(films)]
+    assert {"python", "numpy", "onnxruntime"} <= set(info["versions"])
+
+
+def test_some_failed_is_1_and_names_them(films, tmp_path, weights, capsys):
+    (films / "cut.png").write_bytes((films / "f0.png").read_bytes()[:300])
+    assert call("run", films, "--out", tmp_path / "out", "--weights", weights) == 1
+    assert "cut.png" in capsys.readouterr().out
+    assert call("run", films, "--out", tmp_path / "out", "--weights", weights) == 1  # it is not mended by asking again
+
+
+def test_an_interrupted_call_goes_on_with_an_equal_result(films, tmp_path, weights, monkeypatch, capsys):
+    arguments = ["run", films, "--out", tmp_path / "out", "--weights", weights, "--batch-size", "1"]
+    judge = fake_chain.FakeLocalize.judge
+
+    def interrupted(self, record):
+        if record.radiograph.id == "f2":
+            raise KeyboardInterrupt
+        judge(self, record)
+
+    monkeypatch.setattr(fake_chain.FakeLocalize, "judge", interrupted)
+    assert call(*arguments) == 130
+    assert "goes on" in capsys.readouterr().err
+    assert len(list(rows(tmp_path / "out"))) == 2
+    monkeypatch.setattr(fake_chain.FakeLocalize, "judge", judge)
+    assert call(*arguments) == 0
+    assert "2 of them were done already" in capsys.readouterr().out
+    arguments[3] = tmp_path / "fresh"
+    assert call(*arguments) == 0
+    assert tree(tmp_path / "out") == tree(tmp_path / "fresh")
+
+
+def test_stage_by_stage_in_one_folder(films, tmp_path, weights):
+    for upto, folders in (("segment", 3), ("classify", 3), ("localize", 4)):
+        assert call("run", films, "--out", tmp_path / "out", "--weights", weights, "--stage", upto) == 0
+        assert len([path for path in (tmp_path / "out").iterdir() if path.is_dir()]) == folders
+    assert call("run", films, "--out", tmp_path / "whole", "--weights", weights) == 0
+    assert list(rows(tmp_path / "out")) == list(rows(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["run"], "Missing argument"),
+        (["run", "FILMS"], "Missing option '--out'"),
+        (["run", "FILMS", "--out", "OUT", "--nonsense"], "No such option"),
+        (["run", "nowhere", "--out", "OUT"], "'nowhere' does not exist"),
+        (["run", "FILMS", "--out", "OUT", "--stage", "lungs"], "segment"),
+        (["run", "FILMS", "--out", "OUT", "--workers", "0"], "--workers"),
+        (["run", "FILMS", "--out", "OUT", "--weights", "nonsense"], "no weights 'nonsense'"),
+        (["run", "FILMS", "--out", "OUT", "--config", "nonsense.yaml"], "no config 'nonsense.yaml'"),
+        (["run", "FILMS", "--out", "FILMS/f0.png"], "is a file"),
+        (["run", "EMPTY", "--out", "OUT"], "no films in"),
+        (["evaluate", "--data", "FILMS", "--out", "OUT"], "Missing option '--stage'"),
+        (["evaluate", "--stage", "segment", "--data", "nowhere", "--out", "OUT"], "does not exist"),
+        (["train", "--data", "FILMS", "--out", "OUT", "--set", "seed=x"], "seed"),
+        (["nonsense"], "No such command"),
+    ],
+)
+def test_a_wrong_call_is_2_with_one_clear_message(arguments, said, films, tmp_path, capsys, monkeypatch, request):
+    if "nonsense" not in arguments:
+        request.getfixturevalue("weights")
+    (tmp_path / "empty").mkdir()
+    names = {"FILMS": films, "OUT": tmp_path / "out", "EMPTY": tmp_path / "empty"}
+    given = arguments[0] != "run" or "--weights" in arguments
+    weighted = [] if given else ["--weights", tmp_path / "weights"]
+    arguments = [re.sub("FILMS|OUT|EMPTY", lambda m: str(names[m[0]]), one) for one in arguments]
+    assert call(*arguments[:1], *weighted, *arguments[1:]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert "Traceback" not in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_results_of_other_weights_are_refused_with_the_choices(films, tmp_path, weights, capsys):
+    arguments = ["run", films, "--out", tmp_path / "out", "--weights", weights]
+    config = tmp_path / "c.yaml"
+    config.write_text("segment: {threshold: 0.35}\n")
+    assert call(*arguments) == 0
+    before = tree(tmp_path / "out")
+    capsys.readouterr()
+    assert call(*arguments, "--config", config) == 2
+    error = capsys.readouterr().err
+    assert "--overwrite" in error
+    assert "--out" in error
+    assert tree(tmp_path / "out") == before
+    assert call(*arguments, "--config", config, "--overwrite") == 0
+    assert run_info(tmp_path / "out")["config"]["segment"]["threshold"] == 0.35
+    assert "segment threshold 0.35" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "changed"),
+    [
+        ("segment: {threshold: 0.4}", {}),  # what the weights decide already
+        ("localize: {threshold: 0.3}", {}),  # what they were trained with, before the fit made it 0.5
+        ("segment: {fit: {epochs: 3}, size: 512}\nseed: 7", {}),  # concerns training
+        ("classes: [TB, NTB, NORM]", {}),
+        ("localize: {threshold: 0.7, max_regions: 2}", {"localize": {"threshold": 0.7, "max_regions": 2}}),
+    ],
+)
+def test_a_config_changes_what_it_names_and_a_run_obeys(text, changed, films, tmp_path, weights):
+    from pipeline.chain import open_chain
+
+    (tmp_path / "c.yaml").write_text(text)
+    plain, chain = (
+        open_chain(str(weights), "localize"),
+        open_chain(str(weights), "localize", config=tmp_path / "c.yaml"),
+    )
+    assert chain.settings == changed
+    assert (chain.identity.stages == plain.identity.stages) == (not changed)
+    if changed:
+        assert (chain.stages[2].threshold, chain.stages[2].max_regions) == (0.7, 2)
+        assert chain.identity.stages["segment"] == plain.identity.stages["segment"]
+
+
+def test_a_config_of_other_classes_is_refused(films, tmp_path, weights, capsys):
+    (tmp_path / "c.yaml").write_text("classes: [A, B]\npositive: A\nnormal: B\n")
+    assert call("run", films, "--out", tmp_path / "out", "--weights", weights, "--config", tmp_path / "c.yaml") == 2
+    assert "the weights ['TB', 'NTB', 'NORM']" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("debug", "traceback"), [([], False), (["--debug"], True)])
+def test_a_bug_is_one_line_unless_asked_for_more(films, tmp_path, weights, monkeypatch, capsys, debug, traceback):
+    def broken(*_, **__):
+        raise KeyError("x")
+
+    monkeypatch.setattr(stages, "load_chain", broken)
+    monkeypatch.setattr(cli, "_debug", False)
+    assert call("run", films, "--out", tmp_path / "out", "--weights", weights, *debug) == 2
+    error = capsys.readouterr().err
+    assert "unexpected KeyError: 'x'. Run again with --debug" in error
+    assert ("Traceback" in error) == traceback
+
+
+def test_train_gets_what_was_asked(tmp_path, films, monkeypatch, capsys):
+    import pipeline.training
+
+    asked = []
+    monkeypatch.setattr(pipeline.training, "train", lambda *arguments: asked.append(arguments))
+    out = tmp_path / "w"
+    assert (
+        call(
+            "train",
+            "--data",
+            films,
+            "--out",
+            out,
+            "--stage",
+            "classify",
+            "--set",
+            "seed=5",
+            "--set",
+            "segment.fit.epochs=2",
+        )
+        == 0
+    )
+    ((data, config, where, stage),) = asked
+    assert (data, where, stage) == (films, out, "classify")
+    assert (config.seed, config.segment.fit.epochs, config.name) == (5, 2, "tb")
+    assert f"--weights {out}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("split", "asked_split"), [([], "test"), (["--split", "all"], None), (["--split", "val"], "val")]
+)
+def test_evaluate_gets_what_was_asked(tmp_path, films, monkeypatch, capsys, split, asked_split):
+    import pipeline.evaluation
+
+    asked = []
+
+    def judge(*arguments, **options):
+        asked.append((arguments, options))
+        return {
+            "dice": {"value": 0.951, "ci95": [0.94, 0.96], "n": 12},
+            "iou": {"value": None, "ci95": [None, None], "n": 0},
+        }
+
+    monkeypatch.setattr(pipeline.evaluation, "evaluate", judge)
+    assert (
+        call("evaluate", "--stage", "segment", "--data", films, "--out", tmp_path / "e", "--source", "x", *split) == 0
+    )
+    options = {"split": asked_split, "source": "x", "weights": "tb", "runtime": "onnx"}
+    assert asked == [(("segment", films, tmp_path / "e"), options)]
+    said = capsys.readouterr().out
+    assert re.search(r"dice +0\.951 +0\.940 to 0\.960 +n 12", said)
+    assert str(tmp_path / "e" / "metrics.json") in said
+
+
+def test_info_for_programs_and_people(capsys, tmp_path, monkeypatch):
+    import models.weights
+
+    shipped = tmp_path / "shipped"
+    (shipped / "tb" / "segment").mkdir(parents=True)
+    figure = {"value": 0.95, "ci95": [0.94, 0.96], "n": 9}
+    card = {"decisions": {"size": 256}, "figures": {"test": {"n": 9, "dice": figure, "constant_guess": 3}}}
+    (shipped / "tb" / "segment" / "card.json").write_text(json.dumps(card))
+    monkeypatch.setattr(models.weights, "SHIPPED", shipped)
+    monkeypatch.setattr("models.weights.SHIPPED", shipped)
+    assert call("info", "--json") == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["weights"][0]["stages"]["segment"]["figures"] == {"test": {"dice": figure}}
+    assert set(facts["runtimes"]) == set(cli.RUNTIMES)
+    assert "tb" in facts["presets"]
+    assert facts["settings"]["segment.fit.epochs"]["default"] >= 1
+    assert call("info") == 0
+    said = capsys.readouterr().out
+    assert "dice 0.950 (0.940 to 0.960)" in said
+    assert "Not a medical device" in said
+
+
+def test_info_imports_no_runtime():
+    code = "import sys; from pipeline import cli; cli._call(['info']); print('|', *sys.modules)"
+    answer = subprocess.run([sys.executable, "-c", code], env=ENV, capture_output=True, text=True, check=True)
+    assert not set(answer.stdout.rpartition("|")[2].split()) & {"tensorflow", "keras", "onnxruntime", "cv2", "pandas"}
+
+
+def test_version_and_module_call():
+    command = [sys.executable, "-m", "pipeline.cli", "--version"]
+    answer = subprocess.run(command, env=ENV, capture_output=True, text=True, check=True)
+    assert re.fullmatch(r"cxr-pipeline \d+\.\d+\.\d+\S*\n", answer.stdout)
+
+
+SLOW_CALL = """
+import functools, sys, threading
+import stages
+from tests.pipeline import fake_chain
+from data.radiograph import read
+from pipeline import chain, cli, runner
+
+def reader(path, id):
+    if id == "09_hangs":
+        threading.Event().wait()
+    return read(path, id=id)
+
+runner.Runner = functools.partial(runner.Runner, reader=reader)
+stages.load_chain = lambda *a, **k: fake_chain.chain(delay=0.1)
+chain._hashes = lambda *a: {}
+cli.main(sys.argv[1:])
+"""
+
+
+@pytest.mark.slow
+def test_ctrl_c_is_130_within_seconds_and_keeps_what_is_done(tmp_path):
+    folder, weights = tmp_path / "films", tmp_path / "weights"
+    for name in stages.NAMES:
+        (weights / name).mkdir(parents=True)
+        (weights / name / "card.json").write_text("{}")
+    for number in range(30):
+        write_film(folder / f"{number:02}.png", number)
+    write_film(folder / "09_hangs.png")
+    command = [
+        sys.executable,
+        "-c",
+        SLOW_CALL,
+        "run",
+        folder,
+        "--out",
+        tmp_path / "out",
+        "--weights",
+        weights,
+        "--workers",
+        "4",
+    ]
+    with subprocess.Popen(command, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        journal = tmp_path / "out" / "journal.jsonl"
+        while process.poll() is None and not (journal.is_file() and journal.stat().st_size):
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=60)
+    assert process.returncode == 130, error
+    assert "the same command goes on" in error
+    assert "Traceback" not in error
+    assert 1 <= len(list(rows(tmp_path / "out"))) < 31

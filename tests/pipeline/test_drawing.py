@@ -1,0 +1,69 @@
+"""The overlay, as far as a program can look at it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from data.geometry import Box
+from data.radiograph import Radiograph
+from pipeline.drawing import LONGEST, SHORTEST, overlay
+from stages.base import Record, Region
+from tests.pipeline.fake_chain import chain, film
+
+
+def judged(size, upto="localize", lungs=0.35):
+    pixels = film(0, size=size, lungs=lungs).astype(np.float32) / 255
+    records = [Record(Radiograph(pixels, "a", "a.png", pixels.shape))]
+    for stage in chain(upto):
+        records = stage.run(records)
+    return records[0]
+
+
+@pytest.mark.parametrize("upto", ["segment", "classify", "localize"])
+@pytest.mark.parametrize("size", [(40, 60), (300, 200), (1500, 400), (400, 1500), (2000, 2100), (33, 900)])
+def test_overlays_of_any_size_and_stage_fit(size, upto):
+    image = overlay(judged(size, upto))
+    assert image.dtype == np.uint8
+    assert image.shape[2] == 3
+    assert SHORTEST <= max(image.shape[:2]) <= LONGEST + 1
+    height, width = image.shape[0] - max(18, round(0.03 * min(LONGEST, max(SHORTEST, *size)))), image.shape[1]
+    assert width / height == pytest.approx(size[1] / size[0], rel=0.05)
+
+
+def test_the_box_lies_where_the_region_is():
+    one = judged((600, 800))
+    before = overlay(one)
+    one.regions = [*one.regions, Region(Box(400, 300, 200, 100), 0.9, "TB", "left", "lower")]
+    changed = np.argwhere((overlay(one) != before).any(axis=2))
+    (top, left), (bottom, right) = changed.min(axis=0), changed.max(axis=0)
+    assert abs(left - 400) <= 3
+    assert abs(right - 599) <= 3
+    assert abs(bottom - 399) <= 3
+    assert top < 300  # its caption stands above it
+
+
+def test_captions_at_the_border_stay_on_the_film():
+    one = judged((600, 800))
+    one.heatmap = None
+    plain = overlay(judged((600, 800), "classify"))
+    for box in (Box(0, 0, 30, 30), Box(790, 590, 10, 10), Box(0, 0, 800, 600)):
+        one.regions = [Region(box, 0.9, "NTB", "right", "middle")]
+        drawn = overlay(one)
+        assert drawn.shape == plain.shape
+        assert np.count_nonzero((drawn[:600] == (0, 220, 255)).all(axis=2)) > 50  # box and text are there
+
+
+def test_faint_evidence_is_drawn_faintly():
+    sure, unsure = judged((200, 200)), judged((200, 200))
+    sure.regions, unsure.regions = [], []
+    sure.tb_score, unsure.tb_score = 95.0, 2.0
+    bare = judged((200, 200), "classify")
+    film_ = overlay(bare)[:480].astype(int)
+    difference = [np.abs(overlay(one)[:480].astype(int) - film_).mean() for one in (sure, unsure)]
+    assert difference[0] > 10 * difference[1]
+
+
+def test_a_refused_film_and_odd_text_can_be_drawn():
+    one = judged((100, 120)).refuse("no_lungs: Überlänge " + "x" * 500)
+    assert overlay(one).shape[2] == 3

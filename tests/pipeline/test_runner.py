@@ -1,0 +1,394 @@
+"""The runner on a fake chain: every film done or named, nothing lost, whatever is killed."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+import tracemalloc
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from data.radiograph import Radiograph, RadiographError, read
+from pipeline import results
+from pipeline.inputs import find_inputs
+from pipeline.results import ResultsError, rows, run_info
+from pipeline.runner import RunError, Runner, file_hash
+from tests.pipeline.fake_chain import FakeLocalize, chain, tree, write_film
+
+ROOT = Path(__file__).parents[2]
+ENV = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
+@pytest.fixture
+def films(tmp_path):
+    """Ten films: two of one name, one without lungs, and two that cannot be read."""
+    folder = tmp_path / "films"
+    for number in range(6):
+        write_film(folder / f"f{number}.png", number, lungs=0.05 * number)
+    write_film(folder / "x" / "f0.png", 10, size=(90, 70))
+    write_film(folder / "whiteout.png", 11, lungs=0.7)
+    (folder / "empty.png").touch()
+    (folder / "text.png").write_text("no film")
+    return folder
+
+
+def go(given, out, stages=None, **options):
+    overwrite, progress = options.pop("overwrite", False), options.pop("progress", None)
+    runner = Runner(stages or chain(), out, **({"workers": 2, "batch_size": 4} | options))
+    return runner.run(find_inputs([given]), overwrite=overwrite, progress=progress)
+
+
+def table(out):
+    return {row["id"]: row for row in rows(out)}
+
+
+def test_every_film_is_done_or_named(films, tmp_path):
+    seen = []
+    summary = go(films, tmp_path / "out", progress=seen.append)
+    found = table(tmp_path / "out")
+    assert summary.counts == {"ok": 7, "refused": 1, "failed": 2}
+    assert summary.exit_code == 1
+    assert seen == list(range(1, 11))
+    assert {name: row["status"] for name, row in found.items() if row["status"] != "ok"} == {
+        "whiteout": "refused",
+        "empty": "failed",
+        "text": "failed",
+    }
+    assert "empty" in found["empty"]["error"]
+    assert (found["whiteout"]["width"], found["whiteout"]["height"]) == ("96", "72")
+    assert (found["whiteout"]["p_TB"], found["whiteout"]["label"]) == ("", "")
+    assert found["f1"]["sha256"] == file_hash(films / "f1.png")
+    assert found["x_f0"]["image"] == str(films / "x" / "f0.png")
+    assert [Path(row["image"]).relative_to(films).as_posix() for row in rows(tmp_path / "out")] == [
+        "empty.png",
+        *(f"f{number}.png" for number in range(6)),
+        "text.png",
+        "whiteout.png",
+        "x/f0.png",
+    ]
+    assert {(status, Path(image).name) for status, image, _ in summary.problems} == {
+        ("refused", "whiteout.png"),
+        ("failed", "empty.png"),
+        ("failed", "text.png"),
+    }
+
+
+def test_all_good_films_end_with_0(films, tmp_path):
+    summary = go(films / "x", tmp_path / "out")
+    assert (summary.exit_code, summary.problems) == (0, [])
+    info = run_info(tmp_path / "out")
+    assert info["finished"]
+    assert info["counts"] == {"total": 1, "ok": 1, "refused": 0, "failed": 0}
+    assert set(info["seconds"]) == {"read", "segment", "classify", "localize", "write", "total"}
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 64])
+@pytest.mark.parametrize("workers", [1, 4])
+def test_results_do_not_depend_on_batches_or_threads(films, tmp_path, batch_size, workers):
+    go(films, tmp_path / "one", batch_size=2, workers=2)
+    go(films, tmp_path / "two", batch_size=batch_size, workers=workers)
+    assert tree(tmp_path / "one") == tree(tmp_path / "two")
+
+
+def test_batches_hold_only_films_that_can_be_judged(films, tmp_path):
+    stages = chain()
+    go(films, tmp_path / "out", stages, batch_size=4)
+    assert [len(batch) for batch in stages[0].batches] == [4, 4]
+    assert sum(len(batch) for batch in stages[1].batches) == 7
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_a_film_that_breaks_a_stage_costs_only_itself(films, tmp_path, stage):
+    stages = chain()
+    stages[stage].raises_on = ("f3",)
+    summary = go(films, tmp_path / "out", stages)
+    found = table(tmp_path / "out")
+    assert summary.counts == {"ok": 6, "refused": 1, "failed": 3}
+    name = stages[stage].name
+    assert found["f3"]["error"] == f"{name}: ZeroDivisionError: {name} cannot do f3. The traceback is in run.log"
+    assert (found["f3"]["lung_fraction"] != "") == (stage > 0)
+    assert not list((tmp_path / "out").glob("*/f3.png"))
+    log = (tmp_path / "out" / "run.log").read_text()
+    assert log.count("Traceback") == 1
+    assert "f3.png" in log
+    clean = chain()  # what nobody foresaw is tried again
+    assert go(films, tmp_path / "out", clean).counts["ok"] == 7
+    assert clean[0].batches == [["f3"]]
+    assert not (tmp_path / "out" / "run.log").exists()
+
+
+def test_a_stage_that_loses_films_is_found_out(films, tmp_path):
+    class Loses(FakeLocalize):
+        def run(self, records):
+            return super().run(records)[1:]
+
+    summary = go(films, tmp_path / "out", [*chain("classify"), Loses()])
+    assert summary.counts["failed"] == 9
+    assert "returned 0 records for 1" in table(tmp_path / "out")["f1"]["error"]
+
+
+def test_a_reader_that_fails_in_its_own_way_costs_only_its_film(films, tmp_path):
+    def reader(path, id):
+        if "f2" in str(path):
+            raise MemoryError
+        if "f3" in str(path):
+            raise RadiographError(path, "a hand. Give a chest", "not_chest", refused=True)
+        return read(path, id=id)
+
+    summary = go(films, tmp_path / "out", reader=reader)
+    found = table(tmp_path / "out")
+    assert summary.counts == {"ok": 5, "refused": 2, "failed": 3}
+    assert found["f2"]["error"].startswith("reading: MemoryError")
+    assert found["f3"]["status"] == "refused"
+
+
+def test_paths_that_are_no_files_are_named(films, tmp_path):
+    os.mkfifo(films / "pipe.png")
+    (films / "link.png").symlink_to(films / "nowhere.png")
+    (films / "manifest.csv").write_text("image\nf1.png\ngone.png\npipe.png\nlink.png\nx\n")
+    summary = go(films, tmp_path / "out")
+    errors = {name: row["error"] for name, row in table(tmp_path / "out").items() if row["status"] == "failed"}
+    assert summary.counts == {"ok": 1, "refused": 0, "failed": 4}
+    assert "pipe" in errors["pipe"]
+    assert "no such file" in errors["gone"]
+    assert "no such file" in errors["link"]
+    assert "folder" in errors["x"]
+
+
+def test_a_second_call_does_nothing_again(films, tmp_path):
+    go(films, tmp_path / "out")
+    before = tree(tmp_path / "out")
+    stages = chain()
+    summary = go(films, tmp_path / "out", stages)
+    assert stages[0].batches == []
+    assert (summary.already, summary.exit_code) == (10, 1)
+    assert tree(tmp_path / "out") == before
+
+
+def test_changed_and_new_films_are_done(films, tmp_path):
+    go(films, tmp_path / "out")
+    before = os.stat(films / "f1.png")
+    write_film(films / "f1.png", 99)
+    os.utime(films / "f1.png", ns=(before.st_atime_ns, before.st_mtime_ns))
+    write_film(films / "new.png", 100)
+    stages = chain()
+    summary = go(films, tmp_path / "out", stages)
+    assert stages[0].batches == [["f1", "new"]]
+    assert (summary.already, sum(summary.counts.values()), summary.others) == (9, 11, 0)
+    go(films, tmp_path / "fresh")
+    assert tree(tmp_path / "out") == tree(tmp_path / "fresh")
+
+
+def test_films_of_another_call_join_the_folder(films, tmp_path):
+    go(films / "f1.png", tmp_path / "out")
+    summary = go(films / "x", tmp_path / "out")
+    assert (summary.counts["ok"], summary.others) == (1, 1)
+    assert list(table(tmp_path / "out")) == ["f1", "f0"]
+
+
+def test_a_film_is_the_same_from_another_working_folder(films, tmp_path, monkeypatch):
+    monkeypatch.chdir(films)
+    go("f1.png", tmp_path / "out")
+    monkeypatch.chdir(tmp_path)
+    assert go("films/f1.png", tmp_path / "out").already == 1
+
+
+def test_later_stages_take_over_the_masks(films, tmp_path):
+    go(films, tmp_path / "out", chain("segment"))
+    stages = chain()
+    summary = go(films, tmp_path / "out", stages)
+    assert stages[0].batches == []
+    assert sum(map(len, stages[1].batches)) == 7
+    assert summary.already == 3
+    go(films, tmp_path / "fresh")
+    assert [dict(row) for row in rows(tmp_path / "out")] == [dict(row) for row in rows(tmp_path / "fresh")]
+    for name in ("masks", "crops", "heatmaps", "overlays"):
+        assert tree(tmp_path / "out" / name) == tree(tmp_path / "fresh" / name)
+    assert (tmp_path / "out" / "regions.json").read_bytes() == (tmp_path / "fresh" / "regions.json").read_bytes()
+
+
+def test_other_weights_are_refused(films, tmp_path):
+    go(films, tmp_path / "out")
+    with pytest.raises(ResultsError, match="--overwrite"):
+        go(films, tmp_path / "out", chain(fingerprint="other"))
+    assert go(films, tmp_path / "out", chain(fingerprint="other"), overwrite=True).already == 0
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES])
+def test_a_disk_that_takes_no_more_stops_the_run_and_keeps_the_rest(films, tmp_path, monkeypatch, number):
+    write, calls = results.write_whole, []
+
+    def full(path, data, **more):
+        calls.append(path)
+        if len(calls) > 12:
+            raise OSError(number, os.strerror(number), str(path))
+        write(path, data, **more)
+
+    monkeypatch.setattr(results, "write_whole", full)
+    with pytest.raises(RunError, match=os.strerror(number)) as caught:
+        go(films, tmp_path / "out", batch_size=1)
+    assert "goes on where it stopped" in str(caught.value)
+    monkeypatch.undo()
+    assert run_info(tmp_path / "out")["finished"] is False
+    assert go(films, tmp_path / "out").already >= 1
+    go(films, tmp_path / "fresh")
+    assert tree(tmp_path / "out") == tree(tmp_path / "fresh")
+
+
+def test_a_folder_that_cannot_be_made_is_one_clear_error(films, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match="Not a directory"):
+        go(films, tmp_path / "file" / "out")
+
+
+def test_opencv_gets_its_threads_back(films, tmp_path):
+    before = cv2.getNumThreads()
+    go(films, tmp_path / "out")
+    assert cv2.getNumThreads() == before
+
+
+def test_memory_stays_flat(tmp_path):
+    """Ten times the films take no more memory: nothing but their places is kept."""
+    for number in range(200):
+        (tmp_path / "films").mkdir(exist_ok=True)
+        (tmp_path / "films" / f"{number}.png").write_bytes(b"%d" % number)
+
+    def reader(path, id):
+        pixels = np.full((256, 256), 0.7, np.float32)
+        pixels[40:200, 40:200] = 0.2 + int(id) / 1e4
+        return Radiograph(pixels, id, str(path), pixels.shape)
+
+    def peak(count):
+        inputs = find_inputs([tmp_path / "films"])[:count]
+        tracemalloc.start()
+        Runner(chain(), tmp_path / str(count), reader=reader, workers=2, batch_size=4).run(inputs)
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return found
+
+    peak(20)  # imports
+    assert peak(200) < 1.3 * peak(40)
+
+
+def script(films, out, delay, **options):
+    command = [sys.executable, "-m", "tests.pipeline.fake_chain", str(films), str(out), str(delay)]
+    return subprocess.Popen(command, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options)
+
+
+def wait_for_lines(path, count, process):
+    while process.poll() is None and not (path.is_file() and path.read_bytes().count(b"\n") >= count):
+        time.sleep(0.002)
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_it_ends_like_an_undisturbed_run(tmp_path):
+    folder = tmp_path / "films"
+    for number in range(40):
+        write_film(folder / "ab"[number % 2] / f"{number // 2}.png", number, lungs=0.015 * (number % 20))
+    write_film(folder / "poison.png", 50)
+    write_film(folder / "white.png", 51, lungs=0.7)
+    (folder / "empty.png").touch()
+    with script(folder, tmp_path / "whole", 0) as process:
+        assert process.wait() == 0, process.stdout.read()
+    chance, out, kills = random.Random(0), tmp_path / "out", 0
+    for attempt in range(60):
+        with script(folder, out, 0.01) as process:
+            lines = (out / "journal.jsonl").read_bytes().count(b"\n") if (out / "journal.jsonl").is_file() else 0
+            if attempt < 12:  # somewhere in the next few films, or while the folder is opened
+                wait_for_lines(out / "journal.jsonl", lines + chance.choice([0, 1, 2, 5]), process)
+                time.sleep(chance.uniform(0, 0.03))
+                process.kill()
+                process.wait()
+                kills += process.returncode == -signal.SIGKILL
+            else:
+                assert process.wait() == 0, process.stdout.read()
+                break
+    assert kills >= 8
+    assert tree(out) == tree(tmp_path / "whole")
+    assert not list(out.rglob("*.part"))
+
+
+class _Killed(BaseException):
+    """Ends everything, like a kill."""
+
+
+def test_cut_off_at_every_rename_it_ends_like_an_undisturbed_run(tmp_path, monkeypatch):
+    folder = tmp_path / "films"
+    for number in range(3):
+        write_film(folder / f"{number}.png", number, lungs=0.1 + 0.1 * number)
+    (folder / "empty.png").touch()
+    go(folder, tmp_path / "whole", workers=1)
+    rename, calls, last = os.replace, [], []
+
+    def cut(source, target):
+        calls.append(target)
+        if len(calls) == last[-1]:
+            raise _Killed
+        rename(source, target)
+
+    for number in range(1, 100):
+        out = tmp_path / f"out{number}"
+        last.append(number)
+        calls.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", cut)
+            try:
+                go(folder, out, workers=1)
+            except _Killed:
+                pass
+            else:
+                break
+        go(folder, out, workers=1)
+        assert tree(out) == tree(tmp_path / "whole"), calls[-1]
+    assert number > 15
+
+
+@pytest.mark.slow
+def test_interrupted_it_stops_soon_and_goes_on(tmp_path):
+    folder = tmp_path / "films"
+    for number in range(30):
+        write_film(folder / f"{number}.png", number)
+    with script(folder, tmp_path / "out", 0.05) as process:
+        wait_for_lines(tmp_path / "out" / "journal.jsonl", 3, process)
+        process.send_signal(signal.SIGINT)
+        output = process.communicate(timeout=30)[0]
+    assert process.returncode != 0
+    assert "KeyboardInterrupt" in output  # the command turns it into words and a code
+    done = len(list(rows(tmp_path / "out")))
+    assert 3 <= done < 30
+    stages = chain(raises_on=("poison",))
+    assert go(folder, tmp_path / "out", stages).already == done
+    go(folder, tmp_path / "fresh")
+    assert tree(tmp_path / "out") == tree(tmp_path / "fresh")
+
+
+def test_only_one_run_works_in_a_folder(tmp_path):
+    folder = tmp_path / "films"
+    for number in range(20):
+        write_film(folder / f"{number}.png", number)
+    with script(folder, tmp_path / "out", 0.2) as process:
+        wait_for_lines(tmp_path / "out" / "journal.jsonl", 1, process)
+        with pytest.raises(ResultsError, match="another run is working"):
+            go(folder, tmp_path / "out")
+        process.kill()
+    assert go(folder, tmp_path / "out").counts["ok"] == 20
+
+
+def test_the_journal_is_what_counts_and_may_be_torn(films, tmp_path):
+    go(films, tmp_path / "out")
+    whole = tree(tmp_path / "out")
+    path = tmp_path / "out" / "journal.jsonl"
+    path.write_bytes(path.read_bytes()[:-7])
+    (tmp_path / "out" / "results.csv").write_text("torn")
+    assert go(films, tmp_path / "out").already == 9
+    assert tree(tmp_path / "out") == whole
+    assert all(json.loads(line) for line in path.read_text().splitlines())
