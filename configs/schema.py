@@ -44,9 +44,9 @@ class SegmentFit(Fit):
 class ClassifyFit(Fit):
     """Training of the classifier, its second step."""
 
-    epochs: int = Field(12, ge=1)
+    epochs: int = Field(0, ge=0, description="epochs with the encoder free; 0 keeps it as it came")
     batch_size: int = Field(32, ge=1)
-    learning_rate: float = Field(3e-4, gt=0)
+    learning_rate: float = Field(1e-5, gt=0)
     ema: float = Field(0.99, ge=0, lt=1)
 
 
@@ -75,6 +75,13 @@ class ClassifyConfig(_Section):
         "masked", description="crop only; crop with all but the lungs dimmed; crop with the mask as an extra channel"
     )
     dropout: float = Field(0.2, ge=0, lt=1)
+    head_l2: float = Field(0.0, ge=0, description="penalty on the squared weights of the last layer")
+    source_prior: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="how far each source's share of the classes is taken out of what is learned; 0: not",
+    )
     label_smoothing: float = Field(0.05, ge=0, lt=0.5)
     balance: Literal["none", "class", "class_source"] = Field(
         "class_source", description="weigh films by the square root of how rare their class, or class and source, is"

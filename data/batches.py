@@ -28,6 +28,7 @@ class Batches(keras.utils.PyDataset):
         encode: makes the network's input of one augmented film.
         augmentation: builds an albumentations pipeline from a seed; None leaves films as they are.
         weights: (N,) float32 weight of each film in the loss, or None.
+        beside: further inputs of the network by name, (N, ...) float32 each; the film itself is then named "crop".
         shuffle: shuffle each epoch and drop the last, smaller batch.
     """
 
@@ -41,6 +42,7 @@ class Batches(keras.utils.PyDataset):
         batch_size: int,
         augmentation: Callable[[int], A.Compose] | None = None,
         weights: np.ndarray | None = None,
+        beside: dict[str, np.ndarray] | None = None,
         shuffle: bool = False,
         seed: int = 0,
         workers: int = 2,
@@ -49,7 +51,7 @@ class Batches(keras.utils.PyDataset):
         if len(images) == 0:
             raise ValueError("batches need at least one film. Received: 0; check the manifest's split and sources")
         self.images, self.masks, self.targets, self.weights = images, masks, targets, weights
-        self.encode, self.augmentation = encode, augmentation
+        self.encode, self.augmentation, self.beside = encode, augmentation, beside
         self.batch_size, self.shuffle, self.seed = min(batch_size, len(images)), shuffle, seed
         self.epoch = 0  # set by the training when it goes on; counted up by Keras through on_epoch_end
 
@@ -82,6 +84,8 @@ class Batches(keras.utils.PyDataset):
                 image, mask = changed["image"], changed["mask"]
             inputs.append(self.encode(image, mask))
             masks.append(mask)
-        x = np.stack(inputs)
+        x: Any = np.stack(inputs)
+        if self.beside is not None:
+            x = {"crop": x} | {name: values[chosen] for name, values in self.beside.items()}
         y = np.stack(masks).astype(np.float32)[..., None] if self.targets is None else self.targets[chosen]
         return (x, y) if self.weights is None else (x, y, self.weights[chosen])

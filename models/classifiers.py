@@ -22,6 +22,7 @@ def mobilenetv2_classifier(
     *,
     alpha: float = 0.35,
     dropout: float = 0.2,
+    head_l2: float = 0.0,
     encoder_weights: str | None = None,
     cut: str | None = None,
     nearby: Path | None = None,
@@ -34,6 +35,7 @@ def mobilenetv2_classifier(
         classes: number of outputs.
         alpha: width of the network.
         dropout: share of features dropped before the dense layer in training.
+        head_l2: penalty on the squared weights of the dense layer.
         encoder_weights: see `models.encoder_weights.resolve`.
         cut: name of the encoder's layer to stop at, such as "block_12_add" (stride 16); None takes it whole (stride
             32).
@@ -58,7 +60,11 @@ def mobilenetv2_classifier(
         adapt.set_weights([kernel])
     features = encoder(k.layers.Rescaling(2.0, -1.0, name="to_encoder_range")(rgb))
     pooled = k.layers.GlobalAveragePooling2D(name="pool")(features)
-    logits = k.layers.Dense(classes, name="logits")(k.layers.Dropout(dropout, name="dropout")(pooled))
+    # Channels of one scale, so that one learning rate and one penalty fit all; at inference it folds into the dense
+    # layer.
+    scaled = k.layers.BatchNormalization(center=False, scale=False, name="standardize")(pooled)
+    head = k.layers.Dense(classes, kernel_regularizer=k.regularizers.L2(head_l2), name="logits")
+    logits = head(k.layers.Dropout(dropout, name="dropout")(scaled))
     return k.Model(film, k.layers.Softmax(name="probabilities")(logits), name="mobilenetv2_classifier")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -94,7 +95,7 @@ def _save_onnx(model: K.Model, path: Path) -> None:
     graph = onnx.load(whole)
     whole.unlink()
     _name_outputs(graph, serving)
-    _halve_initializers(graph)
+    _halve_initializers(graph, [w for w in map(np.asarray, model.get_weights()) if w.ndim == 4])
     part = path.with_name(path.name + ".part")
     onnx.save(graph, part)
     os.replace(part, path)
@@ -115,22 +116,56 @@ def _name_outputs(model: onnx.ModelProto, serving: K.Model) -> None:
         output.name = wanted
 
 
-def _halve_initializers(graph: onnx.ModelProto) -> None:
-    """Store large float32 constants as float16, cast back by nodes that ONNX Runtime folds at load."""
+def _halve_initializers(graph: onnx.ModelProto, kernels: Sequence[np.ndarray]) -> None:
+    """Store large float32 constants as float16, brought back by nodes that ONNX Runtime folds at load.
+
+    The converter multiplies a convolution's kernel by the scale of the BatchNorm behind it, and the product does not
+    fit float16. So the kernel itself is stored, which does, beside the scale of each output channel.
+
+    Args:
+        graph: changed in place.
+        kernels: the Keras model's convolution kernels, (h, w, in, out), or (h, w, channels, 1) of a depthwise one.
+    """
     from onnx import TensorProto, helper, numpy_helper
 
-    casts = []
-    for tensor in graph.graph.initializer:
+    nodes = []
+    for tensor in list(graph.graph.initializer):
         if tensor.data_type != TensorProto.FLOAT:
             continue
-        values = numpy_helper.to_array(tensor)
-        small = values.astype(np.float16)
-        # Folded BatchNorm makes products that float16 does not hold exactly: those few stay float32.
-        if values.size < 64 or not np.array_equal(small.astype(np.float32), values):
+        name, values = tensor.name, numpy_helper.to_array(tensor)
+        if values.size < 64:
             continue
-        name = tensor.name
-        tensor.CopyFrom(numpy_helper.from_array(small, name + "/half"))
-        casts.append(helper.make_node("Cast", [name + "/half"], [name], to=TensorProto.FLOAT))
-    nodes = list(graph.graph.node)
+        scale = None
+        if not _fits_half(values):
+            values, scale = _without_scale(values, kernels)
+            if values is None:
+                continue
+        tensor.CopyFrom(numpy_helper.from_array(values.astype(np.float16), name + "/half"))
+        nodes.append(
+            helper.make_node("Cast", [name + "/half"], [name + "/kernel" if scale is not None else name], to=1)
+        )
+        if scale is not None:
+            graph.graph.initializer.append(numpy_helper.from_array(scale, name + "/scale"))
+            nodes.append(helper.make_node("Mul", [name + "/kernel", name + "/scale"], [name]))
+    nodes.extend(graph.graph.node)
     del graph.graph.node[:]
-    graph.graph.node.extend(casts + nodes)
+    graph.graph.node.extend(nodes)
+
+
+def _fits_half(values: np.ndarray) -> bool:
+    return bool(np.array_equal(values.astype(np.float16).astype(np.float32), values))
+
+
+def _without_scale(values: np.ndarray, kernels: Sequence[np.ndarray]) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """The kernel of which `values` (out, in, h, w) are a multiple in each output channel, and the multiples."""
+    if values.ndim != 4:
+        return None, None
+    for kernel in kernels:
+        turned = kernel.transpose((2, 3, 0, 1) if kernel.shape[3] == 1 and values.shape[1] == 1 else (3, 2, 0, 1))
+        if turned.shape != values.shape or not _fits_half(turned):
+            continue
+        axes = (1, 2, 3)
+        scale = (values * turned).sum(axes, keepdims=True) / np.maximum((turned**2).sum(axes, keepdims=True), 1e-30)
+        if np.allclose(turned * scale, values, rtol=1e-5, atol=1e-6 * np.abs(values).max()):
+            return turned, scale.astype(np.float32)
+    return None, None

@@ -123,10 +123,11 @@ def fit(
     key = hashlib.sha256(settings.encode()).hexdigest()[:16]
     state = _read_state(folder, key, out)
     history: list[dict[str, Any]] = state["history"]
+    phases = [phase for phase in phases if phase.epochs]
     for number, phase in enumerate(phases):
         done = sum(row["phase"] == phase.name for row in history)
         later = any(row["phase"] in {p.name for p in phases[number + 1 :]} for row in history)
-        if phase.epochs == 0 or later:
+        if later:
             continue
         phase.prepare(model)
         _compile(model, phase, len(train), loss, metrics())

@@ -27,16 +27,30 @@ def has_linear_head(model: K.Model) -> bool:
     if not isinstance(dense, k.layers.Dense):
         return False
     layer = dense.input._keras_history.operation
-    while isinstance(layer, k.layers.Dropout):
+    while isinstance(layer, (k.layers.Dropout, k.layers.BatchNormalization)):  # affine at inference
         layer = layer.input._keras_history.operation
     return isinstance(layer, k.layers.GlobalAveragePooling2D)
+
+
+def _channel_weights(model: K.Model) -> np.ndarray:
+    """What each pooled channel adds to each logit at inference, (channels, classes): dense layer and scaling in one."""
+    k = keras()
+    dense = model.get_layer(LOGITS)
+    weights = dense.get_weights()[0]
+    layer = dense.input._keras_history.operation
+    while isinstance(layer, (k.layers.Dropout, k.layers.BatchNormalization)):
+        if isinstance(layer, k.layers.BatchNormalization):
+            scale = 1.0 if layer.gamma is None else np.asarray(layer.gamma)
+            weights = weights * (scale / np.sqrt(np.asarray(layer.moving_variance) + layer.epsilon))[:, None]
+        layer = layer.input._keras_history.operation
+    return weights.astype(np.float32)
 
 
 def maps_layer(model: K.Model) -> K.KerasTensor:
     """The symbolic Grad-CAM maps (N, h, w, classes) of a model with a linear head, on its own graph."""
     k = keras()
     features = model.get_layer(POOL).input
-    kernel = model.get_layer(LOGITS).get_weights()[0]
+    kernel = _channel_weights(model)
     height, width = features.shape[1:3]
     cam = k.layers.Conv2D(kernel.shape[1], 1, use_bias=False, activation="relu", name="gradcam")
     maps = cam(features)

@@ -146,14 +146,15 @@ class Classify(Stage):
             "batch_size": settings.fit.batch_size,
             "seed": config.seed,
         }
-        train = Batches(
-            *crops["train"][:3],
-            **common,
-            augmentation=classify_augmentation if settings.fit.augment else None,
-            weights=balance_weights(crops["train"][3], settings.balance),
-            shuffle=True,
-        )
-        val = Batches(*crops["val"][:3], **common, weights=balance_weights(crops["val"][3], settings.balance))
+
+        def batches(split: str, **more: Any) -> Batches:
+            images, lungs, targets, rows = crops[split]
+            weights = balance_weights(rows, settings.balance)
+            priors = source_priors(rows, config.classes, weights, settings.source_prior)
+            return Batches(images, lungs, targets, **common, weights=weights, beside={"prior": priors}, **more)
+
+        augmentation = classify_augmentation if settings.fit.augment else None
+        train, val = batches("train", augmentation=augmentation, shuffle=True), batches("val")
         k.utils.set_random_seed(config.seed)
         model = build_classifier(
             settings.network,
@@ -163,6 +164,7 @@ class Classify(Stage):
             alpha=settings.alpha,
             cut=settings.cut,
             dropout=settings.dropout,
+            head_l2=settings.head_l2,
             encoder_weights=settings.encoder_weights,
             nearby=data.root,
         )
@@ -174,7 +176,7 @@ class Classify(Stage):
         ]
         with training_bar(cls.name, phases) as on_batch:
             history = fit(
-                model,
+                _with_prior(model),
                 phases,
                 train,
                 val,
@@ -269,6 +271,42 @@ def balance_weights(rows: Sequence[dict[str, Any]], how: str) -> np.ndarray | No
     counts = {group: groups.count(group) for group in set(groups)}
     weights = np.array([counts[group] ** -0.5 for group in groups], np.float32)
     return weights / weights.mean()
+
+
+def source_priors(
+    rows: Sequence[dict[str, Any]], classes: Sequence[str], weights: np.ndarray | None, strength: float
+) -> np.ndarray:
+    """What each film's source alone says of its class: log of the classes' shares there, (N, classes) float32.
+
+    Added to the logits in training and left out afterwards (logit adjustment, Menon et al. 2021, by group and not by
+    class). Public sets tie class to hospital: a network is rewarded for telling hospitals apart, and fails at the next
+    one. With the source's own answer given for free, only what tells films of one source apart is left to learn.
+
+    Args:
+        rows: the films' `source` and `label`.
+        weights: (N,) of the films in the loss, or None.
+        strength: 0 switches it off, 1 takes the source's share out wholly.
+    """
+    weights = np.ones(len(rows), np.float32) if weights is None else weights
+    shares: dict[str, np.ndarray] = {}
+    for row, weight in zip(rows, weights, strict=True):
+        share = shares.setdefault(row["source"], np.full(len(classes), weights.mean()))  # no class is impossible
+        share[classes.index(row["label"])] += weight
+    return np.array(
+        [strength * np.log(shares[row["source"]] / shares[row["source"]].sum()) for row in rows], np.float32
+    )
+
+
+def _with_prior(model: Any) -> Any:
+    """The model as it is trained: a second input, added to the logits. Layers and weights are the same ones."""
+    from models.backend import keras
+    from models.gradcam import LOGITS
+
+    k = keras()
+    logits = model.get_layer(LOGITS).output
+    prior = k.Input(logits.shape[1:], name="prior")
+    answer = k.layers.Softmax(name="with_prior")(k.layers.Add()([logits, prior]))
+    return k.Model({"crop": model.input, "prior": prior}, answer, name="training")
 
 
 def _freeze(frozen: bool) -> Callable[[Any], None]:

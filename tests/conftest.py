@@ -8,21 +8,7 @@ from pathlib import Path
 import pytest
 
 from configs.schema import Config, load_config
-
-TINY = [
-    "segment.size=64",
-    "segment.encoder_weights=null",
-    "segment.decoder_filters=[8, 8, 8, 8, 4]",
-    "segment.fit.epochs=2",
-    "segment.fit.batch_size=4",
-    "segment.min_fraction=0",
-    "classify.size=64",
-    "classify.encoder_weights=null",
-    "classify.head_epochs=1",
-    "classify.fit.epochs=2",
-    "classify.fit.batch_size=4",
-    "classify.fit.leave_out=[]",
-]
+from tests.tiny import TINY
 
 
 @pytest.fixture(scope="session")

@@ -110,7 +110,7 @@ def test_pictures_follow_how_far_a_film_came():
 
 
 def test_a_finished_folder_holds_all_that_is_promised(tmp_path):
-    with ResultsFolder(tmp_path / "out", identity(about={"weights": "tb"})) as folder:
+    with ResultsFolder(tmp_path / "out", identity(about={"weights": "tb", "config": {"t": float("nan")}})) as folder:
         for name in ("b", "a"):
             save(folder, record(name))
         save(folder, record("c").refuse("no_lungs: none"))
@@ -126,6 +126,7 @@ def test_a_finished_folder_holds_all_that_is_promised(tmp_path):
     info = run_info(out)
     assert (info["finished"], info["weights"], info["counts"]["total"]) == (True, "tb", 3)
     assert "Not a medical device" in info["notice"]
+    assert info["config"] == {"t": None}
 
 
 def test_regions_are_coco_in_native_pixels(tmp_path):

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from fake_chain import (
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data.geometry import Frame, bounding_box
+from models.weights import write_card
+from stages.base import REFUSED
+from stages.localize import Localize, focus, hottest, split_lungs
+from tests.stages.fake_chain import (
     DECISIONS,
     HALF,
     LUNGS,
@@ -14,13 +21,6 @@ from fake_chain import (
     localize,
     lung_mask,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
-from data.geometry import Frame, bounding_box
-from models.weights import write_card
-from stages.base import REFUSED
-from stages.localize import Localize, focus, hottest, split_lungs
 
 # --- running -------------------------------------------------------------------------------------------------------
 

@@ -8,19 +8,19 @@ import json
 import cv2
 import numpy as np
 import pytest
-from fake_chain import (
-    DECISIONS,
-    FakeClassify,
-    FakeSegment,
-    chained,
-    localize,
-)
 
 from configs.schema import Config
 from data.geometry import Box
 from data.manifest import read_manifest
 from stages.localize import Localize, choose
 from stages.localize_figures import fit_constant_guess
+from tests.stages.fake_chain import (
+    DECISIONS,
+    FakeClassify,
+    FakeSegment,
+    chained,
+    localize,
+)
 
 # --- fitting -------------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,211 @@
+"""The commands as a person types them, on small synthetic films: train, run, evaluate, and a kill in between."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from data.synthetic import make_film
+from tests.tiny import TINY
+
+
+def pipeline(*arguments, check=0, **options):
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline.cli", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        **options,
+    )
+    assert done.returncode == check, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+def rows_of(folder):
+    with (folder / "results.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory):
+    """Five good films of several formats and six bad files, in folders with the same names."""
+    folder = tmp_path_factory.mktemp("films")
+    (folder / "ward").mkdir()
+    for number, name in enumerate(["a.png", "b.jpg", "c.tif", "ward/a.png", "ward/d.bmp"]):
+        pixels = make_film(number, label=("TB", "NORM", "NTB")[number % 3], size=(140 + 10 * number, 150)).pixels
+        image = np.round(pixels * (65535 if name.endswith("c.tif") else 255))
+        image = image.astype(np.uint16 if name.endswith("c.tif") else np.uint8)
+        cv2.imencode(Path(name).suffix, image)[1].tofile(folder / name)
+    whole = (folder / "b.jpg").read_bytes()
+    (folder / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    (folder / "empty.png").touch()
+    (folder / "text.png").write_text("not a picture")
+    cv2.imencode(".png", np.zeros((1, 1), np.uint8))[1].tofile(folder / "dot.png")
+    cv2.imencode(".png", np.full((90, 90), 7, np.uint8))[1].tofile(folder / "grey.png")
+    (folder / "broken.dcm").write_bytes(b"\0" * 128 + b"DICM" + b"\1" * 50)
+    return folder
+
+
+BAD = {"cut.jpg", "empty.png", "text.png", "dot.png", "grey.png", "broken.dcm"}
+
+
+@pytest.fixture(scope="module")
+def finished(films, tiny_chain, tmp_path_factory):
+    out = tmp_path_factory.mktemp("results") / "run"
+    pipeline("run", films, "--out", out, "--weights", tiny_chain, check=1)
+    return out
+
+
+def test_every_good_film_is_done_and_every_bad_one_named(finished):
+    table = rows_of(finished)
+    first = "image,id,status,error,width,height,lung_fraction,p_TB,p_NTB,p_NORM,label,tb_score,regions"
+    assert ",".join(table[0]).startswith(first)
+    assert len(table) == 11
+    assert len({row["id"].lower() for row in table}) == 11
+    for row in table:
+        name = Path(row["image"]).name
+        if name in BAD:
+            assert row["status"] in ("failed", "refused")
+            assert name in row["error"]
+        else:
+            assert row["status"] == "ok", row["error"]
+            assert abs(sum(float(row[f"p_{c}"]) for c in ("TB", "NTB", "NORM")) - 1) < 1e-3
+            assert float(row["tb_score"]) == pytest.approx(100 * float(row["p_TB"]), abs=0.06)
+            assert row["label"] in ("TB", "NTB", "NORM")
+
+
+def test_pictures_are_in_native_pixels(finished):
+    (row,) = [row for row in rows_of(finished) if row["image"].endswith("b.jpg")]
+    for folder in ("masks", "heatmaps"):
+        image = cv2.imread(str(finished / folder / f"{row['id']}.png"), cv2.IMREAD_UNCHANGED)
+        assert image.shape == (int(row["height"]), int(row["width"])) == (150, 150)
+    assert set(np.unique(cv2.imread(str(finished / "masks" / f"{row['id']}.png"), 0))) <= {0, 255}
+    for folder in ("crops", "overlays"):
+        assert (finished / folder / f"{row['id']}.png").is_file()
+
+
+def test_regions_are_coco(finished):
+    regions = json.loads((finished / "regions.json").read_text())
+    by_id = {image["id"]: image for image in regions["images"]}
+    counts = dict.fromkeys(by_id, 0)
+    for box in regions["annotations"]:
+        image = by_id[box["image_id"]]
+        x, y, w, h = box["bbox"]
+        assert 0 <= x <= x + w <= image["width"]
+        assert 0 <= y <= y + h <= image["height"]
+        assert 0 <= box["score"] <= 1
+        counts[box["image_id"]] += 1
+    assert {category["name"] for category in regions["categories"]} >= {"TB", "NTB"}
+    assert sum(counts.values()) == sum(int(row["regions"] or 0) for row in rows_of(finished))
+
+
+def test_run_json_says_what_made_it(finished):
+    made = json.loads((finished / "run.json").read_text())
+    text = json.dumps(made)
+    assert "research" in text.lower()
+    assert "onnxruntime" in text
+
+
+def test_the_same_command_again_does_nothing_new(films, tiny_chain, finished):
+    before = {p: p.stat().st_mtime_ns for p in (finished / "masks").iterdir()}
+    pipeline("run", films, "--out", finished, "--weights", tiny_chain, check=1)
+    assert {p: p.stat().st_mtime_ns for p in (finished / "masks").iterdir()} == before
+
+
+def test_stage_by_stage_equals_the_whole_chain_at_once(films, tiny_chain, finished, tmp_path):
+    for stage in ("segment", "classify", "localize"):
+        pipeline("run", films, "--out", tmp_path, "--weights", tiny_chain, "--stage", stage, check=1)
+    assert (tmp_path / "regions.json").read_bytes() == (finished / "regions.json").read_bytes()
+    assert (tmp_path / "results.csv").read_bytes() == (finished / "results.csv").read_bytes()
+
+
+def test_evaluate_each_stage(samples, tiny_chain, tmp_path):
+    names = {
+        "segment": ("dice", "iou", "hd95_px"),
+        "classify": ("accuracy", "balanced_accuracy", "auc_tb", "sensitivity", "specificity", "ece"),
+        "localize": ("hit_rate", "iou", "ap50", "cam_in_lungs"),
+    }
+    for stage, figures in names.items():
+        out = tmp_path / stage
+        pipeline(
+            "evaluate", "--stage", stage, "--data", samples, "--split", "all", "--out", out, "--weights", tiny_chain
+        )
+        metrics = json.loads((out / "metrics.json").read_text())
+        for name in figures:
+            assert set(metrics[name]) == {"value", "ci95", "n"}
+        assert metrics["split"] == "all"
+        assert len(metrics["split_hash"]) == 16
+        assert list(out.glob("*.png"))
+    assert "confusion_matrix" in json.loads((tmp_path / "classify" / "metrics.json").read_text())
+
+
+def test_training_leaves_what_it_promises(tiny_chain):
+    assert (tiny_chain / "config.yaml").is_file()
+    for stage in ("segment", "classify"):
+        for name in ("config.yaml", "train.log", "history.csv", "curves.png", "model.keras", "model.onnx", "card.json"):
+            assert (tiny_chain / stage / name).is_file(), (stage, name)
+        card = json.loads((tiny_chain / stage / "card.json").read_text())
+        assert card["figures"]["test"]["n"] > 0
+
+
+def test_a_training_killed_in_the_middle_of_an_epoch_ends_like_an_undisturbed_one(samples, tiny_chain, tmp_path):
+    settings = [part for line in TINY for part in ("--set", line)]
+    command = ["train", "--stage", "segment", "--data", samples, "--config", "tb", "--out", tmp_path, *settings]
+    child = subprocess.Popen(
+        [sys.executable, "-m", "pipeline.cli", *map(str, command)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
+    )
+    history = tmp_path / "segment" / "history.csv"
+    while child.poll() is None and not history.is_file():
+        time.sleep(0.02)
+    child.send_signal(signal.SIGKILL)  # the second epoch has begun
+    child.wait()
+    pipeline(*command)
+    with history.open() as file, (tiny_chain / "segment" / "history.csv").open() as whole:
+        resumed, undisturbed = list(csv.DictReader(file)), list(csv.DictReader(whole))
+    assert len(resumed) == len(undisturbed) == 2
+    for one, two in zip(resumed, undisturbed, strict=True):
+        assert float(one["loss"]) == pytest.approx(float(two["loss"]), rel=1e-3)
+        assert float(one["val_loss"]) == pytest.approx(float(two["val_loss"]), rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["run", "nowhere", "--out", "x"], "nowhere"),
+        (["run", ".", "--out", "x", "--weights", "none-such"], "none-such"),
+        (["run", ".", "--out", "x", "--stage", "detect"], "segment"),
+        (["train", "--data", ".", "--out", "x", "--set", "classify.alfa=1"], "classify.alfa"),
+        (["evaluate", "--stage", "segment", "--data", ".", "--out", "x", "--weights", "none-such"], "none-such"),
+        (["frobnicate"], "frobnicate"),
+    ],
+)
+def test_a_wrong_call_ends_with_2_and_says_why(tmp_path, arguments, says):
+    done = pipeline(*arguments, check=2, cwd=tmp_path, env={**os.environ, "PYTHONPATH": os.getcwd()})
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_training_without_a_usable_split_is_named(tmp_path, samples):
+    from data.manifest import read_manifest
+
+    table = read_manifest(samples).table.assign(split="test")
+    for column in ("image", "mask"):
+        table[column] = [str(samples.parent / value) for value in table[column]]
+    table.to_csv(tmp_path / "manifest.csv", index=False)
+    done = pipeline(
+        "train", "--data", tmp_path / "manifest.csv", "--out", tmp_path / "o", "--stage", "segment", check=2
+    )
+    assert "train" in done.stderr
