@@ -44,9 +44,9 @@ class SegmentFit(Fit):
 class ClassifyFit(Fit):
     """Training of the classifier, its second step."""
 
-    epochs: int = Field(0, ge=0, description="epochs with the encoder free; 0 keeps it as it came")
+    epochs: int = Field(8, ge=0, description="epochs with the encoder free; 0 keeps it as it came")
     batch_size: int = Field(32, ge=1)
-    learning_rate: float = Field(1e-5, gt=0)
+    learning_rate: float = Field(1e-4, gt=0)
     ema: float = Field(0.99, ge=0, lt=1)
 
 
@@ -74,8 +74,9 @@ class ClassifyConfig(_Section):
     lungs: Literal["crop", "masked", "channel"] = Field(
         "masked", description="crop only; crop with all but the lungs dimmed; crop with the mask as an extra channel"
     )
+    pool: Literal["all", "lungs"] = Field("lungs", description="average features over the whole crop, or the lungs")
     dropout: float = Field(0.2, ge=0, lt=1)
-    head_l2: float = Field(0.0, ge=0, description="penalty on the squared weights of the last layer")
+    head_l2: float = Field(0.01, ge=0, description="penalty on the squared weights of the last layer")
     source_prior: float = Field(
         1.0,
         ge=0,
@@ -86,8 +87,7 @@ class ClassifyConfig(_Section):
     balance: Literal["none", "class", "class_source"] = Field(
         "class_source", description="weigh films by the square root of how rare their class, or class and source, is"
     )
-    head_epochs: int = Field(3, ge=0, description="first step: epochs with the encoder frozen")
-    head_learning_rate: float = Field(1e-3, gt=0)
+    head_passes: int = Field(2, ge=1, description="first step: augmented passes that the last layer is solved on")
     target_sensitivity: float = Field(0.90, gt=0, lt=1, description="where the operating threshold is set, on val")
     fit: ClassifyFit = ClassifyFit()
 

@@ -23,6 +23,7 @@ def mobilenetv2_classifier(
     alpha: float = 0.35,
     dropout: float = 0.2,
     head_l2: float = 0.0,
+    pool: str = "all",
     encoder_weights: str | None = None,
     cut: str | None = None,
     nearby: Path | None = None,
@@ -31,11 +32,14 @@ def mobilenetv2_classifier(
 
     Args:
         size: side of the square input, in pixels.
-        channels: 1 (grey) or 2 (grey and lung mask).
+        channels: what the encoder sees: 1 (grey) or 2 (grey and lung mask).
         classes: number of outputs.
         alpha: width of the network.
         dropout: share of features dropped before the dense layer in training.
         head_l2: penalty on the squared weights of the dense layer.
+        pool: "all" averages the features over the crop; "lungs" over the lungs, so that neither what lies beside them
+            nor how much of the crop they fill has a say, and the maps stay inside them. The input then has the lung
+            mask as its second channel, whether the encoder sees it or not.
         encoder_weights: see `models.encoder_weights.resolve`.
         cut: name of the encoder's layer to stop at, such as "block_12_add" (stride 16); None takes it whole (stride
             32).
@@ -49,9 +53,10 @@ def mobilenetv2_classifier(
     if cut is not None:
         encoder = k.Model(encoder.input, encoder.get_layer(cut).output)
     encoder.name = "encoder"
-    film = k.Input((size, size, channels), name="crop")
+    film = k.Input((size, size, max(channels, 2 if pool == "lungs" else 1)), name="crop")
+    grey, *lungs = k.ops.split(film, film.shape[-1], axis=-1)
     if channels == 1:
-        rgb = k.layers.Concatenate(name="to_rgb")([film, film, film])
+        rgb = k.layers.Concatenate(name="to_rgb")([grey, grey, grey])
     else:  # starts as the grey channel three times; what the mask adds is learned
         adapt = k.layers.Conv2D(3, 1, use_bias=False, name="to_rgb")
         rgb = adapt(film)
@@ -59,10 +64,14 @@ def mobilenetv2_classifier(
         kernel[0, 0, 0] = 1.0
         adapt.set_weights([kernel])
     features = encoder(k.layers.Rescaling(2.0, -1.0, name="to_encoder_range")(rgb))
+    if pool == "lungs":
+        share = k.layers.AveragePooling2D(size // features.shape[1], name="lung_share")(lungs[0])
+        weight = share / (k.ops.mean(share, axis=(1, 2), keepdims=True) + 1e-3)  # mean 1 over the crop
+        features = k.layers.Multiply(name="lung_features")([features, weight])
     pooled = k.layers.GlobalAveragePooling2D(name="pool")(features)
-    # Channels of one scale, so that one learning rate and one penalty fit all; at inference it folds into the dense
-    # layer.
-    scaled = k.layers.BatchNormalization(center=False, scale=False, name="standardize")(pooled)
+    # Channels of one scale, so that one learning rate and one penalty fit all. Its moments are set by
+    # models.probe.solve_head and then stay; until then it changes nothing.
+    scaled = k.layers.BatchNormalization(center=False, scale=False, trainable=False, name="standardize")(pooled)
     head = k.layers.Dense(classes, kernel_regularizer=k.regularizers.L2(head_l2), name="logits")
     logits = head(k.layers.Dropout(dropout, name="dropout")(scaled))
     return k.Model(film, k.layers.Softmax(name="probabilities")(logits), name="mobilenetv2_classifier")

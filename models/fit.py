@@ -38,6 +38,7 @@ log = logging.getLogger("cxr.train")
 BATCHNORM_MOMENTUM = 0.97
 
 
+START = "start"  # the phase of the history's row that `start` makes
 PHASE_SETTINGS = {"epochs", "learning_rate", "schedule", "weight_decay", "ema"}
 
 
@@ -95,6 +96,7 @@ def fit(
     monitor: str,
     mode: str,
     settings: str,
+    start: Callable[[], dict[str, float]] | None = None,
     on_batch: Callable[[str, int, int, int], None] | None = None,
 ) -> list[dict[str, Any]]:
     """Train `model` in place and leave it with the weights of its best epoch on `val`.
@@ -110,6 +112,8 @@ def fit(
         loss, metrics: for `compile`; `metrics` is called afresh for each phase.
         monitor: history column that picks the best epoch, such as "val_loss"; `mode` is "min" or "max".
         settings: text of all that the training depends on; a folder made with another text is refused.
+        start: called on a fresh training, to bring the model to where the phases begin; returns the figures of its row
+            in the history. Not called again when the training goes on.
         on_batch: told (phase, epoch, batch, batches) as training goes, for a progress bar.
 
     Returns:
@@ -124,6 +128,8 @@ def fit(
     state = _read_state(folder, key, out)
     history: list[dict[str, Any]] = state["history"]
     phases = [phase for phase in phases if phase.epochs]
+    if start is not None and not history:
+        _begin(model, start, val, loss, metrics(), monitor, state, history, out)
     for number, phase in enumerate(phases):
         done = sum(row["phase"] == phase.name for row in history)
         later = any(row["phase"] in {p.name for p in phases[number + 1 :]} for row in history)
@@ -147,6 +153,31 @@ def fit(
     if best.is_file():
         _load(model, best, with_optimizer=False)
     return history
+
+
+def _begin(
+    model: K.Model,
+    start: Callable[[], dict[str, float]],
+    val: Batches,
+    loss: Any,
+    metrics: list,
+    monitor: str,
+    state: dict[str, Any],
+    history: list[dict[str, Any]],
+    out: Path,
+) -> None:
+    """Run `start`, and keep what it leaves as the training's first epoch."""
+    row = start()
+    _compile(model, Phase(START, 1, 1e-3), 1, loss, metrics)
+    row |= {f"val_{name}": float(value) for name, value in model.evaluate(val, verbose=0, return_dict=True).items()}
+    history.append({"epoch": 1, "phase": START, **row})
+    log.info("%s  %s", START, "  ".join(f"{n} {v:.4f}" for n, v in row.items()))
+    name = f"{START}-0001.weights.h5"
+    state.update(weights=name, best=row[monitor])
+    for file in (name, "best.weights.h5"):
+        _save(model, out / "checkpoint" / file)
+    write_text(out / "checkpoint" / "state.json", json.dumps(state))
+    write_text(out / "history.csv", _table(history))
 
 
 def forget(out: Path) -> None:

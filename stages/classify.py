@@ -45,22 +45,23 @@ def lung_crop(record: Record, size: int) -> tuple[np.ndarray, np.ndarray, Frame]
     return np.round(np.clip(scaled, 0, 1) * 255).astype(np.uint8), lungs, frame
 
 
-def encoder_input(crop: np.ndarray, lungs: np.ndarray, how: str) -> np.ndarray:
+def encoder_input(crop: np.ndarray, lungs: np.ndarray, how: str, pool: str = "all") -> np.ndarray:
     """The network's input of a crop and its lungs, second half of the preprocessing (after augmentation in training).
 
     Args:
         crop: (H, W) uint8. lungs: (H, W) uint8, 0 or 1.
         how: "crop" the crop as it is; "masked" all but the lungs faded to black; "channel" the lungs as a second
             channel.
+        pool: "lungs" adds the lungs as the second channel too, for the network to average its features over.
 
     Returns:
         (H, W, 1 or 2) float32 in [0, 1].
     """
     grey = crop.astype(np.float32) / 255.0
-    if how == "channel":
-        return np.stack([grey, lungs.astype(np.float32)], axis=-1)
     if how == "masked":
         grey = grey * soft_lungs(lungs)
+    if how == "channel" or pool == "lungs":
+        return np.stack([grey, lungs.astype(np.float32)], axis=-1)
     return grey[..., None]
 
 
@@ -87,6 +88,7 @@ class Classify(Stage):
         self.positive: str = decisions["positive"]
         self.size: int = decisions["size"]
         self.lungs: str = decisions["lungs"]
+        self.pool: str = decisions.get("pool", "all")
         self.temperature: float = decisions["temperature"]
         self.threshold: float = decisions["threshold"]
 
@@ -100,7 +102,7 @@ class Classify(Stage):
         todo = [record for record in records if record.ok]
         if todo:
             crops = [lung_crop(record, self.size) for record in todo]
-            batch = np.stack([encoder_input(crop, lungs, self.lungs) for crop, lungs, _ in crops])
+            batch = np.stack([encoder_input(crop, lungs, self.lungs, self.pool) for crop, lungs, _ in crops])
             answer = self.network(batch)
             for record, (_, _, frame), logits, maps in zip(todo, crops, answer["logits"], answer["maps"], strict=True):
                 self._judge(record, logits)
@@ -130,10 +132,12 @@ class Classify(Stage):
         """Train on the lung crops of `train`, watching the loss on `val`; calibrate on `val`."""
         from data.augment import classify_augmentation
         from data.batches import Batches
+        from data.progress import progress_bar
         from models.backend import keras
         from models.classifiers import build_classifier
         from models.export import save_bundle
         from models.fit import PHASE_SETTINGS, Phase, fit, set_batchnorm_momentum
+        from models.probe import solve_head
         from models.training_log import summary, training_bar
 
         k = keras()
@@ -142,7 +146,7 @@ class Classify(Stage):
         folder = Path(config.cache or out / "cache")
         crops = {split: _crops(part, config, chain, folder) for split, part in parts.items()}
         common = {
-            "encode": lambda crop, lungs: encoder_input(crop, lungs, settings.lungs),
+            "encode": lambda crop, lungs: encoder_input(crop, lungs, settings.lungs, settings.pool),
             "batch_size": settings.fit.batch_size,
             "seed": config.seed,
         }
@@ -165,19 +169,34 @@ class Classify(Stage):
             cut=settings.cut,
             dropout=settings.dropout,
             head_l2=settings.head_l2,
+            pool=settings.pool,
             encoder_weights=settings.encoder_weights,
             nearby=data.root,
         )
-        set_batchnorm_momentum(model)
-        fine = settings.fit.model_dump(include=PHASE_SETTINGS)
-        phases = [
-            Phase("head", settings.head_epochs, settings.head_learning_rate, prepare=_freeze(True)),
-            Phase("fine", **fine, prepare=_freeze(False)),
-        ]
-        with training_bar(cls.name, phases) as on_batch:
+        pretrained = settings.encoder_weights is not None
+        phase = Phase(
+            "fine", **settings.fit.model_dump(include=PHASE_SETTINGS), prepare=_free(batchnorm=not pretrained)
+        )
+        if not pretrained:
+            set_batchnorm_momentum(model)
+
+        def start() -> dict[str, float]:
+            with progress_bar(f"{cls.name} head", None) as update:
+                loss = solve_head(
+                    model,
+                    train,
+                    out / "checkpoint",
+                    passes=settings.head_passes,
+                    l2=settings.head_l2,
+                    label_smoothing=settings.label_smoothing,
+                    on_batch=lambda done, total: update(done, f"{cls.name} head", total),
+                )
+            return {"loss": loss}
+
+        with training_bar(cls.name, [phase]) as on_batch:
             history = fit(
                 _with_prior(model),
-                phases,
+                [phase],
                 train,
                 val,
                 out,
@@ -186,6 +205,7 @@ class Classify(Stage):
                 monitor="val_loss",
                 mode="min",
                 settings=f"{settings.model_dump_json()} {config.classes} {config.seed} {data.split_hash()}",
+                start=start,
                 on_batch=on_batch,
             )
         save_bundle(model, out)
@@ -193,7 +213,7 @@ class Classify(Stage):
             "classes": config.classes,
             "positive": config.positive,
             "normal": config.normal,
-            **settings.model_dump(include={"size", "lungs"}),
+            **settings.model_dump(include={"size", "lungs", "pool"}),
             "temperature": 1.0,
             "threshold": 0.5,
         }
@@ -309,9 +329,19 @@ def _with_prior(model: Any) -> Any:
     return k.Model({"crop": model.input, "prior": prior}, answer, name="training")
 
 
-def _freeze(frozen: bool) -> Callable[[Any], None]:
+def _free(*, batchnorm: bool) -> Callable[[Any], None]:
+    """Free the encoder; its BatchNorm moments stay ImageNet's where it came pretrained.
+
+    Moments that follow the training films make the network fit for exactly their mix of hospitals.
+    """
+    from models.backend import keras
+
     def prepare(model: Any) -> None:
-        model.get_layer("encoder").trainable = not frozen
+        encoder = model.get_layer("encoder")
+        encoder.trainable = True
+        for layer in encoder.layers:
+            if isinstance(layer, keras().layers.BatchNormalization):
+                layer.trainable = batchnorm
 
     return prepare
 
@@ -332,7 +362,7 @@ def _calibrate(
             stage.network(
                 np.stack(
                     [
-                        encoder_input(c, m, stage.lungs)
+                        encoder_input(c, m, stage.lungs, stage.pool)
                         for c, m in zip(crops[i : i + 32], lungs[i : i + 32], strict=True)
                     ]
                 )

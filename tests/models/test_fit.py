@@ -47,7 +47,7 @@ PHASES = [
 ]
 
 
-def run(out, stop_at=None, settings="a"):
+def run(out, stop_at=None, settings="a", start=None):
     seen = []
 
     def on_batch(phase, epoch, batch, batches):
@@ -67,6 +67,7 @@ def run(out, stop_at=None, settings="a"):
         monitor="val_loss",
         mode="min",
         settings=settings,
+        start=start and (lambda: start(model)),
         on_batch=on_batch,
     )
     return model, history, seen
@@ -88,6 +89,25 @@ def test_interrupted_training_ends_like_an_undisturbed_one(tmp_path, stop_at):
         np.testing.assert_allclose(one, two, atol=1e-5)
     with (tmp_path / "cut" / "history.csv").open() as file:
         assert len(list(csv.DictReader(file))) == 5
+
+
+def test_a_start_is_made_once_and_counts_as_the_first_epoch(tmp_path):
+    calls = []
+
+    def start(model):
+        calls.append(1)
+        model.set_weights([w + 0.25 if w.ndim == 2 else w for w in model.get_weights()])
+        return {"loss": 0.5}
+
+    whole, history, _ = run(tmp_path / "whole", start=start)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut", stop_at=("head", 0, 2), start=start)
+    again, resumed, _ = run(tmp_path / "cut", start=start)
+    assert len(calls) == 2
+    assert [row["phase"] for row in resumed] == ["start", "head", "head", "fine", "fine", "fine"]
+    assert [row["loss"] for row in resumed] == pytest.approx([row["loss"] for row in history], abs=1e-5)
+    for one, two in zip(whole.get_weights(), again.get_weights(), strict=True):
+        np.testing.assert_allclose(one, two, atol=1e-5)
 
 
 def test_a_finished_training_does_nothing_more(tmp_path):

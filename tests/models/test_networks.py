@@ -87,13 +87,6 @@ class NetworkContract:
         for one, two in zip(model.get_weights(), again.get_weights(), strict=True):
             np.testing.assert_array_equal(one, two)
 
-    def test_a_compiled_model_reopens_in_a_fresh_process(self, model, tmp_path):
-        model.compile("adam", loss=self.loss(), jit_compile=False)
-        model.save(tmp_path / "compiled.keras")
-        path = str(tmp_path / "compiled.keras")
-        code = f"from pathlib import Path; from models.weights import load_keras; load_keras(Path({path!r}))"
-        subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
-
     def test_batch_equals_single(self, bundle):
         batch = self.batch(4)
         network = open_network(bundle)
@@ -161,6 +154,39 @@ class TestMobileNetV2WithMaskChannel(ClassifierContract):
 class TestMobileNetV2Cut(ClassifierContract):
     def build(self):
         return classifiers.build_classifier("mobilenetv2", 64, 1, 3, alpha=0.5, cut="block_12_add")
+
+
+class TestMobileNetV2PooledOverLungs(ClassifierContract):
+    channels = 2
+
+    def build(self):
+        return classifiers.build_classifier(
+            "mobilenetv2", 64, 1, 3, alpha=0.35, cut="block_13_expand_relu", pool="lungs"
+        )
+
+    def batch(self, n=3):
+        batch = super().batch(n)
+        batch[..., 1] = batch[..., 1] > 0.5
+        return batch
+
+    def test_what_lies_beyond_the_lungs_has_no_weight(self, model):
+        batch = self.batch()
+        batch[:, :, 32:, 1] = 0
+        maps = serving_model(model)(batch)["maps"]
+        assert not np.asarray(maps)[:, :, 2:].any()
+        assert np.asarray(maps)[:, :, :2].any()
+
+
+def test_compiled_models_reopen_in_a_fresh_process(tmp_path):
+    """No import of ours but the loader has run there: the losses that a compiled model names must be found."""
+    paths = []
+    for contract in (TestUnet(), TestMobileNetV2PooledOverLungs()):
+        model = contract.build()
+        model.compile("adam", loss=contract.loss(), jit_compile=False)
+        paths.append(str(tmp_path / f"{model.name}.keras"))
+        model.save(paths[-1])
+    code = f"from pathlib import Path; from models.weights import load_keras; [load_keras(Path(p)) for p in {paths!r}]"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
 def test_unknown_network_is_named():

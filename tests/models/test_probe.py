@@ -1,0 +1,83 @@
+"""The solved last layer is the optimum, and a second call takes the features that the first one kept."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+
+from models.backend import keras
+
+k = keras()
+
+from data.batches import Batches  # noqa: E402
+from models import classifiers  # noqa: E402
+from models.probe import solve_head  # noqa: E402
+
+CLASSES = 3
+
+
+def make_model():
+    k.utils.set_random_seed(2)
+    return classifiers.build_classifier("mobilenetv2", 64, 1, CLASSES, alpha=0.35, cut="block_3_expand_relu")
+
+
+def make_batches(prior=0.0, weights=None):
+    draw = np.random.default_rng(4)
+    labels = np.arange(48) % CLASSES
+    images = np.clip(60 * labels[:, None, None] + draw.normal(60, 60, (48, 64, 64)), 0, 255).astype(np.uint8)
+    priors = np.zeros((48, CLASSES), np.float32)
+    priors[:, 0] = prior
+    return Batches(
+        images,
+        images > 99,
+        np.eye(CLASSES, dtype=np.float32)[labels],
+        lambda image, mask: image[..., None] / np.float32(255),
+        batch_size=12,
+        weights=weights,
+        beside={"prior": priors},
+    )
+
+
+def answers(model, batches):
+    return np.concatenate([np.asarray(model(batches[i][0]["crop"])) for i in range(len(batches))])
+
+
+def solve(model, batches, folder, l2=0.01, **more):
+    return solve_head(model, batches, folder, passes=1, l2=l2, label_smoothing=0.0, **more)
+
+
+def test_it_is_the_logistic_regression_on_the_pooled_features(tmp_path):
+    model, batches = make_model(), make_batches()
+    loss = solve(model, batches, tmp_path, l2=0.01)
+    pooled = k.Model(model.input, model.get_layer("standardize").output)
+    x, labels = answers(pooled, batches), np.arange(48) % CLASSES
+    np.testing.assert_allclose(x.mean(0), 0, atol=1e-3)
+    peer = LogisticRegression(C=1 / (2 * 0.01 * 48), max_iter=5000, tol=1e-8).fit(x, labels)
+    np.testing.assert_allclose(answers(model, batches), peer.predict_proba(x), atol=2e-3)
+    ours = -np.log(answers(model, batches)[np.arange(48), labels]).mean()
+    assert loss == pytest.approx(ours, abs=1e-3)
+
+
+def test_what_the_prior_says_is_not_learned(tmp_path):
+    """With the odds of class 0 given beforehand as far too high, the layer learns them lower, and the other way."""
+    high, low = make_model(), make_model()
+    solve(high, make_batches(prior=2.0), tmp_path / "high")
+    solve(low, make_batches(prior=-2.0), tmp_path / "low")
+    batches = make_batches()
+    assert answers(high, batches)[:, 0].mean() < answers(low, batches)[:, 0].mean() - 0.1
+
+
+def test_films_without_weight_have_no_say(tmp_path):
+    weights = np.where(np.arange(48) % CLASSES == 2, 0, 1).astype(np.float32)
+    model = make_model()
+    solve(model, make_batches(weights=weights), tmp_path)
+    assert (answers(model, make_batches()).argmax(1) != 2).all()
+
+
+def test_started_again_it_takes_the_finished_passes(tmp_path):
+    one, two, seen = make_model(), make_model(), []
+    solve(one, make_batches(), tmp_path)
+    solve(two, make_batches(), tmp_path, on_batch=lambda *done: seen.append(done))
+    assert not seen
+    np.testing.assert_array_equal(one.get_layer("logits").get_weights()[0], two.get_layer("logits").get_weights()[0])
