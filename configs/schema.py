@@ -44,7 +44,8 @@ class SegmentFit(Fit):
 class ClassifyFit(Fit):
     """Training of the classifier, its second step."""
 
-    epochs: int = Field(8, ge=0, description="epochs with the encoder free; 0 keeps it as it came")
+    # AUROC of TB against normal with shenzhen left out: 0 epochs 0.826, 2 epochs 0.841, 4 epochs 0.832, 8 epochs 0.826
+    epochs: int = Field(4, ge=0, description="epochs with the encoder free; 0 keeps it as it came")
     batch_size: int = Field(32, ge=1)
     learning_rate: float = Field(1e-4, gt=0)
     ema: float = Field(0.99, ge=0, lt=1)

@@ -106,7 +106,9 @@ def _check(dataset: pydicom.Dataset, meta: dict[str, Any], name: str) -> None:
         )
     if not any(tag in dataset for tag in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
         raise RadiographError(
-            name, "this DICOM file holds no pixels (a report or an order?). Give the image itself", "no_pixels"
+            name,
+            "this DICOM file holds no pixels (a report, an order, or a file that was cut off?). Give the image itself",
+            "no_pixels",
         )
     frames = int(dataset.get("NumberOfFrames") or 1)
     if frames > 1:

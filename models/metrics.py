@@ -148,7 +148,8 @@ def threshold_for_sensitivity(y: np.ndarray, score: np.ndarray, target: float) -
 
 def specificity_at_sensitivity(y: np.ndarray, score: np.ndarray, target: float = 0.90) -> float:
     """Specificity at the highest threshold that reaches the target sensitivity on these very films."""
-    return specificity(y, score, threshold_for_sensitivity(y, score, target))
+    threshold = threshold_for_sensitivity(y, score, target)
+    return float("nan") if np.isnan(threshold) else specificity(y, score, threshold)
 
 
 # --- several classes -------------------------------------------------------------------------------------------------

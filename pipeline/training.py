@@ -84,7 +84,7 @@ def _train_stage(name: str, manifest: Manifest, config: Config, out: Path) -> No
         stage = stage_class.load(folder)
         figures: dict[str, Any] = {}
         for split in ("test", "external"):
-            part = manifest.select(split=split)
+            part = _judged(name, manifest.select(split=split), config)
             if len(part):
                 metrics = evaluate_stage(stage, part, folder / "evaluation" / split, chain, split=split)
                 figures[split] = summary_of(metrics)
@@ -92,6 +92,12 @@ def _train_stage(name: str, manifest: Manifest, config: Config, out: Path) -> No
         forget(folder)
         shutil.rmtree(folder / "cache", ignore_errors=True)
         write_text(done, _upstream(name, out))
+
+
+def _judged(name: str, films: Manifest, config: Config) -> Manifest:
+    """The films that a stage's figures are taken on: without the sources that its config calls foreign to the task."""
+    foreign = config.classify.fit.leave_out if name in ("classify", "localize") else []
+    return films.select(source=sorted(set(films.table["source"]) - set(foreign))) if foreign else films
 
 
 def _settings_of(name: str, config: Config) -> str:

@@ -42,7 +42,8 @@ def test_overrides_reach_into_sections():
         (["classes=[TB, TB, NORM]"], "differ"),
         (["name"], "key=value"),
         (["name.x.y=1"], "name"),
-        (["classify.fit.epochs=0"], r"classify\.fit\.epochs.*0"),
+        (["segment.fit.epochs=0"], r"segment\.fit\.epochs.*0"),
+        (["classify.fit.epochs=-1"], r"classify\.fit\.epochs.*-1"),
     ],
 )
 def test_what_cannot_be_used_is_named(overrides, named):

@@ -214,3 +214,7 @@ def test_peak_hit_and_share():
     assert np.isnan(boxes.share_inside(0 * heat, mask))
     assert boxes.best_iou([], [A]) == 0
     assert boxes.best_iou([FAR, A], [B, A]) == 1
+
+
+def test_specificity_at_sensitivity_of_no_positives_is_undefined():
+    assert np.isnan(m.specificity_at_sensitivity(np.zeros(4, bool), np.arange(4.0)))

@@ -1,0 +1,77 @@
+"""Augmentation: repeatable, in range, and never a mirror image."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from data.augment import Marks, Opacities, classify_augmentation, segment_augmentation
+from data.synthetic import make_film
+
+BUILDERS = pytest.mark.parametrize("build", [segment_augmentation, classify_augmentation])
+
+
+@pytest.fixture(scope="module")
+def film():
+    film = make_film(7, label="NORM", size=(192, 192))
+    return np.round(film.pixels * 255).astype(np.uint8), film.mask
+
+
+@BUILDERS
+def test_a_seed_repeats_and_another_differs(build, film):
+    image, mask = film
+    one, same, other = (build(seed)(image=image, mask=mask) for seed in (3, 3, 4))
+    assert np.array_equal(one["image"], same["image"])
+    assert np.array_equal(one["mask"], same["mask"])
+    assert not np.array_equal(one["image"], other["image"])
+
+
+@BUILDERS
+def test_shape_type_and_mask_values_stay(build, film):
+    image, mask = film
+    for seed in range(20):
+        out = build(seed)(image=image, mask=mask)
+        assert (out["image"].shape, out["image"].dtype) == (image.shape, np.uint8)
+        assert (out["mask"].shape, out["mask"].dtype) == (mask.shape, np.uint8)
+        assert set(np.unique(out["mask"])) <= {0, 1}
+
+
+@BUILDERS
+def test_left_stays_left(build, film):
+    """A mask of the picture's left half alone stays mostly left: no flip, no half turn."""
+    image, _ = film
+    left = np.zeros((192, 192), np.uint8)
+    left[60:130, 20:70] = 1
+    for seed in range(40):
+        columns = np.nonzero(build(seed)(image=image, mask=left)["mask"])[1]
+        assert columns.mean() < 96
+
+
+@BUILDERS
+def test_the_input_is_not_changed(build, film):
+    image, mask = film
+    before = image.copy()
+    for seed in range(10):
+        build(seed)(image=image, mask=mask)
+    assert np.array_equal(image, before)
+
+
+def test_opacities_only_brighten(film):
+    image, _ = film
+    for seed in range(10):
+        transform = Opacities(p=1.0)
+        transform.set_random_seed(seed)
+        out = transform(image=image)["image"]
+        assert (out >= image.astype(int) - 1).all()
+        assert out.mean() > image.mean()
+
+
+def test_marks_leave_the_middle_of_the_film():
+    image = np.full((200, 200), 128, np.uint8)
+    changed = np.zeros((200, 200), int)
+    for seed in range(30):
+        transform = Marks(p=1.0)
+        transform.set_random_seed(seed)
+        changed += transform(image=image)["image"] != 128
+    assert changed[80:120, 80:120].mean() < changed[:10].mean()
+    assert changed.any()

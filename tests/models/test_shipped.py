@@ -1,0 +1,106 @@
+"""The weights that come with the package: whole, small, and good for what the README says of them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import stages
+from data.manifest import read_manifest
+from data.radiograph import Radiograph, read
+from data.synthetic import LABELS, make_film
+from models.metrics import auroc, dice
+from models.weights import KERAS_FILE, SERVING_FILE, SHIPPED, bundle_of, open_network, read_card, shipped
+from stages.base import Record
+from stages.films import read_mask
+
+pytestmark = pytest.mark.skipif(not shipped(), reason="no weights are shipped")
+
+
+@pytest.fixture(scope="module")
+def chain():
+    return stages.load_chain("tb", "classify")
+
+
+def judge(chain, records):
+    for stage in chain:
+        records = stage.run(records)
+    return records
+
+
+def test_all_of_them_are_under_40_mb():
+    assert sum(p.stat().st_size for p in SHIPPED.rglob("*") if p.is_file()) < 40_000_000
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_bundles_are_whole_and_say_what_they_are(name):
+    for stage in stages.NAMES:
+        folder = bundle_of(SHIPPED / name, stage)
+        assert stage == "localize" or {KERAS_FILE, SERVING_FILE} <= {p.name for p in folder.iterdir()}
+        card = read_card(folder)
+        assert {"decisions", "training", "figures", "licence"} <= set(card)
+        for figures in card["figures"].values():
+            for figure in figures.values():
+                if isinstance(figure, dict) and figure.get("value") is not None and figure["n"] > 1:
+                    assert figure["ci95"][0] <= figure["value"] <= figure["ci95"][1]
+        assert "/work" not in json.dumps(card)
+        assert "/home" not in json.dumps(card)
+
+
+@pytest.mark.parametrize("stage", ["segment", "classify"])
+def test_keras_and_onnx_agree(stage):
+    folder = bundle_of(SHIPPED / "tb", stage)
+    channels = 1 if stage == "segment" else 2
+    size = read_card(folder)["decisions"]["size"]
+    film = make_film(3, label="TB", size=(size, size))
+    batch = np.stack([film.pixels, film.mask], axis=-1)[None, ..., :channels].astype(np.float32)
+    onnx, native = (open_network(folder, runtime)(batch) for runtime in ("onnx", "keras"))
+    for name, value in native.items():
+        np.testing.assert_allclose(onnx[name], value, atol=1e-4)
+
+
+def test_lungs_of_synthetic_films_are_found(chain):
+    films = [make_film(seed, label=LABELS[seed % 3], size=(360, 400)) for seed in range(100, 112)]
+    records = [Record(Radiograph(f.pixels, str(n), "", f.mask.shape, None, "png", 8, {})) for n, f in enumerate(films)]
+    done = judge(chain[:1], records)
+    scores = [dice(film.mask, record.mask) for film, record in zip(films, done, strict=True)]
+    assert min(scores) >= 0.85, scores
+
+
+def test_a_run_imports_no_tensorflow(tmp_path):
+    code = (
+        "import sys; from pipeline import cli; "
+        f"cli._call(['samples', {str(tmp_path / 's')!r}, '-n', '1']); "
+        f"code = cli._call(['run', {str(tmp_path / 's' / 'images')!r}, '--out', {str(tmp_path / 'r')!r}]); "
+        "print('|', code, *sys.modules)"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    code, *modules = answer.stdout.rpartition("|")[2].split()
+    assert code == "0"
+    assert not set(modules) & {"tensorflow", "keras", "torch", "jax"}
+
+
+@pytest.mark.real
+def test_lungs_of_a_hospital_never_trained_on(real_data, chain):
+    """Twenty films of montgomery; over all 138 the card holds 0.97."""
+    films = read_manifest(real_data).select(source=["montgomery"], has_mask=True)
+    scores = []
+    for row in films.table.iloc[::7].to_dict("records"):
+        film = read(films.path(row["image"]), id=row["image"])
+        (record,) = judge(chain[:1], [Record(film)])
+        scores.append(dice(read_mask(films.path(row["mask"]), film.size), record.mask))
+    assert np.mean(scores) >= 0.95
+
+
+@pytest.mark.real
+def test_tuberculosis_is_told_from_normal_at_home(real_data, chain):
+    """Shenzhen's 100 test films: above what the card promises less what rounding may move."""
+    films = read_manifest(real_data).select(source=["shenzhen"], split="test")
+    rows = films.table.to_dict("records")
+    records = judge(chain, [Record(read(films.path(row["image"]), id=row["image"])) for row in rows])
+    truth = np.array([row["label"] == "TB" for row in rows])
+    assert auroc(truth, np.array([record.tb_score for record in records])) >= 0.85
