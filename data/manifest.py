@@ -92,13 +92,20 @@ class Manifest:
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
-def read_manifest(path: str | Path, *, classes: Sequence[str] | None = None, check_files: bool = True) -> Manifest:
+def read_manifest(
+    path: str | Path,
+    *,
+    classes: Sequence[str] | None = None,
+    check_files: bool = True,
+    faults_into: list[str] | None = None,
+) -> Manifest:
     """Read and check a manifest.
 
     Args:
         path: a CSV file, a folder that holds `manifest.csv`, or a folder with one folder a class.
         classes: labels allowed beside an empty one; None allows any.
         check_files: whether films and masks must exist.
+        faults_into: takes the faults of rows, which are then not raised.
 
     Raises:
         ManifestError: with every fault found.
@@ -121,7 +128,9 @@ def read_manifest(path: str | Path, *, classes: Sequence[str] | None = None, che
         faults.append("there are no rows")
     manifest = Manifest(table, path.parent, _read_boxes(path.with_name("boxes.csv"), table, faults))
     faults += _row_faults(manifest, classes, check_files)
-    if faults:
+    if faults_into is not None:
+        faults_into += faults
+    elif faults:
         raise ManifestError(path, faults)
     return manifest
 

@@ -40,6 +40,7 @@ def open_chain(
     *,
     runtime: str = "onnx",
     config: str | None = None,
+    site: Path | None = None,
     arguments: dict[str, Any] | None = None,
 ) -> Chain:
     """Load the stages up to and including `upto`, with the settings of a config on top of what their cards decide.
@@ -49,11 +50,13 @@ def open_chain(
         config: a YAML file or the name of a preset. Of it, running obeys `RUN_SETTINGS`, where it names them and they
             differ from what the weights were trained with (a fitted threshold stays when the config of the training is
             given again).
+        site: a site file, see `pipeline.calibration`.
         arguments: of the command, for run.json.
 
     Raises:
         models.weights.WeightsError: the weights do not exist or cannot be opened.
         configs.schema.ConfigError: the config cannot be read, or names other classes than the weights have.
+        pipeline.calibration.CalibrationError: the site file cannot be read, or is of other weights.
     """
     from models.weights import bundle_of, find
 
@@ -64,6 +67,12 @@ def open_chain(
         wanted = load_config(config)
     chain = stages.load_chain(weights, upto, runtime)
     settings = _apply(wanted, chain) if wanted is not None else {}
+    if site is not None:
+        from pipeline.calibration import apply_site
+
+        calibrated = apply_site(site, chain)
+        if calibrated:
+            settings.setdefault("classify", {}).update(calibrated)
     folder = find(weights)
     about = {
         "weights": weights,

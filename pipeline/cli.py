@@ -24,6 +24,7 @@ _FOR_THE_USER = {
     "data.radiograph": ("RadiographError",),
     "models.weights": ("WeightsError",),
     "models.fit": ("TrainingError",),
+    "pipeline.calibration": ("CalibrationError",),
     "pipeline.evaluation": ("EvaluationError",),
     "pipeline.inputs": ("InputError",),
     "pipeline.results": ("ResultsError",),
@@ -46,7 +47,7 @@ def _show_version(context: click.Context, _option: click.Parameter, value: bool)
         context.exit()
 
 
-def _command(function: Callable[..., Any]) -> click.Command:
+def _command(function: Callable[..., Any], group: click.Group | None = None) -> click.Command:
     """A subcommand, with the option that all of them have."""
     option = click.option(
         "--debug",
@@ -55,7 +56,11 @@ def _command(function: Callable[..., Any]) -> click.Command:
         callback=_set_debug,
         help="Show the traceback of an error. CXR_DEBUG=1 in the environment does the same.",
     )
-    return cli.command(context_settings={"max_content_width": 100})(option(function))
+    return (group or cli).command(context_settings={"max_content_width": 100})(option(function))
+
+
+def _command_of(group: click.Group) -> Callable[[Callable[..., Any]], click.Command]:
+    return lambda function: _command(function, group)
 
 
 @click.group(
@@ -81,6 +86,7 @@ def cli() -> None:
 @click.option(
     "--weights", default="tb", show_default=True, metavar="NAME|PATH", help="Shipped weights, or trained ones."
 )
+@click.option("--site", type=click.Path(path_type=Path), metavar="FILE", help="Site file of `pipeline calibrate`.")
 @click.option("--workers", type=click.IntRange(1), help="Threads that read, and that write.  [default: one a core]")
 @click.option("--batch-size", type=click.IntRange(1, 512), default=8, show_default=True, help="Films at once.")
 @click.option(
@@ -93,6 +99,7 @@ def run(
     stage: str | None,
     config: str | None,
     weights: str,
+    site: Path | None,
     workers: int | None,
     batch_size: int,
     runtime: str,
@@ -125,15 +132,17 @@ def run(
         "inputs": list(inputs),
         "stage": stage,
         "config": config,
+        "site": str(site) if site is not None else None,
         "workers": workers,
         "batch_size": batch_size,
         "overwrite": overwrite,
     }
-    chain = open_chain(weights, upto, runtime=runtime, config=config, arguments=arguments)
+    chain = open_chain(weights, upto, runtime=runtime, config=config, site=site, arguments=arguments)
     found = find_inputs(inputs, out=out)
     for name, settings in chain.settings.items():
         said = ", ".join(f"{key} {value}" for key, value in settings.items())
-        click.echo(f"from {config}, in place of what the weights decide: {name} {said}", err=True)
+        given = " and ".join(str(file) for file in (config, site) if file is not None)
+        click.echo(f"from {given}, in place of what the weights decide: {name} {said}", err=True)
     runner = Runner(chain.stages, out, identity=chain.identity, batch_size=batch_size, workers=workers)
     try:
         with run_progress(len(found)) as progress:
@@ -196,7 +205,10 @@ def train(stage: str | None, data: Path, out: Path, config: str, overrides: tupl
 @click.option(
     "--runtime", type=click.Choice(RUNTIMES), default="onnx", show_default=True, help="What runs the networks."
 )
-def evaluate(stage: str, data: Path, split: str, source: str | None, out: Path, weights: str, runtime: str) -> int:
+@click.option("--site", type=click.Path(path_type=Path), metavar="FILE", help="Site file of `pipeline calibrate`.")
+def evaluate(
+    stage: str, data: Path, split: str, source: str | None, out: Path, weights: str, runtime: str, site: Path | None
+) -> int:
     """Measure one stage on labelled films: metrics.json and plots.
 
     Every figure comes with its 95 % interval, by bootstrap over patients.
@@ -205,15 +217,89 @@ def evaluate(stage: str, data: Path, split: str, source: str | None, out: Path, 
 
     _log_to_stderr()
     chosen = None if split == "all" else split
-    metrics = judge(stage, data, out, split=chosen, source=source, weights=weights, runtime=runtime)
-    for name, figure in metrics.items():
-        if isinstance(figure, dict) and "ci95" in figure:
-            low, high = figure["ci95"]
-            value = "none" if figure["value"] is None else f"{figure['value']:.3f}"
-            bounds = "" if low is None or high is None else f"  {low:.3f} to {high:.3f}"
-            click.echo(f"{name:20}{value}{bounds}  n {figure['n']}")
+    metrics = judge(stage, data, out, split=chosen, source=source, weights=weights, runtime=runtime, site=site)
+    _print_figures(metrics)
     click.echo(f"All figures: {out / 'metrics.json'}")
     return DONE
+
+
+@_command
+@click.option(
+    "--data", required=True, type=click.Path(exists=True, path_type=Path), help="Manifest, or a folder a class."
+)
+@click.option(
+    "--target-sensitivity", type=click.FloatRange(0.5, 0.999), default=0.9, show_default=True, help="Where to operate."
+)
+@click.option("--site", metavar="NAME", help="What to call the site.  [default: the file's name]")
+@click.option("--split", metavar="NAME", help="Films of this split only.")
+@click.option("--source", metavar="NAME", help="Films of this source only.")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="File to write.  [default: NAME.yaml]")
+@click.option(
+    "--weights", default="tb", show_default=True, metavar="NAME|PATH", help="Shipped weights, or trained ones."
+)
+def calibrate(
+    data: Path,
+    target_sensitivity: float,
+    site: str | None,
+    split: str | None,
+    source: str | None,
+    out: Path | None,
+    weights: str,
+) -> int:
+    """Fit the scores to a site, from labelled films of its own.
+
+    Makes a small file for `pipeline run --site`: probabilities that are right for the site's films, and the threshold
+    that reaches the sensitivity asked for. Take films as they come, of all classes, 100 or more; never those that the
+    result is to be measured on.
+
+    \b
+    Example:
+      pipeline calibrate --data ours.csv --target-sensitivity 0.9 --site ours
+      pipeline run films/ --out results --site ours.yaml
+    """
+    from pipeline.calibration import MANY
+    from pipeline.calibration import calibrate as fit_site
+
+    _log_to_stderr()
+    path = out or Path(f"{site or 'site'}.yaml")
+    said = fit_site(
+        data, path, target_sensitivity=target_sensitivity, site=site, split=split, source=source, weights=weights
+    )
+    low, high = said["threshold_ci95"]
+    click.echo(f"threshold {said['threshold']:.3f} (95 % interval {low:.3f} to {high:.3f}), n {said['films']['n']}")
+    click.echo("On films that the fit did not see (five folds by patient):")
+    _print_figures(said["figures"])
+    if said["films"]["n"] < MANY:
+        click.echo(
+            f"Only {said['films']['n']} films: the intervals are wide. With {MANY} or more they narrow.", err=True
+        )
+    click.echo(f"Use it: pipeline run INPUT --out DIR --site {path}")
+    return DONE
+
+
+@cli.group()
+def data() -> None:
+    """Look manifests over before a training believes them."""
+
+
+@_command_of(data)
+@click.argument("manifest", type=click.Path(exists=True, path_type=Path))
+@click.option("--images/--no-images", default=True, show_default=True, help="Read the films, to find near-duplicates.")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="CSV for all pairs that look alike.")
+def check(manifest: Path, images: bool, out: Path | None) -> int:
+    """Find faults, patients in two splits, damaged films, and near-duplicates across sources and splits.
+
+    Exit code 0 where a training may be believed, 1 where a film or patient is on two sides of a split.
+    """
+    from pipeline.datacheck import as_text, write_pairs
+    from pipeline.datacheck import check as look
+
+    findings = look(manifest, images=images)
+    click.echo(as_text(findings))
+    if out is not None:
+        write_pairs(findings, out)
+        click.echo(f"All pairs: {out}")
+    return DONE if findings.clean else SOME_FAILED
 
 
 @_command
@@ -241,6 +327,16 @@ def samples(folder: Path, count: int, seed: int) -> int:
     write_samples(folder, count, seed=seed)
     click.echo(f"{count} synthetic films in {folder / 'images'}. Try: pipeline run {folder / 'images'} --out results")
     return DONE
+
+
+def _print_figures(figures: dict[str, Any]) -> None:
+    """Those that have an interval, a line each."""
+    for name, figure in figures.items():
+        if isinstance(figure, dict) and "ci95" in figure:
+            low, high = figure["ci95"]
+            value = "none" if figure["value"] is None else f"{figure['value']:.3f}"
+            bounds = "" if low is None or high is None else f"  {low:.3f} to {high:.3f}"
+            click.echo(f"{name:32}{value}{bounds}  n {figure['n']}")
 
 
 def _log_to_stderr() -> None:

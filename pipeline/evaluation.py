@@ -34,6 +34,7 @@ def evaluate(
     source: str | None = None,
     weights: str = "tb",
     runtime: str = "onnx",
+    site: Path | None = None,
 ) -> dict[str, Any]:
     """Judge one stage of a chain of weights on a manifest's films and write the figures into `out`.
 
@@ -42,6 +43,7 @@ def evaluate(
         data: a manifest, or a class-per-folder tree.
         split: films of this split only; None takes all.
         source: films of this source only; None takes all.
+        site: a site file to judge with, see `pipeline.calibration`.
 
     Returns:
         What `metrics.json` holds.
@@ -50,6 +52,10 @@ def evaluate(
         EvaluationError: no film matches.
     """
     *chain, last = stages.load_chain(weights, stage, runtime)
+    if site is not None:
+        from pipeline.calibration import apply_site
+
+        apply_site(site, [*chain, last])
     manifest = read_manifest(data, classes=getattr(chain[-1] if chain else last, "classes", None))
     if split is not None and not (manifest.table["split"] != "").any():
         manifest = split_by_patient(manifest)

@@ -91,6 +91,7 @@ class Classify(Stage):
         self.pool: str = decisions.get("pool", "all")
         self.temperature: float = decisions["temperature"]
         self.threshold: float = decisions["threshold"]
+        self.offsets = np.zeros(len(self.classes))  # a site's own, see pipeline.calibration
 
     @classmethod
     def load(cls, bundle: Path, *, runtime: str = "onnx") -> Classify:
@@ -118,7 +119,7 @@ class Classify(Stage):
         from models.metrics import softmax
 
         record.extra["logits"] = logits
-        values = softmax(logits[None] / self.temperature)[0]
+        values = softmax(logits[None] / self.temperature + self.offsets)[0]
         record.probabilities = {name: float(value) for name, value in zip(self.classes, values, strict=True)}
         positive = record.probabilities[self.positive]
         record.tb_score = 100.0 * positive

@@ -5,6 +5,7 @@ Run as a script it is a run to kill: ``python -m tests.pipeline.fake_chain INPUT
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 from pathlib import Path
@@ -141,6 +142,11 @@ def tree(folder):
                 data = {k: v for k, v in facts.items() if k not in ("seconds", "started", "ended")}
             out[path.relative_to(folder).as_posix()] = data
     return out
+
+
+def hears_ctrl_c() -> None:
+    """For `preexec_fn`: a process started in the background of a shell ignores SIGINT, and so would its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from pipeline import cli
 from pipeline.about import EXIT_CODES
 from pipeline.results import rows, run_info
 from tests.pipeline import fake_chain
-from tests.pipeline.fake_chain import tree, write_film
+from tests.pipeline.fake_chain import hears_ctrl_c, tree, write_film
 
 ROOT = Path(__file__).parents[2]
 ENV = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -355,7 +355,8 @@ def test_ctrl_c_is_130_within_seconds_and_keeps_what_is_done(tmp_path):
         "--workers",
         "4",
     ]
-    with subprocess.Popen(command, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env=ENV, preexec_fn=hears_ctrl_c, **pipes) as process:
         journal = tmp_path / "out" / "journal.jsonl"
         while process.poll() is None and not (journal.is_file() and journal.stat().st_size):
             time.sleep(0.01)

@@ -22,7 +22,7 @@ from pipeline import results
 from pipeline.inputs import find_inputs
 from pipeline.results import ResultsError, rows, run_info
 from pipeline.runner import RunError, Runner, file_hash
-from tests.pipeline.fake_chain import FakeLocalize, chain, tree, write_film
+from tests.pipeline.fake_chain import FakeLocalize, chain, hears_ctrl_c, tree, write_film
 
 ROOT = Path(__file__).parents[2]
 ENV = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -281,7 +281,8 @@ def test_memory_stays_flat(tmp_path):
 
 def script(films, out, delay, **options):
     command = [sys.executable, "-m", "tests.pipeline.fake_chain", str(films), str(out), str(delay)]
-    return subprocess.Popen(command, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(command, env=ENV, preexec_fn=hears_ctrl_c, **pipes, **options)
 
 
 def wait_for_lines(path, count, process):
