@@ -1,0 +1,60 @@
+"""`pipeline data check` through the command line."""
+
+from __future__ import annotations
+
+import csv
+
+import cv2
+import numpy as np
+import pytest
+
+from data.synthetic import make_film
+from pipeline.cli import _call
+
+HEADER = "image,label,patient,source,split\n"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for number in range(4):
+        film = make_film(number, label="NORM", size=(160, 150)).pixels
+        cv2.imwrite(str(tmp_path / f"{number}.png"), np.round(film * 255).astype(np.uint8))
+        if number == 0:
+            cv2.imwrite(str(tmp_path / "copy.png"), np.round(film**1.5 * 200).astype(np.uint8))
+    return tmp_path
+
+
+def write(folder, *rows):
+    (folder / "m.csv").write_text(HEADER + "".join(f"{row}\n" for row in rows))
+    return str(folder / "m.csv")
+
+
+def test_a_clean_manifest_is_0(folder, capsys):
+    manifest = write(folder, "0.png,TB,a,x,train", "1.png,NORM,b,x,test")
+    assert _call(["data", "check", manifest]) == 0
+    assert "Clean" in capsys.readouterr().out
+
+
+def test_a_copy_in_another_split_is_found_and_listed(folder, capsys):
+    manifest = write(folder, "0.png,TB,a,x,train", "copy.png,TB,b,y,test", "1.png,NORM,c,x,test")
+    assert _call(["data", "check", manifest, "--out", str(folder / "pairs.csv")]) == 1
+    said = capsys.readouterr().out
+    assert "1 pair(s) of films that look like one, in different splits" in said
+    (row,) = csv.DictReader((folder / "pairs.csv").open())
+    assert (row["image_1"], row["image_2"], row["leak"]) == ("0.png", "copy.png", "splits")
+
+
+def test_all_faults_are_told_at_once(folder, capsys):
+    (folder / "bad.png").write_text("no image")
+    manifest = write(folder, "0.png,TB,a,x,train", "1.png,NORM,a,x,test", "gone.png,TB,b,x,train", "bad.png,TB,c,x,val")
+    assert _call(["data", "check", manifest]) == 1
+    said = capsys.readouterr().out
+    for part in ("gone.png does not exist", "a: test, train", "bad.png"):
+        assert part in said
+    assert "Not clean" in said
+
+
+def test_without_images_only_the_table_is_read(folder, capsys):
+    manifest = write(folder, "0.png,TB,a,x,train", "copy.png,TB,b,y,test")
+    assert _call(["data", "check", manifest, "--no-images"]) == 0
+    assert "look like one" not in capsys.readouterr().out
