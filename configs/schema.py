@@ -75,9 +75,11 @@ class ClassifyConfig(_Section):
     lungs: Literal["crop", "masked", "channel"] = Field(
         "masked", description="crop only; crop with all but the lungs dimmed; crop with the mask as an extra channel"
     )
-    pool: Literal["all", "lungs"] = Field("lungs", description="average features over the whole crop, or the lungs")
+    pool: Literal["all", "lungs", "zones"] = Field(
+        "zones", description="average features over the whole crop, the lungs, or each of the six lung zones"
+    )
     dropout: float = Field(0.2, ge=0, lt=1)
-    head_l2: float = Field(0.01, ge=0, description="penalty on the squared weights of the last layer")
+    head_l2: float = Field(0.1, ge=0, description="penalty on the squared weights of the last layer")
     source_prior: float = Field(
         1.0,
         ge=0,

@@ -52,7 +52,7 @@ def encoder_input(crop: np.ndarray, lungs: np.ndarray, how: str, pool: str = "al
         crop: (H, W) uint8. lungs: (H, W) uint8, 0 or 1.
         how: "crop" the crop as it is; "masked" all but the lungs faded to black; "channel" the lungs as a second
             channel.
-        pool: "lungs" adds the lungs as the second channel too, for the network to average its features over.
+        pool: "lungs" and "zones" add the lungs as the second channel too, for the network to average its features over.
 
     Returns:
         (H, W, 1 or 2) float32 in [0, 1].
@@ -60,7 +60,7 @@ def encoder_input(crop: np.ndarray, lungs: np.ndarray, how: str, pool: str = "al
     grey = crop.astype(np.float32) / 255.0
     if how == "masked":
         grey = grey * soft_lungs(lungs)
-    if how == "channel" or pool == "lungs":
+    if how == "channel" or pool != "all":
         return np.stack([grey, lungs.astype(np.float32)], axis=-1)
     return grey[..., None]
 

@@ -177,10 +177,37 @@ class TestMobileNetV2PooledOverLungs(ClassifierContract):
         assert np.asarray(maps)[:, :, :2].any()
 
 
+class TestMobileNetV2PooledOverZones(TestMobileNetV2PooledOverLungs):
+    def build(self):
+        return classifiers.build_classifier(
+            "mobilenetv2", 96, 1, 3, alpha=0.35, cut="block_13_expand_relu", pool="zones"
+        )
+
+    size = 96
+
+    def test_what_lies_beyond_the_lungs_has_no_weight(self, model):
+        batch = self.batch()
+        batch[:, :, 48:, 1] = 0
+        maps = serving_model(model)(batch)["maps"]
+        assert not np.asarray(maps)[:, :, 3:].any()
+        assert np.asarray(maps)[:, :, :3].any()
+
+
+@pytest.mark.parametrize("side", [4, 14, 18])
+def test_zones_share_the_crop_out(side):
+    zones = classifiers.lung_zones(side, side)[0]
+    assert zones.sum(axis=-1).min() == zones.sum(axis=-1).max() == 1
+    assert zones[0, 0].tolist() == [1, 0, 0, 0, 0, 0]  # the patient's right upper zone
+    assert zones[-1, -1].tolist() == [0, 0, 0, 0, 0, 1]  # the left lower one
+    areas = zones.sum(axis=(0, 1))
+    assert areas.min() > 0
+    np.testing.assert_array_equal(areas[:3], areas[3:])
+
+
 def test_compiled_models_reopen_in_a_fresh_process(tmp_path):
     """No import of ours but the loader has run there: the losses that a compiled model names must be found."""
     paths = []
-    for contract in (TestUnet(), TestMobileNetV2PooledOverLungs()):
+    for contract in (TestUnet(), TestMobileNetV2PooledOverZones()):
         model = contract.build()
         model.compile("adam", loss=contract.loss(), jit_compile=False)
         paths.append(str(tmp_path / f"{model.name}.keras"))
