@@ -79,7 +79,7 @@ def mobilenetv2_classifier(
 def _over_lungs(features: K.KerasTensor, lungs: K.KerasTensor, pool: str) -> K.KerasTensor:
     """Features (N, h, w, C) weighted so that their plain average is that over the lungs, or over each zone in turn.
 
-    With "zones" the result is (N, h, w, 6 C): every zone has channels of its own that are zero elsewhere. Grad-CAM on it
+    With "zones" the result is (N, h, w, 6 C): every zone has channels of its own, zero elsewhere. Grad-CAM on it
     has its closed form, as on any map that is averaged and then goes through one dense layer.
     """
     from models.backend import keras
