@@ -47,6 +47,15 @@ def _show_version(context: click.Context, _option: click.Parameter, value: bool)
         context.exit()
 
 
+def _parsed_shard(_context: click.Context, _option: click.Parameter, value: str | None) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    number, slash, count = value.partition("/")
+    if not (slash and number.isdigit() and count.isdigit() and 1 <= int(number) <= int(count)):
+        raise click.BadParameter(f"it reads I/N with I from 1 to N, such as 2/4. Received: {value!r}")
+    return int(number), int(count)
+
+
 def _command(function: Callable[..., Any], group: click.Group | None = None) -> click.Command:
     """A subcommand, with the option that all of them have."""
     option = click.option(
@@ -92,6 +101,9 @@ def cli() -> None:
 @click.option(
     "--runtime", type=click.Choice(RUNTIMES), default="onnx", show_default=True, help="What runs the networks."
 )
+@click.option(
+    "--shard", metavar="I/N", callback=_parsed_shard, help="Judge the I-th of N parts, each into its own --out."
+)
 @click.option("--overwrite", is_flag=True, help="Discard what another run left in the folder.")
 def run(
     inputs: tuple[str, ...],
@@ -103,6 +115,7 @@ def run(
     workers: int | None,
     batch_size: int,
     runtime: str,
+    shard: tuple[int, int] | None,
     overwrite: bool,
 ) -> int:
     """Judge X-rays: files, folders (with those below) or a manifest.
@@ -121,6 +134,7 @@ def run(
     Examples:
       pipeline run films/ --out results
       pipeline run a.png b.dcm --out results --stage segment
+      pipeline run films/ --out part1 --shard 1/2       (and 2/2 elsewhere; then: pipeline merge)
     """
     from pipeline.chain import open_chain
     from pipeline.console import print_summary, run_progress
@@ -146,12 +160,29 @@ def run(
     runner = Runner(chain.stages, out, identity=chain.identity, batch_size=batch_size, workers=workers)
     try:
         with run_progress(len(found)) as progress:
-            summary = runner.run(found, overwrite=overwrite, progress=progress)
+            summary = runner.run(found, overwrite=overwrite, shard=shard, progress=progress)
     except KeyboardInterrupt:
         click.echo(f"\nStopped. What is finished is kept in {out}; the same command goes on from there.", err=True)
         return INTERRUPTED
     print_summary(summary, upto)
     return summary.exit_code
+
+
+@_command
+@click.argument("folders", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path), metavar="DIR...")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for all results.")
+def merge(folders: tuple[Path, ...], out: Path) -> int:
+    """Join the folders of all shards of a run: as if one run had judged all inputs.
+
+    \b
+    Example:
+      pipeline merge part1 part2 --out results
+    """
+    from pipeline.merge import merge as join
+
+    counts = join(folders, out)
+    click.echo(f"{sum(counts.values())} films in {out}: " + ", ".join(f"{n} {status}" for status, n in counts.items()))
+    return SOME_FAILED if counts["refused"] or counts["failed"] else DONE
 
 
 @_command

@@ -44,6 +44,10 @@ class Input:
     names: tuple[str, ...]
     problem: str = ""
 
+    def shard(self, count: int) -> int:
+        """Which of `count` shards the file belongs to, from 1: by its path below what was given, on every machine."""
+        return 1 + int(_hash(self.names[-1])[:16], 16) % count
+
 
 def find_inputs(given: Sequence[str | Path], *, out: Path | None = None) -> list[Input]:
     """All films of what a person gave, in its order; folders recursively and sorted. A file given twice counts once.

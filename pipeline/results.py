@@ -9,6 +9,7 @@
       masks/  crops/  heatmaps/  overlays/      <id>.png
       journal.jsonl    one line a finished input: what a killed or repeated run goes on from
       run.log          tracebacks of films that failed in a way nobody foresaw; absent where there are none
+      shard.csv        of a shard only: the key of each of its inputs, and its place among all of them
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from stages.base import OK, Record
 
 FOLDERS = ("masks", "crops", "heatmaps", "overlays")
 
-_FILES = ("results.csv", "regions.json", "journal.jsonl", "run.log")
+_FILES = ("results.csv", "regions.json", "journal.jsonl", "run.log", "shard.csv")
 
 
 class ResultsError(ValueError):
@@ -74,14 +75,24 @@ class ResultsFolder:
         path: the folder; made where it does not exist.
         identity: what makes the results.
         overwrite: discard what another run left there, whatever made it.
+        shard: (i, n) where it holds the i-th of n parts of `total` inputs.
 
     Raises:
         ResultsError: another run is working in it, it holds results of another identity, or files that no run made.
         OSError: the folder cannot be made or written.
     """
 
-    def __init__(self, path: Path, identity: Identity, *, overwrite: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        identity: Identity,
+        *,
+        overwrite: bool = False,
+        shard: tuple[int, int] | None = None,
+        total: int = 0,
+    ) -> None:
         self.path, self.identity = path, identity
+        self._shard = {"number": shard[0], "of": shard[1], "inputs": total} if shard else None
         self._guard = threading.Lock()
         self._lock = FolderLock(path)
         self._csv: IO[bytes] | None = None
@@ -148,6 +159,7 @@ class ResultsFolder:
             "classes": list(self.identity.classes) or (before or {}).get("classes", []),
             "fingerprints": {**(before or {}).get("fingerprints", {}), **self.identity.stages},
             "started_with_overwrite": overwrite,
+            **({"shard": self._shard} if self._shard else {}),
             **about,
         }
         self.columns = columns(self._run["classes"])
@@ -170,6 +182,8 @@ class ResultsFolder:
         for name, value in (("version", self.identity.version), ("runtime", self.identity.runtime)):
             if before.get(name) != value:
                 return f"another {name} ({before.get(name)}; now {value})"
+        if before.get("shard") != self._shard:
+            return f"another shard or other inputs ({_said(before.get('shard'))}; now {_said(self._shard)})"
         for name, value in self.identity.stages.items():
             if before.get("fingerprints", {}).get(name, value) != value:
                 return f"other weights or another config (stage {name})"
@@ -264,6 +278,17 @@ class ResultsFolder:
             self._csv.write(csv_line(self.columns, row))
         return row
 
+    def adopt(self, key: str, entry: dict[str, Any]) -> None:
+        """Take over the entry of an input from another folder, whose pictures are here already."""
+        with self._guard:
+            self.journal.append(key, entry)
+            self._csv.write(csv_line(self.columns, entry["row"]))
+
+    def write_places(self, places: dict[str, int]) -> None:
+        """Keep the place of each of a shard's inputs among all, by key."""
+        lines = [f"{key},{place}\n" for key, place in places.items()]
+        write_whole(self.path / "shard.csv", "".join(["key,place\n", *lines]).encode())
+
     def finish(self, keys: Sequence[str], seconds: dict[str, float], started: str, ended: str) -> dict[str, int]:
         """Put every file into its final form: `keys` in their order, after what earlier runs left of other inputs.
 
@@ -336,6 +361,16 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _said(shard: dict[str, int] | None) -> str:
+    return f"{shard['number']}/{shard['of']} of {shard['inputs']} inputs" if shard else "all of them"
+
+
+def read_places(folder: Path) -> dict[str, int]:
+    """`shard.csv` of a shard's folder: the place of each of its inputs among all, by key."""
+    with open(folder / "shard.csv", encoding="utf-8", newline="") as table:
+        return {row["key"]: int(row["place"]) for row in csv.DictReader(table)}
 
 
 def run_info(folder: Path) -> dict[str, Any]:

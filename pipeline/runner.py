@@ -103,6 +103,7 @@ class Runner:
         inputs: Sequence[Input],
         *,
         overwrite: bool = False,
+        shard: tuple[int, int] | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> Summary:
         """Judge all inputs that are not done yet and put the folder into its final form.
@@ -112,6 +113,7 @@ class Runner:
 
         Args:
             overwrite: discard what a run with other weights or another config left in the folder.
+            shard: (i, n) judges the i-th of n parts of the inputs, for `pipeline.merge` to join.
             progress: called with the number of inputs finished so far.
 
         Raises:
@@ -125,8 +127,13 @@ class Runner:
         threads = cv2.getNumThreads()
         cv2.setNumThreads(1)  # our threads take a film each; OpenCV's own would only get in their way
         try:
-            with ResultsFolder(self.out, identity, overwrite=overwrite) as folder:
-                work = _Work(self, folder, inputs, progress or (lambda done: None))
+            with ResultsFolder(self.out, identity, overwrite=overwrite, shard=shard, total=len(inputs)) as folder:
+                ids = assign_ids(inputs, folder.ids())  # of all inputs, so that shards agree on them
+                if shard is not None:
+                    places = {one.key: place for place, one in enumerate(inputs) if one.shard(shard[1]) == shard[0]}
+                    folder.write_places(places)
+                    inputs = [one for one in inputs if one.key in places]
+                work = _Work(self, folder, inputs, ids, progress or (lambda done: None))
                 work.go()
                 seconds = {name: self._seconds[name] for name in ("read", *identity.stages, "write")}
                 seconds["total"] = time.monotonic() - begun
@@ -157,10 +164,15 @@ class _Work:
     """One call of `Runner.run`: the queues between its steps."""
 
     def __init__(
-        self, runner: Runner, folder: ResultsFolder, inputs: Sequence[Input], progress: Callable[[int], None]
+        self,
+        runner: Runner,
+        folder: ResultsFolder,
+        inputs: Sequence[Input],
+        ids: dict[str, str],
+        progress: Callable[[int], None],
     ) -> None:
         self.runner, self.folder, self.inputs, self.progress = runner, folder, inputs, progress
-        self.ids = assign_ids(inputs, folder.ids())
+        self.ids = ids
         self.workers = runner.workers or _cores()
         self.counts: Counter[str] = Counter()
         self.problems: list[tuple[str, str, str]] = []
