@@ -91,6 +91,9 @@ class ClassifyConfig(_Section):
         "class_source", description="weigh films by the square root of how rare their class, or class and source, is"
     )
     head_passes: int = Field(2, ge=1, description="first step: augmented passes that the last layer is solved on")
+    assumed_mix: dict[str, float] | None = Field(
+        None, description="share of each class that probabilities assume, such as {TB: 0.4, ...}; null: all alike"
+    )
     target_sensitivity: float = Field(0.90, gt=0, lt=1, description="where the operating threshold is set, on val")
     fit: ClassifyFit = ClassifyFit()
 
@@ -128,6 +131,9 @@ class Config(_Section):
             value = getattr(self, key)
             if value is not None and value not in self.classes:
                 raise ValueError(f"{key} must be one of the classes {self.classes}. Received: {value!r}")
+        mix = self.classify.assumed_mix
+        if mix is not None and (set(mix) != set(self.classes) or min(mix.values()) <= 0):
+            raise ValueError(f"classify.assumed_mix needs a share above 0 for each of {self.classes}. Received: {mix}")
         return self
 
 

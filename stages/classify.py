@@ -91,7 +91,8 @@ class Classify(Stage):
         self.pool: str = decisions.get("pool", "all")
         self.temperature: float = decisions["temperature"]
         self.threshold: float = decisions["threshold"]
-        self.offsets = np.zeros(len(self.classes))  # a site's own, see pipeline.calibration
+        # Added to the logits divided by the temperature; a site brings its own, see pipeline.calibration.
+        self.offsets = np.array([decisions.get("offsets", {}).get(name, 0.0) for name in self.classes])
 
     @classmethod
     def load(cls, bundle: Path, *, runtime: str = "onnx") -> Classify:
@@ -216,6 +217,7 @@ class Classify(Stage):
             "normal": config.normal,
             **settings.model_dump(include={"size", "lungs", "pool"}),
             "temperature": 1.0,
+            "offsets": mix_offsets(config.classes, settings.assumed_mix),
             "threshold": 0.5,
         }
         card = {"stage": cls.name, "decisions": decisions, "licence": LICENCE}
@@ -318,6 +320,14 @@ def source_priors(
     )
 
 
+def mix_offsets(classes: Sequence[str], mix: dict[str, float] | None) -> dict[str, float]:
+    """What to add to each class's logit so that probabilities hold for a mix of classes in place of an even one."""
+    shares = np.array([mix[name] if mix else 1.0 for name in classes], float)
+    return {
+        name: round(float(v), 4) for name, v in zip(classes, np.log(shares / shares.sum() * len(shares)), strict=True)
+    }
+
+
 def _with_prior(model: Any) -> Any:
     """The model as it is trained: a second input, added to the logits. Layers and weights are the same ones."""
     from models.backend import keras
@@ -374,7 +384,7 @@ def _calibrate(
     labels = targets.argmax(axis=1)
     temperature = float(fit_temperature(logits, labels))
     positive = stage.classes.index(stage.positive)
-    scores = softmax(logits / temperature)[:, positive]
+    scores = softmax(logits / temperature + stage.offsets)[:, positive]
     threshold = float(threshold_for_sensitivity(labels == positive, scores, target_sensitivity))
     log.info(
         "temperature %.3f, threshold %.3f at sensitivity %.2f on %d val films",
