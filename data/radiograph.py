@@ -41,6 +41,13 @@ class RadiographError(ValueError):
         self.path, self.reason, self.code, self.refused = str(path), reason, code, refused
         super().__init__(f"{Path(path).name}: {reason}")
 
+    def __reduce__(self) -> tuple[Any, ...]:  # so that it passes between processes
+        return _again, (self.path, self.reason, self.code, self.refused)
+
+
+def _again(path: str, reason: str, code: str, refused: bool) -> RadiographError:
+    return RadiographError(path, reason, code, refused=refused)
+
 
 @dataclass
 class Radiograph:

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -383,7 +384,8 @@ def _log_to_stderr() -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command and end the process with its exit code."""
     code = _call(arguments)
-    if code == INTERRUPTED:  # a thread that hangs in a decoder must not keep the process alive
+    hanging = any(thread.name.startswith("cxr-read") and thread.is_alive() for thread in threading.enumerate())
+    if code == INTERRUPTED or hanging:  # a thread that hangs in a decoder must not keep the process alive
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

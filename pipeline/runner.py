@@ -10,6 +10,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as NotYet
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
@@ -18,9 +19,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from data.radiograph import Radiograph, RadiographError, read
+from data.radiograph import Radiograph, RadiographError
 from pipeline.about import version
 from pipeline.inputs import Input, assign_ids
+from pipeline.isolation import SECONDS, IsolatedReader
 from pipeline.outputs import failed
 from pipeline.results import Identity, ResultsFolder
 from stages.base import FAILED, OK, REFUSED, Record, Stage
@@ -86,7 +88,9 @@ class Runner:
         identity: what the results are made with; by default that of the stages as they are.
         batch_size: films that the networks see at once.
         workers: threads that read, and as many that write; by default one a core.
-        reader: reads a film; raises RadiographError where it cannot.
+        reader: reads a film; raises RadiographError where it cannot. By default `data.radiograph.read`, with compressed
+            DICOM in processes of its own.
+        seconds_a_film: what reading one may take; a film that takes longer is failed, and the run goes on.
     """
 
     stages: Sequence[Stage]
@@ -94,7 +98,8 @@ class Runner:
     identity: Identity | None = None
     batch_size: int = 8
     workers: int | None = None
-    reader: Callable[..., Radiograph] = read
+    reader: Callable[..., Radiograph] | None = None
+    seconds_a_film: float = 2 * SECONDS
     _seconds: Counter = field(default_factory=Counter, init=False, repr=False)
     _guard: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
 
@@ -178,6 +183,9 @@ class _Work:
         self.problems: list[tuple[str, str, str]] = []
         self.already = 0
         self.first = runner.stages[0]
+        self.own_reader = IsolatedReader() if runner.reader is None else None
+        self.reader = runner.reader or self.own_reader
+        self.reading_since: dict[str, float] = {}
         self.readers = ThreadPoolExecutor(self.workers, "cxr-read")
         self.writers = ThreadPoolExecutor(self.workers, "cxr-write")
         self.writing: deque[Future[dict[str, str]]] = deque()
@@ -203,11 +211,13 @@ class _Work:
                 self._reap(self.writing.popleft())
         finally:
             self.readers.shutdown(wait=False, cancel_futures=True)
+            if self.own_reader is not None:
+                self.own_reader.close()
             self.writers.shutdown(wait=True, cancel_futures=True)
 
     def _films(self) -> Iterator[_Film]:
         """The inputs as read, in their order, some ahead of need: fewer where films are large."""
-        waiting: deque[Future[_Film]] = deque()
+        waiting: deque[tuple[Input, Future[_Film]]] = deque()
         source = iter(self.inputs)
         recent: deque[int] = deque([_PIXELS // self.workers], maxlen=32)  # so that it starts with a film a thread
         most = self.runner.batch_size + self.workers
@@ -219,14 +229,39 @@ class _Work:
                 if item is None:
                     exhausted = True
                 else:
-                    waiting.append(self.readers.submit(self._read, item))
+                    waiting.append((item, self.readers.submit(self._read, item)))
             if waiting:
-                film = waiting.popleft().result()
+                film = self._arrived(*waiting.popleft(), waiting)
                 if film.pixels > 1:
                     recent.append(film.pixels)
                 yield film
 
+    def _arrived(self, item: Input, coming: Future[_Film], waiting: deque[tuple[Input, Future[_Film]]]) -> _Film:
+        """A film once it is read, or as failed where that takes too long: its thread is left to itself then."""
+        limit = self.runner.seconds_a_film
+        while True:
+            try:
+                return coming.result(timeout=min(1.0, limit))
+            except NotYet:
+                begun = self.reading_since.get(item.key)
+            if begun is not None and time.monotonic() - begun > limit:
+                break
+        self.readers.shutdown(wait=False)  # a thread of it hangs; what has not begun goes to new ones
+        self.readers = ThreadPoolExecutor(self.workers, "cxr-read")
+        for number, (other, future) in enumerate(waiting):
+            if future.cancel():
+                waiting[number] = (other, self.readers.submit(self._read, other))
+        error = f"{Path(item.path).name}: reading it took longer than {limit:g} s. Check the disk, or export it again"
+        return _Film(item, record=_unread(item, self.ids[item.key], FAILED, error))
+
     def _read(self, item: Input) -> _Film:
+        self.reading_since[item.key] = time.monotonic()
+        try:
+            return self._read_now(item)
+        finally:
+            self.reading_since.pop(item.key, None)
+
+    def _read_now(self, item: Input) -> _Film:
         with self.runner.timed("read"):
             name = self.ids[item.key]
             if item.problem:
@@ -242,7 +277,7 @@ class _Work:
             if done is not None:
                 return _Film(item, sha256, done=done)
             try:
-                record = Record(self.runner.reader(item.path, id=name))
+                record = Record(self.reader(item.path, id=name))
             except RadiographError as error:
                 status = REFUSED if error.refused else FAILED
                 return _Film(item, sha256, _unread(item, name, status, str(error)))

@@ -1,0 +1,110 @@
+"""Decoders that crash or hang cost their film alone."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+
+import numpy as np
+import pydicom
+import pytest
+from pydicom.data import get_testdata_file
+from pydicom.uid import RLELossless
+
+from data.radiograph import RadiographError, read
+from pipeline.inputs import find_inputs
+from pipeline.isolation import IsolatedReader, is_compressed_dicom
+from pipeline.results import rows
+from pipeline.runner import Runner
+from tests.data.test_dicom import dicom
+from tests.pipeline.fake_chain import chain, write_film
+
+
+@pytest.fixture
+def compressed(tmp_path):
+    """A film in RLE, which needs a decoder."""
+    path = dicom(tmp_path / "rle.dcm", np.random.default_rng(0).integers(0, 4096, (64, 80)))
+    dataset = pydicom.dcmread(path)
+    dataset.compress(RLELossless)
+    dataset.save_as(path)
+    return path
+
+
+@pytest.fixture
+def reader():
+    made = IsolatedReader(seconds=30)
+    yield made
+    made.close()
+
+
+def test_it_reads_what_read_reads(reader, compressed):
+    assert is_compressed_dicom(compressed)
+    one, two = reader(compressed, id="x"), read(compressed, id="x")
+    np.testing.assert_array_equal(one.pixels, two.pixels)
+    assert (one.id, one.meta, one.bits) == (two.id, two.meta, two.bits)
+
+
+def test_what_the_decoder_says_comes_through(reader, compressed):
+    data = compressed.read_bytes()
+    compressed.write_bytes(data[: len(data) // 2])
+    with pytest.raises(RadiographError, match=compressed.name) as caught:
+        reader(compressed)
+    assert not caught.value.refused
+
+
+def test_only_what_needs_a_decoder_goes_elsewhere(tmp_path, reader):
+    assert not is_compressed_dicom(write_film(tmp_path / "a.png"))
+    assert not is_compressed_dicom(tmp_path / "gone.dcm")
+    assert not is_compressed_dicom(get_testdata_file("CT_small.dcm"))
+    with pytest.raises(RadiographError, match="no such file"):
+        reader(tmp_path / "gone.dcm")
+
+
+def test_a_crash_costs_the_film_alone(reader, compressed):
+    reader(compressed)
+    (helper,) = reader._all
+    os.kill(helper._process.pid, signal.SIGSTOP)
+    killer = threading.Timer(0.3, helper._process.kill)
+    killer.start()
+    with pytest.raises(RadiographError, match="decoder crashed"):
+        reader(compressed)
+    assert reader(compressed).size == (64, 80)
+
+
+def test_a_hang_ends_at_the_limit(reader, compressed):
+    reader(compressed)
+    (helper,) = reader._all
+    os.kill(helper._process.pid, signal.SIGSTOP)
+    reader.seconds = 0.3
+    with pytest.raises(RadiographError, match=r"longer than 0\.3 s"):
+        reader(compressed)
+    reader.seconds = 30
+    assert reader(compressed).size == (64, 80)
+
+
+def test_a_reader_that_hangs_in_the_run_itself_costs_its_films_alone(tmp_path):
+    folder = tmp_path / "films"
+    for number in range(12):
+        write_film(folder / f"{number:02}.png", number)
+    for name in ("03_hangs", "04_hangs", "05_hangs"):
+        write_film(folder / f"{name}.png")
+    never = threading.Event()
+
+    def reader(path, id):
+        if id.endswith("hangs"):
+            never.wait()
+        return read(path, id=id)
+
+    runner = Runner(chain(), tmp_path / "out", workers=2, batch_size=2, reader=reader, seconds_a_film=0.3)
+    begun = time.monotonic()
+    try:
+        summary = runner.run(find_inputs([folder]))
+    finally:
+        never.set()
+    assert summary.counts == {"ok": 12, "refused": 0, "failed": 3}
+    assert time.monotonic() - begun < 60
+    slow = [row for row in rows(tmp_path / "out") if row["status"] == "failed"]
+    assert {row["id"] for row in slow} == {"03_hangs", "04_hangs", "05_hangs"}
+    assert all("longer than" in row["error"] for row in slow)
