@@ -27,6 +27,9 @@ SHIPPED = Path(__file__).parent / "weights"
 KERAS_FILE, SERVING_FILE, CARD_FILE = "model.keras", "model.onnx", "card.json"
 LICENCE = "MIT for the weights' files; the training images keep their own terms, see docs/model-card.md"
 
+# What can run a network, and the file that it takes.
+RUNTIMES = {"onnx": SERVING_FILE, "openvino": SERVING_FILE, "keras": KERAS_FILE}
+
 # A network, whatever runs it: a float32 batch (N, H, W, C) in, its outputs by name out.
 Network = Callable[[np.ndarray], dict[str, np.ndarray]]
 
@@ -117,19 +120,25 @@ def open_network(bundle: Path, runtime: str = "onnx", threads: int | None = None
 
     Args:
         bundle: folder with the network's files.
-        runtime: "onnx" runs the serving file on ONNX Runtime without TensorFlow, "keras" the Keras file.
-        threads: cores for ONNX Runtime; None lets it take all.
+        runtime: "onnx" and "openvino" run the serving file without TensorFlow, "keras" the Keras file.
+        threads: cores for ONNX Runtime and OpenVINO; None lets them take all.
 
     Raises:
-        WeightsError: the file is missing or damaged, or the runtime is unknown.
+        WeightsError: the file is missing or damaged, or the runtime is unknown or not installed.
     """
-    if runtime not in ("onnx", "keras"):
-        raise WeightsError(f"runtime must be 'onnx' or 'keras'. Received: {runtime!r}")
-    path = bundle / (SERVING_FILE if runtime == "onnx" else KERAS_FILE)
+    if runtime not in RUNTIMES:
+        raise WeightsError(f"runtime must be one of {', '.join(RUNTIMES)}. Received: {runtime!r}")
+    path = bundle / RUNTIMES[runtime]
     if not path.is_file():
         raise WeightsError(f"{path} is missing. Train the stage again, or use the other runtime")
     try:
-        return _onnx(path, threads) if runtime == "onnx" else _keras(path)
+        if runtime == "keras":
+            return _keras(path)
+        return _onnx(path, threads) if runtime == "onnx" else _openvino(path, threads)
+    except ModuleNotFoundError as error:
+        raise WeightsError(
+            f"the runtime {runtime!r} is not installed ({error}). Install it: pip install 'cxr-pipeline[{runtime}]'"
+        ) from error
     except Exception as error:
         raise WeightsError(f"{path} cannot be loaded ({type(error).__name__}: {error}). Is the file whole?") from error
 
@@ -147,6 +156,24 @@ def _onnx(path: Path, threads: int | None) -> Network:
 
     def run(batch: np.ndarray) -> dict[str, np.ndarray]:
         return dict(zip(names, session.run(names, {entry.name: batch}), strict=True))
+
+    return run
+
+
+def _openvino(path: Path, threads: int | None) -> Network:
+    import openvino
+
+    core = openvino.Core()
+    # In float32, as the other runtimes: on processors that have bfloat16 it would round to that.
+    settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+    if threads is not None:
+        settings["INFERENCE_NUM_THREADS"] = threads
+    compiled = core.compile_model(core.read_model(path), "CPU", settings)
+    names = [output.get_any_name() for output in compiled.outputs]
+
+    def run(batch: np.ndarray) -> dict[str, np.ndarray]:
+        answer = compiled([batch], share_inputs=True)
+        return {name: np.array(answer[number]) for number, name in enumerate(names)}
 
     return run
 

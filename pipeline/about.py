@@ -11,8 +11,12 @@ from typing import Any
 
 PROGRAM = "cxr-pipeline"
 NOTICE = "Research use only. Not a medical device; no diagnosis may rest on it."
-RUNTIMES = {"onnx": "onnxruntime", "keras": "tensorflow"}  # name in --runtime -> the package that it needs
-PACKAGES = ("numpy", "opencv-python-headless", "onnxruntime", "pydicom", "keras", "tensorflow")
+RUNTIMES = {
+    "onnx": "onnxruntime",
+    "openvino": "openvino",
+    "keras": "tensorflow",
+}  # name in --runtime -> the package that it needs
+PACKAGES = ("numpy", "opencv-python-headless", "onnxruntime", "openvino", "pydicom", "keras", "tensorflow")
 EXIT_CODES = {
     0: "all done",
     1: "done, but some inputs were refused or failed; results.csv says which and why",
@@ -125,7 +129,7 @@ def as_text(facts: dict[str, Any]) -> str:
         "",
     ]
     lines.append("Runtimes (--runtime)")
-    lines += [f"  {name:8}{value or 'not installed'}" for name, value in facts["runtimes"].items()]
+    lines += [f"  {name:10}{value or 'not installed'}" for name, value in facts["runtimes"].items()]
     lines += ["", "Weights (--weights)"]
     for weights in facts["weights"]:
         lines.append(f"  {weights['name']}  {weights['bytes'] / 1e6:.1f} MB")

@@ -121,7 +121,7 @@ def _fingerprint(stage: Stage, settings: dict[str, Any] | None) -> str:
 
 
 def _hashes(bundle: Path, runtime: str) -> dict[str, str]:
-    from models.weights import CARD_FILE, KERAS_FILE, SERVING_FILE
+    from models.weights import CARD_FILE, RUNTIMES
 
-    names = (CARD_FILE, SERVING_FILE if runtime == "onnx" else KERAS_FILE)
+    names = (CARD_FILE, RUNTIMES[runtime])
     return {name: file_hash(bundle / name) for name in names if (bundle / name).is_file()}

@@ -15,7 +15,7 @@ from typing import Any
 import click
 
 STAGES = ("segment", "classify", "localize")  # stages.NAMES, which a test holds this to: nothing is imported here
-RUNTIMES = ("onnx", "keras")
+RUNTIMES = ("onnx", "openvino", "keras")
 DONE, SOME_FAILED, WRONG, INTERRUPTED = 0, 1, 2, 130
 
 # Errors whose text is written for the person who called, by module: each says what to do. Looked up when one occurs.
@@ -25,6 +25,7 @@ _FOR_THE_USER = {
     "data.radiograph": ("RadiographError",),
     "models.weights": ("WeightsError",),
     "models.fit": ("TrainingError",),
+    "pipeline.benchmark": ("BenchmarkError",),
     "pipeline.calibration": ("CalibrationError",),
     "pipeline.evaluation": ("EvaluationError",),
     "pipeline.inputs": ("InputError",),
@@ -332,6 +333,29 @@ def check(manifest: Path, images: bool, out: Path | None) -> int:
         write_pairs(findings, out)
         click.echo(f"All pairs: {out}")
     return DONE if findings.clean else SOME_FAILED
+
+
+@_command
+@click.argument("inputs", nargs=-1, type=click.Path(exists=True), metavar="[INPUT]...")
+@click.option("--runtime", "runtimes", multiple=True, type=click.Choice(RUNTIMES), help="Measure this one. Repeatable.")
+@click.option("--workers", type=click.IntRange(1), help="Threads that read, and that write.  [default: one a core]")
+@click.option(
+    "--weights", default="tb", show_default=True, metavar="NAME|PATH", help="Shipped weights, or trained ones."
+)
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def benchmark(
+    inputs: tuple[str, ...], runtimes: tuple[str, ...], workers: int | None, weights: str, as_json: bool
+) -> int:
+    """Measure what a run costs here: films a second, seconds in each part, memory, for each runtime installed.
+
+    On synthetic films of 512 px where no INPUT is given.
+    """
+    from pipeline.benchmark import as_text
+    from pipeline.benchmark import benchmark as measure
+
+    said = measure(inputs, runtimes=runtimes, weights=weights, workers=workers)
+    click.echo(json.dumps(said, indent=2) if as_json else as_text(said))
+    return DONE
 
 
 @_command

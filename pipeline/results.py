@@ -50,7 +50,7 @@ class Identity:
 
     Attributes:
         version: of this program.
-        runtime: "onnx" or "keras".
+        runtime: what runs the networks.
         stages: fingerprint by name, in the order of the chain, settings of the run included.
         classes: of the classifier, in its order; empty where the chain has none.
         about: what else `run.json` says of them (not compared): weights, files and their hashes, decisions.

@@ -84,7 +84,7 @@ class Stage(ABC):
     @classmethod
     @abstractmethod
     def load(cls, bundle: Path, *, runtime: str = "onnx") -> Stage:
-        """The stage as stored in the folder `bundle`. `runtime` is "onnx" (no TensorFlow) or "keras"."""
+        """The stage as stored in the folder `bundle`. `runtime`: see `models.weights.open_network`."""
 
     @classmethod
     @abstractmethod

@@ -75,12 +75,15 @@ class NetworkContract:
         assert np.isfinite(loss)
         assert any(np.abs(a - b).max() > 0 for a, b in zip(before, model.get_weights(), strict=True))
 
-    def test_onnx_and_keras_agree(self, bundle):
+    @pytest.mark.parametrize("runtime", ["onnx", "openvino"])
+    def test_serving_and_keras_agree(self, bundle, runtime):
+        if runtime == "openvino":
+            pytest.importorskip("openvino")
         batch = self.batch()
-        onnx, native = (open_network(bundle, runtime)(batch) for runtime in ("onnx", "keras"))
-        assert set(onnx) == set(native)
+        served, native = (open_network(bundle, name)(batch) for name in (runtime, "keras"))
+        assert set(served) == set(native)
         for name, value in native.items():
-            np.testing.assert_allclose(onnx[name], value, atol=1e-4, rtol=1e-4)
+            np.testing.assert_allclose(served[name], value, atol=1e-4, rtol=1e-4)
 
     def test_the_saved_file_reloads_without_custom_objects(self, model, bundle):
         again = load_keras(bundle / KERAS_FILE)

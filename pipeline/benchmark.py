@@ -1,0 +1,122 @@
+"""What a run costs on this machine: `pipeline benchmark`. Each runtime is measured in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+RUNTIMES = ("onnx", "openvino", "keras")
+PARTS = ("read", "segment", "classify", "localize", "write")
+FILMS = 48  # synthetic ones, where no input is given
+
+
+class BenchmarkError(RuntimeError):
+    """A runtime that was asked for could not be measured."""
+
+
+def benchmark(
+    inputs: Sequence[str] = (), *, runtimes: Sequence[str] = (), weights: str = "tb", workers: int | None = None
+) -> dict[str, Any]:
+    """Measure runs over `inputs` (synthetic films of 512 px where there are none).
+
+    Args:
+        runtimes: those to measure; all that are installed where empty.
+
+    Returns:
+        machine, films, and by runtime: `images_per_second` of a whole run, start of the process included;
+        `first_result_seconds` from that start; `seconds` by part, of all threads together; `peak_memory_mb`.
+
+    Raises:
+        BenchmarkError: a runtime that was named cannot run.
+    """
+    with tempfile.TemporaryDirectory(prefix="cxr-benchmark-") as folder:
+        if not inputs:
+            from data.synthetic import write_samples
+
+            write_samples(Path(folder) / "films", FILMS, size=(512, 512))
+            inputs = [str(Path(folder) / "films" / "images")]
+        said: dict[str, Any] = {
+            "machine": {"platform": platform.platform(terse=True), "cores": _cores()},
+            "inputs": "synthetic, 512 px" if folder in inputs[0] else list(inputs),
+            "runtimes": {},
+        }
+        for runtime in runtimes or RUNTIMES:
+            out = Path(folder) / runtime
+            call = {"inputs": list(inputs), "out": str(out), "runtime": runtime, "weights": weights, "workers": workers}
+            begun = time.time()
+            answer = subprocess.run(
+                [sys.executable, "-m", "pipeline.benchmark", json.dumps(call)],
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            if answer.returncode:
+                if runtimes:
+                    raise BenchmarkError(f"{runtime} cannot be measured: {answer.stderr.strip().splitlines()[-1]}")
+                continue  # not installed
+            measured = json.loads(answer.stdout.splitlines()[-1])
+            seconds = measured["ended"] - begun
+            said["films"] = measured["films"]
+            said["runtimes"][runtime] = {
+                "images_per_second": round(measured["films"] / seconds, 2),
+                "first_result_seconds": round(measured["first"] - begun, 2),
+                "seconds": {name: round(measured["seconds"][name], 3) for name in (*PARTS, "total")},
+                "peak_memory_mb": round(measured["peak_memory_mb"]),
+            }
+    return said
+
+
+def as_text(said: dict[str, Any]) -> str:
+    """The figures as a table."""
+    head = ["runtime", "images/s", "first, s", *(f"{part}, s" for part in PARTS), "memory, MB"]
+    lines = [[name, f"{r['images_per_second']:.1f}", f"{r['first_result_seconds']:.1f}",
+              *(f"{r['seconds'][part]:.1f}" for part in PARTS), str(r["peak_memory_mb"])]
+             for name, r in said["runtimes"].items()]  # fmt: skip
+    widths = [max(len(row[i]) for row in [head, *lines]) for i in range(len(head))]
+    table = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in [head, *lines]]
+    about = f"{said.get('films', 0)} films ({said['inputs']}) on {said['machine']['cores']} cores"
+    return "\n".join([about, "Seconds of the parts are of all threads together.", "", *table])
+
+
+def _measure(call: dict[str, Any]) -> dict[str, Any]:
+    from pipeline.chain import open_chain
+    from pipeline.inputs import find_inputs
+    from pipeline.runner import Runner
+
+    chain = open_chain(call["weights"], "localize", runtime=call["runtime"])
+    found = find_inputs(call["inputs"])
+    first: list[float] = []
+    runner = Runner(chain.stages, Path(call["out"]), identity=chain.identity, workers=call["workers"])
+    summary = runner.run(found, progress=lambda done: first.append(time.time()) if not first else None)
+    return {
+        "films": len(found),
+        "first": first[0],
+        "ended": time.time(),
+        "seconds": summary.seconds,
+        "peak_memory_mb": _peak_memory(),
+    }
+
+
+def _peak_memory() -> float:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return float("nan")
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+if __name__ == "__main__":
+    print(json.dumps(_measure(json.loads(sys.argv[1]))))
