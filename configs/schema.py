@@ -90,6 +90,9 @@ class ClassifyConfig(_Section):
     balance: Literal["none", "class", "class_source"] = Field(
         "class_source", description="weigh films by the square root of how rare their class, or class and source, is"
     )
+    keep_start: float = Field(
+        0.0, ge=0, lt=1, description="share of the first step's weights averaged into those after the second (WiSE-FT)"
+    )
     head_passes: int = Field(2, ge=1, description="first step: augmented passes that the last layer is solved on")
     assumed_mix: dict[str, float] | None = Field(
         None, description="share of each class that probabilities assume, such as {TB: 0.4, ...}; null: all alike"

@@ -38,6 +38,7 @@ log = logging.getLogger("cxr.train")
 BATCHNORM_MOMENTUM = 0.97
 
 
+START_FILE = "after-start.weights.h5"  # kept to the end, for `average_with_start`
 START = "start"  # the phase of the history's row that `start` makes
 PHASE_SETTINGS = {"epochs", "learning_rate", "schedule", "weight_decay", "ema"}
 
@@ -155,6 +156,21 @@ def fit(
     return history
 
 
+def average_with_start(model: K.Model, out: Path, share: float) -> None:
+    """Move a trained model's weights back towards those that `start` left (WiSE-FT, Wortsman et al. 2022).
+
+    What fine-tuning gains at home and what the start kept for other hospitals can be had together: between the two,
+    the weights are often better elsewhere than either end.
+
+    Args:
+        out: folder of the training that has just ended.
+        share: of the start's weights, from 0 (none) to 1 (nothing else).
+    """
+    tuned = model.get_weights()
+    _load(model, out / "checkpoint" / START_FILE, with_optimizer=False)
+    model.set_weights([share * old + (1 - share) * new for old, new in zip(model.get_weights(), tuned, strict=True)])
+
+
 def _begin(
     model: K.Model,
     start: Callable[[], dict[str, float]],
@@ -174,7 +190,7 @@ def _begin(
     log.info("%s  %s", START, "  ".join(f"{n} {v:.4f}" for n, v in row.items()))
     name = f"{START}-0001.weights.h5"
     state.update(weights=name, best=row[monitor])
-    for file in (name, "best.weights.h5"):
+    for file in (name, "best.weights.h5", START_FILE):
         _save(model, out / "checkpoint" / file)
     write_text(out / "checkpoint" / "state.json", json.dumps(state))
     write_text(out / "history.csv", _table(history))

@@ -169,7 +169,7 @@ def _openvino(path: Path, threads: int | None) -> Network:
     if threads is not None:
         settings["INFERENCE_NUM_THREADS"] = threads
     compiled = core.compile_model(core.read_model(path), "CPU", settings)
-    names = [output.get_any_name() for output in compiled.outputs]
+    names = [min(output.get_names(), key=len) for output in compiled.outputs]  # others are of the graph's inside
 
     def run(batch: np.ndarray) -> dict[str, np.ndarray]:
         answer = compiled([batch], share_inputs=True)

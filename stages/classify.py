@@ -138,7 +138,7 @@ class Classify(Stage):
         from models.backend import keras
         from models.classifiers import build_classifier
         from models.export import save_bundle
-        from models.fit import PHASE_SETTINGS, Phase, fit, set_batchnorm_momentum
+        from models.fit import PHASE_SETTINGS, Phase, average_with_start, fit, set_batchnorm_momentum
         from models.probe import solve_head
         from models.training_log import summary, training_bar
 
@@ -210,6 +210,8 @@ class Classify(Stage):
                 start=start,
                 on_batch=on_batch,
             )
+        if settings.keep_start:
+            average_with_start(model, out, settings.keep_start)
         save_bundle(model, out)
         decisions = {
             "classes": config.classes,

@@ -12,7 +12,7 @@ from models.backend import keras
 k = keras()
 
 from data.batches import Batches  # noqa: E402
-from models.fit import Phase, TrainingError, fit, set_batchnorm_momentum  # noqa: E402
+from models.fit import Phase, TrainingError, average_with_start, fit, set_batchnorm_momentum  # noqa: E402
 
 
 def make_model():
@@ -145,3 +145,18 @@ def test_batchnorm_momentum_is_set_in_nested_models():
     outer = k.Sequential([k.Input((4,)), inner])
     set_batchnorm_momentum(outer, 0.9)
     assert inner.get_layer("bn").momentum == 0.9
+
+
+def test_averaging_with_the_start_lies_between_both(tmp_path):
+    kept = {}
+
+    def start(model):
+        kept["start"] = [weight * 0 + 0.25 for weight in model.get_weights()]
+        model.set_weights(kept["start"])
+        return {"loss": 1.0}
+
+    model, _, _ = run(tmp_path, start=start)
+    tuned = model.get_weights()
+    average_with_start(model, tmp_path, 0.25)
+    for before, after, now in zip(kept["start"], tuned, model.get_weights(), strict=True):
+        np.testing.assert_allclose(now, 0.25 * before + 0.75 * after, rtol=1e-5)
