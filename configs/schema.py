@@ -79,7 +79,7 @@ class ClassifyConfig(_Section):
         "zones", description="average features over the whole crop, the lungs, or each of the six lung zones"
     )
     dropout: float = Field(0.2, ge=0, lt=1)
-    head_l2: float = Field(0.1, ge=0, description="penalty on the squared weights of the last layer")
+    head_l2: float = Field(0.3, ge=0, description="penalty on the squared weights of the last layer")
     source_prior: float = Field(
         1.0,
         ge=0,
@@ -93,7 +93,8 @@ class ClassifyConfig(_Section):
     keep_start: float = Field(
         0.0, ge=0, lt=1, description="share of the first step's weights averaged into those after the second (WiSE-FT)"
     )
-    head_passes: int = Field(2, ge=1, description="first step: augmented passes that the last layer is solved on")
+    resolve_head: bool = Field(False, description="solve the last layer again on the encoder as fine-tuned")
+    head_passes: int = Field(3, ge=1, description="first step: augmented passes that the last layer is solved on")
     assumed_mix: dict[str, float] | None = Field(
         None, description="share of each class that probabilities assume, such as {TB: 0.4, ...}; null: all alike"
     )

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 log = logging.getLogger("cxr.classify")
 
 _VERSION = 1  # of the preprocessing: cached crops of another version are not used
+# Added to each class's share of a source, so that no class is impossible there. AUROC of TB against normal with shenzhen,
+# and with rahman left out: 0.02 0.850, 0.867; 0.04 0.850, 0.872; 0.08 0.846, 0.876; 0.15 0.839, 0.874.
+_LEAST_SHARE = 0.04
 _DARKEST, _BRIGHTEST = 0.12, 0.88  # where the lungs' 1st and 99th percentile come to lie; calcified spots keep headroom
 
 
@@ -182,12 +185,12 @@ class Classify(Stage):
         if not pretrained:
             set_batchnorm_momentum(model)
 
-        def start() -> dict[str, float]:
+        def solve(when: str) -> dict[str, float]:
             with progress_bar(f"{cls.name} head", None) as update:
                 loss = solve_head(
                     model,
                     train,
-                    out / "checkpoint",
+                    out / "checkpoint" / when,
                     passes=settings.head_passes,
                     l2=settings.head_l2,
                     label_smoothing=settings.label_smoothing,
@@ -207,9 +210,11 @@ class Classify(Stage):
                 monitor="val_loss",
                 mode="min",
                 settings=f"{settings.model_dump_json()} {config.classes} {config.seed} {data.split_hash()}",
-                start=start,
+                start=lambda: solve("before"),
                 on_batch=on_batch,
             )
+        if settings.resolve_head and settings.fit.epochs:
+            solve("after")
         if settings.keep_start:
             average_with_start(model, out, settings.keep_start)
         save_bundle(model, out)
@@ -315,11 +320,13 @@ def source_priors(
     weights = np.ones(len(rows), np.float32) if weights is None else weights
     shares: dict[str, np.ndarray] = {}
     for row, weight in zip(rows, weights, strict=True):
-        share = shares.setdefault(row["source"], np.full(len(classes), weights.mean()))  # no class is impossible
+        share = shares.setdefault(row["source"], np.zeros(len(classes)))
         share[classes.index(row["label"])] += weight
-    return np.array(
-        [strength * np.log(shares[row["source"]] / shares[row["source"]].sum()) for row in rows], np.float32
-    )
+    logs = {
+        source: strength * np.log((share / share.sum() + _LEAST_SHARE) / (1 + _LEAST_SHARE * len(classes)))
+        for source, share in shares.items()
+    }
+    return np.array([logs[row["source"]] for row in rows], np.float32)
 
 
 def mix_offsets(classes: Sequence[str], mix: dict[str, float] | None) -> dict[str, float]:
