@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("cxr.classify")
 
 _VERSION = 1  # of the preprocessing: cached crops of another version are not used
-# Added to each class's share of a source, so that no class is impossible there. AUROC of TB against normal with shenzhen
-# (and with rahman) left out: 0.02 0.850 (0.867), 0.04 0.850 (0.872), 0.08 0.846 (0.876), 0.15 0.839 (0.874).
+# Added to each class's share of a source, so that no class is impossible there. AUROC of TB against normal, shenzhen
+# (rahman) left out: 0.02 0.850 (0.867), 0.04 0.850 (0.872), 0.08 0.846 (0.876), 0.15 0.839 (0.874).
 _LEAST_SHARE = 0.04
 _DARKEST, _BRIGHTEST = 0.12, 0.88  # where the lungs' 1st and 99th percentile come to lie; calcified spots keep headroom
 
