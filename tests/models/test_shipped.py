@@ -13,9 +13,11 @@ import stages
 from data.manifest import read_manifest
 from data.radiograph import Radiograph, read
 from data.synthetic import LABELS, make_film
+from models.export import serving_model
 from models.metrics import auroc, dice
-from models.weights import KERAS_FILE, SERVING_FILE, SHIPPED, bundle_of, open_network, read_card, shipped
+from models.weights import KERAS_FILE, SERVING_FILE, SHIPPED, bundle_of, load_keras, open_network, read_card, shipped
 from stages.base import Record
+from stages.classify import encoder_input, lung_crop
 from stages.films import read_mask
 
 pytestmark = pytest.mark.skipif(not shipped(), reason="no weights are shipped")
@@ -104,3 +106,22 @@ def test_tuberculosis_is_told_from_normal_at_home(real_data, chain):
     records = judge(chain, [Record(read(films.path(row["image"]), id=row["image"])) for row in rows])
     truth = np.array([row["label"] == "TB" for row in rows])
     assert auroc(truth, np.array([record.tb_score for record in records])) >= 0.85
+
+
+def test_maps_show_what_the_network_learned(chain):
+    """Sanity check of Adebayo et al. 2018: with its weights shuffled, layer by layer, the network looks elsewhere."""
+    films = [make_film(seed, label="TB", size=(300, 300)) for seed in range(8)]
+    records = [Record(Radiograph(f.pixels, str(n), "", f.mask.shape, None, "png", 8, {})) for n, f in enumerate(films)]
+    segment, classify = chain
+    inputs = [
+        encoder_input(*lung_crop(r, classify.size)[:2], classify.lungs, classify.pool) for r in segment.run(records)
+    ]
+    batch = np.stack(inputs)
+    model = load_keras(bundle_of(SHIPPED / "tb", "classify") / KERAS_FILE)
+    before = np.asarray(serving_model(model)(batch)["maps"])[..., 0]
+    draw = np.random.default_rng(0)
+    for layer in (model.get_layer("logits"), model.get_layer("encoder")):
+        layer.set_weights([draw.permutation(w.ravel()).reshape(w.shape) for w in layer.get_weights()])
+        after = np.asarray(serving_model(model)(batch)["maps"])[..., 0]
+        alike = [np.corrcoef(a.ravel(), b.ravel())[0, 1] for a, b in zip(before, after, strict=True) if b.any()]
+        assert not alike or np.mean(alike) < 0.6, (layer.name, alike)
