@@ -86,6 +86,9 @@ class ClassifyConfig(_Section):
         le=1,
         description="how far each source's share of the classes is taken out of what is learned; 0: not",
     )
+    lesion_weight: float = Field(
+        0.3, ge=0, description="how much boxes of lesions, where the manifest has any, count beside the films' classes"
+    )
     label_smoothing: float = Field(0.05, ge=0, lt=0.5)
     balance: Literal["none", "class", "class_source"] = Field(
         "class_source", description="weigh films by the square root of how rare their class, or class and source, is"
@@ -122,6 +125,9 @@ class Config(_Section):
     seed: int = 1
     val_fraction: float = Field(0.15, gt=0, lt=0.5, description="used only where the manifest has no split column")
     test_fraction: float = Field(0.15, gt=0, lt=0.5, description="used only where the manifest has no split column")
+    distribute: Literal["none", "mirrored"] = Field(
+        "none", description="mirrored trains on all GPUs of the machine at once, each on its part of every batch"
+    )
     cache: str | None = Field(None, description="folder for decoded arrays; null puts it into the training's folder")
     segment: SegmentConfig = SegmentConfig()
     classify: ClassifyConfig = ClassifyConfig()

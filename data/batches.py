@@ -63,7 +63,8 @@ class Batches(keras.utils.PyDataset):
         """Called by Keras after each epoch."""
         self.epoch += 1
 
-    def _chosen(self, batch: int) -> np.ndarray:
+    def chosen(self, batch: int) -> np.ndarray:
+        """Numbers of the films in a batch of this epoch, (n,) int."""
         order = np.arange(len(self.images))
         if self.shuffle:
             order = np.random.default_rng((self.seed, self.epoch)).permutation(order)
@@ -71,7 +72,7 @@ class Batches(keras.utils.PyDataset):
 
     def __getitem__(self, batch: int) -> tuple[Any, ...]:
         """(inputs, targets) or (inputs, targets, weights) of one batch, float32."""
-        chosen = self._chosen(batch)
+        chosen = self.chosen(batch)
         pipeline = None
         if self.augmentation is not None:
             draw = np.random.default_rng((self.seed, self.epoch, batch))

@@ -9,7 +9,10 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+from collections.abc import Iterator
+from functools import lru_cache
 from types import ModuleType
+from typing import Any
 
 
 def keras() -> ModuleType:
@@ -19,6 +22,39 @@ def keras() -> ModuleType:
     import keras as module
 
     return module
+
+
+@contextlib.contextmanager
+def training_scope(distribute: str) -> Iterator[None]:
+    """Where networks are built and trained: names counted afresh, and weights mirrored on all devices where asked for.
+
+    Args:
+        distribute: "none", or "mirrored" for all GPUs of this machine (all CPU devices where it has no GPU): each takes
+            its part of every batch, and gradients are summed (`tf.distribute.MirroredStrategy`).
+
+    Raises:
+        ValueError: "mirrored" on another backend than TensorFlow.
+    """
+    k = keras()
+    k.utils.clear_session()
+    if distribute == "none":
+        yield
+        return
+    if k.backend.backend() != "tensorflow":
+        raise ValueError(
+            f"distribute=mirrored needs the TensorFlow backend of Keras. Received: {k.backend.backend()!r}; set "
+            "KERAS_BACKEND=tensorflow, or distribute=none"
+        )
+    with _mirrored().scope():
+        yield
+
+
+@lru_cache(maxsize=1)  # a second one in the same process counts its collectives from 0 again, and they collide
+def _mirrored() -> Any:
+    import tensorflow as tf
+
+    devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
+    return tf.distribute.MirroredStrategy([device.name for device in devices])
 
 
 def segmentation_models() -> ModuleType:

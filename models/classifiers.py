@@ -49,7 +49,6 @@ def mobilenetv2_classifier(
     from models.backend import keras
 
     k = keras()
-    k.utils.clear_session()
     encoder = mobilenetv2(resolve(encoder_weights, alpha, nearby), alpha, size)
     if cut is not None:
         encoder = k.Model(encoder.input, encoder.get_layer(cut).output)

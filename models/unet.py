@@ -40,7 +40,6 @@ def build_unet(
     if encoder_weights is not None and encoder != "mobilenetv2":
         raise ValueError(f"encoder_weights are known for 'mobilenetv2' only. Received: {encoder!r}; set them to null")
     k = keras()
-    k.utils.clear_session()
     unet = segmentation_models().Unet(
         encoder,
         input_shape=(size, size, 3),

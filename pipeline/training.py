@@ -24,6 +24,7 @@ import stages
 from configs.schema import Config, dump_config
 from data.manifest import Manifest, read_manifest
 from data.splits import leaking_patients, split_by_patient
+from models.backend import training_scope
 from models.fit import TrainingError, forget
 from models.weights import bundle_of, read_card, write_card, write_text
 from pipeline.evaluation import evaluate_stage, summary_of
@@ -80,7 +81,8 @@ def _train_stage(name: str, manifest: Manifest, config: Config, out: Path) -> No
         log.info("training %s", name)
         chain = [stages.stage_class(n).load(bundle_of(out, n)) for n in stages.NAMES[: stages.NAMES.index(name)]]
         stage_class = stages.stage_class(name)
-        stage_class.train(manifest, config, folder, chain)
+        with training_scope(config.distribute):
+            stage_class.train(manifest, config, folder, chain)
         stage = stage_class.load(folder)
         figures: dict[str, Any] = {}
         for split in ("test", "external"):
@@ -102,7 +104,7 @@ def _judged(name: str, films: Manifest, config: Config) -> Manifest:
 
 def _settings_of(name: str, config: Config) -> str:
     """The settings that the stage depends on, as YAML: a change elsewhere does not make its training stale."""
-    others = {"cache", *stages.NAMES} - {name}
+    others = {"cache", "distribute", *stages.NAMES} - {name}
     if name == "segment":
         others |= {"name", "classes", "positive", "normal"}
     return yaml.safe_dump(config.model_dump(mode="json", exclude=others), sort_keys=False, allow_unicode=True)

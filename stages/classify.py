@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import cv2
 import numpy as np
 
-from data.geometry import Frame
+from data.geometry import Box, Frame
+from models.classifiers import lung_zones
 from models.weights import LICENCE, fingerprint, open_network, read_card, write_card
 from stages.base import Record, Stage
 from stages.films import stream
@@ -22,10 +23,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("cxr.classify")
 
-_VERSION = 1  # of the preprocessing: cached crops of another version are not used
+_VERSION = 2  # of the preprocessing: cached crops of another version are not used
 # Added to each class's share of a source, so that no class is impossible there. AUROC of TB against normal, shenzhen
 # (rahman) left out: 0.02 0.850 (0.867), 0.04 0.850 (0.872), 0.08 0.846 (0.876), 0.15 0.839 (0.874).
 _LEAST_SHARE = 0.04
+_UNKNOWN = 255
 _DARKEST, _BRIGHTEST = 0.12, 0.88  # where the lungs' 1st and 99th percentile come to lie; calcified spots keep headroom
 
 
@@ -142,7 +144,7 @@ class Classify(Stage):
         from models.classifiers import build_classifier
         from models.export import save_bundle
         from models.fit import PHASE_SETTINGS, Phase, average_with_start, fit, set_batchnorm_momentum
-        from models.probe import solve_head
+        from models.probe import Lesions, solve_head
         from models.training_log import summary, training_bar
 
         k = keras()
@@ -157,7 +159,7 @@ class Classify(Stage):
         }
 
         def batches(split: str, **more: Any) -> Batches:
-            images, lungs, targets, rows = crops[split]
+            images, lungs, targets, rows, _ = crops[split]
             weights = balance_weights(rows, settings.balance)
             priors = source_priors(rows, config.classes, weights, settings.source_prior)
             return Batches(images, lungs, targets, **common, weights=weights, beside={"prior": priors}, **more)
@@ -185,6 +187,12 @@ class Classify(Stage):
         if not pretrained:
             set_batchnorm_momentum(model)
 
+        lesions = None
+        zones = crops["train"][4]
+        if settings.pool == "zones" and config.normal and settings.lesion_weight and np.isfinite(zones).any():
+            positive, normal = (config.classes.index(name) for name in (config.positive, config.normal))
+            lesions = Lesions(zones, positive, normal, settings.lesion_weight)
+
         def solve(when: str) -> dict[str, float]:
             with progress_bar(f"{cls.name} head", None) as update:
                 loss = solve_head(
@@ -194,13 +202,15 @@ class Classify(Stage):
                     passes=settings.head_passes,
                     l2=settings.head_l2,
                     label_smoothing=settings.label_smoothing,
+                    lesions=lesions,
                     on_batch=lambda done, total: update(done, f"{cls.name} head", total),
                 )
             return {"loss": loss}
 
+        training = _with_prior(model)
         with training_bar(cls.name, [phase]) as on_batch:
             history = fit(
-                _with_prior(model),
+                training,
                 [phase],
                 train,
                 val,
@@ -216,7 +226,7 @@ class Classify(Stage):
         if settings.resolve_head and settings.fit.epochs:
             solve("after")
         if settings.keep_start:
-            average_with_start(model, out, settings.keep_start)
+            average_with_start(training, out, settings.keep_start)
         save_bundle(model, out)
         decisions = {
             "classes": config.classes,
@@ -229,7 +239,7 @@ class Classify(Stage):
         }
         card = {"stage": cls.name, "decisions": decisions, "licence": LICENCE}
         write_card(out, card)
-        decisions |= _calibrate(cls.load(out), *crops["val"][:3], crops["val"][3], settings.target_sensitivity)
+        decisions |= _calibrate(cls.load(out), *crops["val"][:4], settings.target_sensitivity)
         write_card(out, card | {"training": summary(out, parts, settings.model_dump(mode="json"), history, data)})
         return out
 
@@ -267,26 +277,61 @@ def _usable(data: Manifest, config: Config, split: str) -> Manifest:
 
 def _crops(
     data: Manifest, config: Config, chain: Sequence[Stage], folder: Path
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]]]:
-    """Crops and lungs (N, size, size) uint8, one-hot targets (N, classes) float32, and the films' rows."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]], np.ndarray]:
+    """Crops and lungs (N, size, size) uint8, one-hot targets (N, classes) float32, the films' rows, and their zones.
+
+    The zones are (N, 6) float32: 1 where a film of the positive class has a lesion, 0 where not, NaN where unknown.
+    """
     from data.cache import kept_arrays
 
     size = config.classify.size
     table = data.table.to_dict("records")
 
-    def rows() -> Any:
-        for number, (_, record) in enumerate(stream(data, chain, description="lung crops")):
-            if record.ok:
-                crop, lungs, _ = lung_crop(record, size)
-                yield number, {"crop": crop, "lungs": lungs}
+    def boxes_of(row: dict[str, Any]) -> list[Box]:
+        return [box for _, box in data.boxes_of(row["image"])] if row["label"] == config.positive else []
 
-    key = ["classify", _VERSION, size, [s.fingerprint for s in chain], [row["image"] for row in table], str(data.root)]
-    arrays, numbers = kept_arrays(folder, key, len(data), {"crop": (size, size), "lungs": (size, size)}, rows)
+    def rows() -> Any:
+        for number, (row, record) in enumerate(stream(data, chain, description="lung crops")):
+            if record.ok:
+                crop, lungs, frame = lung_crop(record, size)
+                yield number, {"crop": crop, "lungs": lungs, "zones": zones_with_lesions(lungs, boxes_of(row), frame)}
+
+    films = [(row["image"], [tuple(box) for box in boxes_of(row)]) for row in table]
+    key = ["classify", _VERSION, size, [s.fingerprint for s in chain], films, str(data.root)]
+    shapes = {"crop": (size, size), "lungs": (size, size), "zones": (6,)}
+    arrays, numbers = kept_arrays(folder, key, len(data), shapes, rows)
     kept = [table[number] for number in numbers]
     targets = np.zeros((len(kept), len(config.classes)), np.float32)
     for line, row in enumerate(kept):
         targets[line, config.classes.index(row["label"])] = 1.0
-    return arrays["crop"], arrays["lungs"], targets, kept
+    zones = np.where(arrays["zones"] == _UNKNOWN, np.nan, arrays["zones"]).astype(np.float32)
+    return arrays["crop"], arrays["lungs"], targets, kept, zones
+
+
+def zones_with_lesions(lungs: np.ndarray, boxes: Sequence[Box], frame: Frame) -> np.ndarray:
+    """Which of the six lung zones hold a lesion, (6,) uint8: 1, 0, or 255 for a zone that says neither.
+
+    A zone holds one where boxes cover a quarter of its lung, and none where they cover under 2 %. One with little lung
+    (1 % of the crop) says neither, and so do all of a film without boxes: its lesions were not drawn.
+
+    Args:
+        lungs: (S, S) uint8, 0 or 1. boxes: in native pixels. frame: from native pixels to the crop.
+    """
+    told = np.full(6, _UNKNOWN, np.uint8)
+    if not boxes:
+        return told
+    size = lungs.shape[0]
+    covered = np.zeros(lungs.shape, bool)
+    for box in boxes:
+        x, y, w, h = frame.box_to_grid(box).rounded().intersect(Box(0, 0, size, size))
+        covered[int(y) : int(y + h), int(x) : int(x + w)] = True
+    zones = lung_zones(size, size)[0] * lungs[..., None]
+    areas, drawn = zones.sum((0, 1)), (zones * covered[..., None]).sum((0, 1))
+    share = drawn / np.maximum(areas, 1)
+    enough = areas > 0.01 * size * size
+    told[enough & (share > 0.25)] = 1
+    told[enough & (share < 0.02)] = 0
+    return told
 
 
 def balance_weights(rows: Sequence[dict[str, Any]], how: str) -> np.ndarray | None:

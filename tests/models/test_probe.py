@@ -12,7 +12,7 @@ k = keras()
 
 from data.batches import Batches  # noqa: E402
 from models import classifiers  # noqa: E402
-from models.probe import solve_head  # noqa: E402
+from models.probe import Lesions, solve_head  # noqa: E402
 
 CLASSES = 3
 
@@ -81,3 +81,36 @@ def test_started_again_it_takes_the_finished_passes(tmp_path):
     solve(two, make_batches(), tmp_path, on_batch=lambda *done: seen.append(done))
     assert not seen
     np.testing.assert_array_equal(one.get_layer("logits").get_weights()[0], two.get_layer("logits").get_weights()[0])
+
+
+def test_where_lesions_lie_moves_the_weights_of_these_zones(tmp_path):
+    """Zones whose features tell a lesion from none get weights that do; unknown ones and weight 0 change nothing."""
+    draw = np.random.default_rng(8)
+    lungs = np.ones((48, 96, 96), np.uint8)
+    images = draw.normal(100, 20, (48, 96, 96))
+    sick = np.arange(48) % 2 == 0
+    images[sick, :32, :48] += draw.normal(0, 60, (24, 32, 48))  # a rough right upper zone
+    images = np.clip(images, 0, 255).astype(np.uint8)
+    targets = np.eye(3, dtype=np.float32)[np.zeros(48, int)]  # all of one class: films alone teach nothing
+
+    def solved(zones, weight, name):
+        k.utils.set_random_seed(2)
+        model = classifiers.build_classifier("mobilenetv2", 96, 1, 3, cut="block_3_expand_relu", pool="zones")
+        batches = Batches(
+            images,
+            lungs,
+            targets,
+            lambda i, m: np.stack([i / np.float32(255), m.astype(np.float32)], -1),
+            batch_size=12,
+            beside={"prior": np.zeros((48, 3), np.float32)},
+        )
+        solve(model, batches, tmp_path / name, lesions=Lesions(zones, 0, 2, weight))
+        scores = np.concatenate([np.asarray(model(batches[i][0]["crop"])) for i in range(4)])
+        return np.log(scores[:, 0] / scores[:, 2])
+
+    zones = np.full((48, 6), np.nan, np.float32)
+    unknown = solved(zones, 1.0, "unknown")
+    zones[:, 0] = sick
+    told = solved(zones, 1.0, "told")
+    np.testing.assert_allclose(solved(zones, 0.0, "weightless"), unknown, atol=1e-3)
+    assert told[sick].min() > told[~sick].max()

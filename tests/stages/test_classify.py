@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from data.geometry import Box, Frame
 from models.metrics import softmax
-from stages.classify import balance_weights, mix_offsets, source_priors
+from stages.classify import balance_weights, mix_offsets, source_priors, zones_with_lesions
 
 CLASSES = ["TB", "NTB", "NORM"]
 
@@ -34,3 +35,24 @@ def test_rare_groups_weigh_more_but_not_alike():
     assert weights.mean() == pytest.approx(1)
     assert weights[0] / weights[-1] == pytest.approx(10)
     assert balance_weights(films, "none") is None
+
+
+class TestZonesWithLesions:
+    frame = Frame.crop((300, 200), Box(20, 30, 160, 240), 96)  # zones of 80 by 80 native pixels
+    lungs = np.ones((96, 96), np.uint8)
+
+    def test_a_box_marks_the_zone_that_it_fills_and_clears_those_far_away(self):
+        told = zones_with_lesions(self.lungs, [Box(20, 30, 80, 80)], self.frame)
+        assert told.tolist() == [1, 0, 0, 0, 0, 0]
+        told = zones_with_lesions(self.lungs, [Box(100, 190, 80, 80)], self.frame)
+        assert told.tolist() == [0, 0, 0, 0, 0, 1]
+
+    def test_a_zone_that_is_partly_covered_says_nothing(self):
+        told = zones_with_lesions(self.lungs, [Box(20, 30, 80, 88)], self.frame)
+        assert told.tolist() == [1, 255, 0, 0, 0, 0]
+
+    def test_without_boxes_or_lung_nothing_is_known(self):
+        assert set(zones_with_lesions(self.lungs, [], self.frame)) == {255}
+        lungs = self.lungs.copy()
+        lungs[:, 48:] = 0
+        assert zones_with_lesions(lungs, [Box(20, 30, 80, 80)], self.frame).tolist() == [1, 0, 0, 255, 255, 255]
