@@ -26,3 +26,11 @@ def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#]+)", text):
         if "://" not in target:
             assert (page.parent / target).exists(), target
+
+
+def test_the_table_of_experiments_is_that_of_their_files():
+    spec = importlib.util.spec_from_file_location("experiments", ROOT / "docs" / "experiments" / "run.py")
+    experiments = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(experiments)
+    page = experiments.PAGE.read_text(encoding="utf-8")
+    assert experiments.filled(page) == page, "run python docs/experiments/run.py"
