@@ -110,7 +110,9 @@ class LocalizeConfig(_Section):
 
     threshold: float = Field(0.5, gt=0, lt=1, description="share of the map's maximum, used until one is fitted")
     min_area: float = Field(0.01, ge=0, lt=1, description="smallest region, as a share of the lung box")
-    thresholds: list[float] = Field([0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8], description="values that the fit tries")
+    thresholds: list[float] = Field(
+        [0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8], description="values that the fit tries"
+    )
     min_areas: list[float] = Field([0.0, 0.005, 0.01, 0.02, 0.04], description="values that the fit tries")
     max_regions: int = Field(5, ge=1)
 
