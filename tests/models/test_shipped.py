@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 
@@ -49,8 +50,7 @@ def test_bundles_are_whole_and_say_what_they_are(name):
             for figure in figures.values():
                 if isinstance(figure, dict) and figure.get("value") is not None and figure["n"] > 1:
                     assert figure["ci95"][0] <= figure["value"] <= figure["ci95"][1]
-        assert "/work" not in json.dumps(card)
-        assert "/home" not in json.dumps(card)
+        assert not re.search(r'"(/|[A-Z]:)[^"]*[/\\]', json.dumps(card)), "a path of the machine that trained it"
 
 
 @pytest.mark.parametrize("stage", ["segment", "classify"])
