@@ -218,6 +218,9 @@ def _load(model: K.Model, path: Path, *, with_optimizer: bool) -> None:
     if with_optimizer:
         model.load_weights(path)
         return
+    if not hasattr(model, "optimizer"):  # never compiled: a finished training without epochs is called again
+        model.load_weights(path, skip_mismatch=False)
+        return
     optimizer, model.optimizer = model.optimizer, None
     try:
         model.load_weights(path, skip_mismatch=False)

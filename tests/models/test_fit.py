@@ -47,7 +47,7 @@ PHASES = [
 ]
 
 
-def run(out, stop_at=None, settings="a", start=None):
+def run(out, stop_at=None, settings="a", start=None, phases=PHASES):
     seen = []
 
     def on_batch(phase, epoch, batch, batches):
@@ -58,7 +58,7 @@ def run(out, stop_at=None, settings="a", start=None):
     model = make_model()
     history = fit(
         model,
-        PHASES,
+        phases,
         make_batches(0, True),
         make_batches(1, False),
         out,
@@ -160,3 +160,15 @@ def test_averaging_with_the_start_lies_between_both(tmp_path):
     average_with_start(model, tmp_path, 0.25)
     for before, after, now in zip(kept["start"], tuned, model.get_weights(), strict=True):
         np.testing.assert_allclose(now, 0.25 * before + 0.75 * after, rtol=1e-5)
+
+
+def test_a_start_alone_may_be_called_again(tmp_path):
+    def start(model):
+        model.set_weights([weight + 0.25 for weight in model.get_weights()])
+        return {"loss": 1.0}
+
+    first, history, _ = run(tmp_path, start=start, phases=[])
+    again, resumed, _ = run(tmp_path, start=start, phases=[])
+    assert [row["phase"] for row in history] == [row["phase"] for row in resumed] == ["start"]
+    for one, two in zip(first.get_weights(), again.get_weights(), strict=True):
+        np.testing.assert_allclose(one, two, atol=1e-6)
