@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import re
 from importlib import metadata
@@ -42,6 +43,11 @@ def versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide results, those that are installed; imports none of them."""
     found = {name: _installed(name) for name in PACKAGES}
     return {"python": platform.python_version(), **{name: value for name, value in found.items() if value}}
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _installed(package: str) -> str | None:

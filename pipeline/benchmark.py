@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import subprocess
 import sys
@@ -13,7 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-RUNTIMES = ("onnx", "openvino", "keras")
+from pipeline.about import RUNTIMES, cores
+
 PARTS = ("read", "segment", "classify", "localize", "write")
 FILMS = 48  # synthetic ones, where no input is given
 
@@ -44,7 +44,7 @@ def benchmark(
             write_samples(Path(folder) / "films", FILMS, size=(512, 512))
             inputs = [str(Path(folder) / "films" / "images")]
         said: dict[str, Any] = {
-            "machine": {"platform": platform.platform(terse=True), "cores": _cores()},
+            "machine": {"platform": platform.platform(terse=True), "cores": cores()},
             "inputs": "synthetic, 512 px" if folder in inputs[0] else list(inputs),
             "runtimes": {},
         }
@@ -112,10 +112,6 @@ def _peak_memory() -> float:
         return float("nan")
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 if __name__ == "__main__":

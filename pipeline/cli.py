@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
-import json
-import logging
 import os
 import sys
 import threading
 import traceback
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import click
 
-STAGES = ("segment", "classify", "localize")  # stages.NAMES, which a test holds this to: nothing is imported here
-RUNTIMES = ("onnx", "openvino", "keras")
-DONE, SOME_FAILED, WRONG, INTERRUPTED = 0, 1, 2, 130
+from pipeline import cli_tools  # noqa: F401  (whose commands join the group)
+from pipeline.commands import (
+    DONE,
+    INTERRUPTED,
+    SOME_FAILED,
+    STAGES,
+    WRONG,
+    cli,
+    command,
+    data_option,
+    debugging,
+    log_to_stderr,
+    print_figures,
+    runtime_option,
+    site_option,
+    weights_option,
+    workers_option,
+)
 
 # Errors whose text is written for the person who called, by module: each says what to do. Looked up when one occurs.
 _FOR_THE_USER = {
@@ -33,21 +44,6 @@ _FOR_THE_USER = {
     "pipeline.runner": ("RunError",),
 }
 
-_debug = bool(os.environ.get("CXR_DEBUG"))
-
-
-def _set_debug(_context: click.Context, _option: click.Parameter, value: bool) -> None:
-    global _debug
-    _debug = _debug or value
-
-
-def _show_version(context: click.Context, _option: click.Parameter, value: bool) -> None:
-    if value:
-        from pipeline.about import PROGRAM, version
-
-        click.echo(f"{PROGRAM} {version()}")
-        context.exit()
-
 
 def _parsed_shard(_context: click.Context, _option: click.Parameter, value: str | None) -> tuple[int, int] | None:
     if value is None:
@@ -58,51 +54,16 @@ def _parsed_shard(_context: click.Context, _option: click.Parameter, value: str 
     return int(number), int(count)
 
 
-def _command(function: Callable[..., Any], group: click.Group | None = None) -> click.Command:
-    """A subcommand, with the option that all of them have."""
-    option = click.option(
-        "--debug",
-        is_flag=True,
-        expose_value=False,
-        callback=_set_debug,
-        help="Show the traceback of an error. CXR_DEBUG=1 in the environment does the same.",
-    )
-    return (group or cli).command(context_settings={"max_content_width": 100})(option(function))
-
-
-def _command_of(group: click.Group) -> Callable[[Callable[..., Any]], click.Command]:
-    return lambda function: _command(function, group)
-
-
-@click.group(
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="Exit codes: 0 all done; 1 done, but some inputs were refused or failed; 2 not done, and the message says "
-    "why; 130 interrupted.",
-)
-@click.option(
-    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_show_version, help="Show it, end."
-)
-def cli() -> None:
-    """Chest X-rays in; lung masks, a TB score and regions to look at out.
-
-    Research use only. Not a medical device.
-    """
-
-
-@_command
+@command
 @click.argument("inputs", nargs=-1, required=True, type=click.Path(exists=True), metavar="INPUT...")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the results.")
 @click.option("--stage", type=click.Choice(STAGES), help="Run the chain up to this stage.  [default: all of it]")
 @click.option("--config", metavar="FILE", help="YAML file or preset; of it, a run obeys the thresholds.")
-@click.option(
-    "--weights", default="tb", show_default=True, metavar="NAME|PATH", help="Shipped weights, or trained ones."
-)
-@click.option("--site", type=click.Path(path_type=Path), metavar="FILE", help="Site file of `pipeline calibrate`.")
-@click.option("--workers", type=click.IntRange(1), help="Threads that read, and that write.  [default: one a core]")
+@weights_option
+@site_option
+@workers_option
 @click.option("--batch-size", type=click.IntRange(1, 512), default=8, show_default=True, help="Films at once.")
-@click.option(
-    "--runtime", type=click.Choice(RUNTIMES), default="onnx", show_default=True, help="What runs the networks."
-)
+@runtime_option
 @click.option(
     "--shard", metavar="I/N", callback=_parsed_shard, help="Judge the I-th of N parts, each into its own --out."
 )
@@ -170,7 +131,7 @@ def run(
     return summary.exit_code
 
 
-@_command
+@command
 @click.argument("folders", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path), metavar="DIR...")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for all results.")
 def merge(folders: tuple[Path, ...], out: Path) -> int:
@@ -187,11 +148,9 @@ def merge(folders: tuple[Path, ...], out: Path) -> int:
     return SOME_FAILED if counts["refused"] or counts["failed"] else DONE
 
 
-@_command
+@command
 @click.option("--stage", type=click.Choice(STAGES), help="Train this stage alone.  [default: all, one after the other]")
-@click.option(
-    "--data", required=True, type=click.Path(exists=True, path_type=Path), help="Manifest, or a folder a class."
-)
+@data_option
 @click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder for the weights.")
 @click.option("--config", default="tb", show_default=True, metavar="FILE", help="YAML file or preset.")
 @click.option(
@@ -212,7 +171,7 @@ def train(stage: str | None, data: Path, out: Path, config: str, overrides: tupl
     settings = load_config(config, overrides)
     from pipeline.training import train as train_chain
 
-    _log_to_stderr()
+    log_to_stderr()
     try:
         train_chain(data, settings, out, stage)
     except KeyboardInterrupt:
@@ -222,23 +181,17 @@ def train(stage: str | None, data: Path, out: Path, config: str, overrides: tupl
     return DONE
 
 
-@_command
+@command
 @click.option("--stage", required=True, type=click.Choice(STAGES), help="Stage to judge; those before it run too.")
-@click.option(
-    "--data", required=True, type=click.Path(exists=True, path_type=Path), help="Manifest, or a folder a class."
-)
+@data_option
 @click.option(
     "--split", default="test", show_default=True, metavar="NAME", help="Films of this split; 'all' for every one."
 )
 @click.option("--source", metavar="NAME", help="Films of this source only.")
 @click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder for the figures.")
-@click.option(
-    "--weights", default="tb", show_default=True, metavar="NAME|PATH", help="Shipped weights, or trained ones."
-)
-@click.option(
-    "--runtime", type=click.Choice(RUNTIMES), default="onnx", show_default=True, help="What runs the networks."
-)
-@click.option("--site", type=click.Path(path_type=Path), metavar="FILE", help="Site file of `pipeline calibrate`.")
+@weights_option
+@runtime_option
+@site_option
 def evaluate(
     stage: str, data: Path, split: str, source: str | None, out: Path, weights: str, runtime: str, site: Path | None
 ) -> int:
@@ -248,161 +201,12 @@ def evaluate(
     """
     from pipeline.evaluation import evaluate as judge
 
-    _log_to_stderr()
+    log_to_stderr()
     chosen = None if split == "all" else split
     metrics = judge(stage, data, out, split=chosen, source=source, weights=weights, runtime=runtime, site=site)
-    _print_figures(metrics)
+    print_figures(metrics)
     click.echo(f"All figures: {out / 'metrics.json'}")
     return DONE
-
-
-@_command
-@click.option(
-    "--data", required=True, type=click.Path(exists=True, path_type=Path), help="Manifest, or a folder a class."
-)
-@click.option(
-    "--target-sensitivity", type=click.FloatRange(0.5, 0.999), default=0.9, show_default=True, help="Where to operate."
-)
-@click.option("--site", metavar="NAME", help="What to call the site.  [default: the file's name]")
-@click.option("--split", metavar="NAME", help="Films of this split only.")
-@click.option("--source", metavar="NAME", help="Films of this source only.")
-@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="File to write.  [default: NAME.yaml]")
-@click.option(
-    "--weights", default="tb", show_default=True, metavar="NAME|PATH", help="Shipped weights, or trained ones."
-)
-def calibrate(
-    data: Path,
-    target_sensitivity: float,
-    site: str | None,
-    split: str | None,
-    source: str | None,
-    out: Path | None,
-    weights: str,
-) -> int:
-    """Fit the scores to a site, from labelled films of its own.
-
-    Makes a small file for `pipeline run --site`: probabilities that are right for the site's films, and the threshold
-    that reaches the sensitivity asked for. Take films as they come, of all classes, 100 or more; never those that the
-    result is to be measured on.
-
-    \b
-    Example:
-      pipeline calibrate --data ours.csv --target-sensitivity 0.9 --site ours
-      pipeline run films/ --out results --site ours.yaml
-    """
-    from pipeline.calibration import MANY
-    from pipeline.calibration import calibrate as fit_site
-
-    _log_to_stderr()
-    path = out or Path(f"{site or 'site'}.yaml")
-    said = fit_site(
-        data, path, target_sensitivity=target_sensitivity, site=site, split=split, source=source, weights=weights
-    )
-    low, high = said["threshold_ci95"]
-    click.echo(f"threshold {said['threshold']:.3f} (95 % interval {low:.3f} to {high:.3f}), n {said['films']['n']}")
-    click.echo("On films that the fit did not see (five folds by patient):")
-    _print_figures(said["figures"])
-    if said["films"]["n"] < MANY:
-        click.echo(
-            f"Only {said['films']['n']} films: the intervals are wide. With {MANY} or more they narrow.", err=True
-        )
-    click.echo(f"Use it: pipeline run INPUT --out DIR --site {path}")
-    return DONE
-
-
-@cli.group()
-def data() -> None:
-    """Look manifests over before a training believes them."""
-
-
-@_command_of(data)
-@click.argument("manifest", type=click.Path(exists=True, path_type=Path))
-@click.option("--images/--no-images", default=True, show_default=True, help="Read the films, to find near-duplicates.")
-@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="CSV for all pairs that look alike.")
-def check(manifest: Path, images: bool, out: Path | None) -> int:
-    """Find faults, patients in two splits, damaged films, and near-duplicates across sources and splits.
-
-    Exit code 0 where a training may be believed, 1 where a film or patient is on two sides of a split.
-    """
-    from pipeline.datacheck import as_text, write_pairs
-    from pipeline.datacheck import check as look
-
-    findings = look(manifest, images=images)
-    click.echo(as_text(findings))
-    if out is not None:
-        write_pairs(findings, out)
-        click.echo(f"All pairs: {out}")
-    return DONE if findings.clean else SOME_FAILED
-
-
-@_command
-@click.argument("inputs", nargs=-1, type=click.Path(exists=True), metavar="[INPUT]...")
-@click.option("--runtime", "runtimes", multiple=True, type=click.Choice(RUNTIMES), help="Measure this one. Repeatable.")
-@click.option("--workers", type=click.IntRange(1), help="Threads that read, and that write.  [default: one a core]")
-@click.option(
-    "--weights", default="tb", show_default=True, metavar="NAME|PATH", help="Shipped weights, or trained ones."
-)
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
-def benchmark(
-    inputs: tuple[str, ...], runtimes: tuple[str, ...], workers: int | None, weights: str, as_json: bool
-) -> int:
-    """Measure what a run costs here: films a second, seconds in each part, memory, for each runtime installed.
-
-    On synthetic films of 512 px where no INPUT is given.
-    """
-    from pipeline.benchmark import as_text
-    from pipeline.benchmark import benchmark as measure
-
-    said = measure(inputs, runtimes=runtimes, weights=weights, workers=workers)
-    click.echo(json.dumps(said, indent=2) if as_json else as_text(said))
-    return DONE
-
-
-@_command
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
-def info(as_json: bool) -> int:
-    """Show versions, runtimes, shipped weights with their figures, presets and settings."""
-    from pipeline.about import as_text
-    from pipeline.about import info as facts
-
-    click.echo(json.dumps(facts(), indent=2, ensure_ascii=False) if as_json else as_text(facts()))
-    return DONE
-
-
-@_command
-@click.argument("folder", type=click.Path(file_okay=False, path_type=Path), metavar="DIR")
-@click.option("-n", "count", type=click.IntRange(1), default=6, show_default=True, help="How many films.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Other numbers give other films.")
-def samples(folder: Path, count: int, seed: int) -> int:
-    """Write synthetic X-rays to try things on: drawn by rules, of no patient.
-
-    With a manifest, true lung masks, labels and boxes.
-    """
-    from data.synthetic import write_samples
-
-    write_samples(folder, count, seed=seed)
-    click.echo(f"{count} synthetic films in {folder / 'images'}. Try: pipeline run {folder / 'images'} --out results")
-    return DONE
-
-
-def _print_figures(figures: dict[str, Any]) -> None:
-    """Those that have an interval, a line each."""
-    for name, figure in figures.items():
-        if isinstance(figure, dict) and "ci95" in figure:
-            low, high = figure["ci95"]
-            value = "none" if figure["value"] is None else f"{figure['value']:.3f}"
-            bounds = "" if low is None or high is None else f"  {low:.3f} to {high:.3f}"
-            click.echo(f"{name:32}{value}{bounds}  n {figure['n']}")
-
-
-def _log_to_stderr() -> None:
-    """Show what training and evaluation say of their progress."""
-    log = logging.getLogger("cxr")
-    if not log.handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        log.addHandler(handler)
-    log.setLevel(logging.INFO)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -431,7 +235,7 @@ def _call(arguments: list[str] | None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
     except Exception as error:
-        if _debug:
+        if debugging():
             traceback.print_exc()
         click.echo(f"Error: {_explained(error)}", err=True)
         return WRONG

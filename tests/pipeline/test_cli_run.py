@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import stages
+from models.weights import RUNTIMES
 from pipeline import cli
 from pipeline.about import EXIT_CODES
 from pipeline.results import rows, run_info
@@ -293,7 +294,7 @@ def test_info_for_programs_and_people(capsys, tmp_path, monkeypatch):
     assert call("info", "--json") == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["weights"][0]["stages"]["segment"]["figures"] == {"test": {"dice": figure}}
-    assert set(facts["runtimes"]) == set(cli.RUNTIMES)
+    assert set(facts["runtimes"]) == set(RUNTIMES)
     assert "tb" in facts["presets"]
     assert facts["settings"]["segment.fit.epochs"]["default"] >= 1
     assert call("info") == 0
