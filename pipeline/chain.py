@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import stages
 from pipeline.about import version, versions
+from pipeline.reading import file_hash
 from pipeline.results import Identity
-from pipeline.runner import classes_of, file_hash
+from pipeline.runner import classes_of
 
 if TYPE_CHECKING:
     from configs.schema import Config

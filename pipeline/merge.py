@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import shutil
 from collections.abc import Sequence
@@ -9,8 +10,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from pipeline.journal import FolderLock, Journal
-from pipeline.results import Identity, ResultsError, ResultsFolder, read_places, run_info
+from pipeline.journal import FolderLock, Journal, write_whole
+from pipeline.results import Identity, ResultsError, ResultsFolder, run_info
 
 _ABOUT = ("weights", "hashes", "config", "versions", "arguments")
 
@@ -62,6 +63,18 @@ def merge(folders: Sequence[Path], out: Path) -> dict[str, int]:
             seconds = {name: sum(run["seconds"][name] for run in runs) for name in runs[0]["seconds"]}
             started, ended = min(run["started"] for run in runs), max(run["ended"] for run in runs)
             return whole.finish([key for _, key, _ in order], seconds, started, ended)
+
+
+def write_places(folder: Path, places: dict[str, int]) -> None:
+    """`shard.csv`: the place of each of a shard's inputs among all, by key."""
+    lines = [f"{key},{place}\n" for key, place in places.items()]
+    write_whole(folder / "shard.csv", "".join(["key,place\n", *lines]).encode())
+
+
+def read_places(folder: Path) -> dict[str, int]:
+    """What `write_places` wrote into a shard's folder."""
+    with open(folder / "shard.csv", encoding="utf-8", newline="") as table:
+        return {row["key"]: int(row["place"]) for row in csv.DictReader(table)}
 
 
 def _finished(folder: Path) -> dict[str, Any]:

@@ -284,11 +284,6 @@ class ResultsFolder:
             self.journal.append(key, entry)
             self._csv.write(csv_line(self.columns, entry["row"]))
 
-    def write_places(self, places: dict[str, int]) -> None:
-        """Keep the place of each of a shard's inputs among all, by key."""
-        lines = [f"{key},{place}\n" for key, place in places.items()]
-        write_whole(self.path / "shard.csv", "".join(["key,place\n", *lines]).encode())
-
     def finish(self, keys: Sequence[str], seconds: dict[str, float], started: str, ended: str) -> dict[str, int]:
         """Put every file into its final form: `keys` in their order, after what earlier runs left of other inputs.
 
@@ -365,12 +360,6 @@ def _plain(value: Any) -> Any:
 
 def _said(shard: dict[str, int] | None) -> str:
     return f"{shard['number']}/{shard['of']} of {shard['inputs']} inputs" if shard else "all of them"
-
-
-def read_places(folder: Path) -> dict[str, int]:
-    """`shard.csv` of a shard's folder: the place of each of its inputs among all, by key."""
-    with open(folder / "shard.csv", encoding="utf-8", newline="") as table:
-        return {row["key"]: int(row["place"]) for row in csv.DictReader(table)}
 
 
 def run_info(folder: Path) -> dict[str, Any]:

@@ -2,34 +2,28 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
-import stat
 import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures import TimeoutError as NotYet
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
 import cv2
-import numpy as np
 
-from data.radiograph import Radiograph, RadiographError
-from pipeline.about import version
+from data.radiograph import Radiograph
+from pipeline.about import cores, version
 from pipeline.inputs import Input, assign_ids
-from pipeline.isolation import SECONDS, IsolatedReader
+from pipeline.isolation import SECONDS
+from pipeline.merge import write_places
 from pipeline.outputs import failed
+from pipeline.reading import PIXELS, Film, Reading
 from pipeline.results import Identity, ResultsFolder
 from stages.base import FAILED, OK, REFUSED, Record, Stage
 
-# Pixels that may wait between two steps. A film in work takes 4 to 9 bytes a pixel: three steps, under 1 GB together,
-# and on films of 512 px this never binds.
-_PIXELS = 40_000_000
 _SHOWN = 10  # refused and failed films that a summary names
 
 
@@ -60,22 +54,6 @@ class Summary:
     def exit_code(self) -> int:
         """0 when all inputs are ok, 1 when some were refused or failed."""
         return 1 if self.counts[REFUSED] or self.counts[FAILED] else 0
-
-
-@dataclass
-class _Film:
-    """An input between two steps."""
-
-    item: Input
-    sha256: str = ""
-    record: Record | None = None  # None: it was done before
-    done: dict | None = None
-    mask: np.ndarray | None = None  # found by an earlier, shorter chain
-    trace: str = ""
-
-    @property
-    def pixels(self) -> int:
-        return self.record.radiograph.pixels.size if self.record is not None else 0
 
 
 @dataclass
@@ -136,7 +114,7 @@ class Runner:
                 ids = assign_ids(inputs, folder.ids())  # of all inputs, so that shards agree on them
                 if shard is not None:
                     places = {one.key: place for place, one in enumerate(inputs) if one.shard(shard[1]) == shard[0]}
-                    folder.write_places(places)
+                    write_places(self.out, places)
                     inputs = [one for one in inputs if one.key in places]
                 work = _Work(self, folder, inputs, ids, progress or (lambda done: None))
                 work.go()
@@ -176,26 +154,32 @@ class _Work:
         ids: dict[str, str],
         progress: Callable[[int], None],
     ) -> None:
-        self.runner, self.folder, self.inputs, self.progress = runner, folder, inputs, progress
-        self.ids = ids
-        self.workers = runner.workers or _cores()
+        self.runner, self.folder, self.progress = runner, folder, progress
+        self.workers = runner.workers or cores()
         self.counts: Counter[str] = Counter()
         self.problems: list[tuple[str, str, str]] = []
         self.already = 0
         self.first = runner.stages[0]
-        self.own_reader = IsolatedReader() if runner.reader is None else None
-        self.reader = runner.reader or self.own_reader
-        self.reading_since: dict[str, float] = {}
-        self.readers = ThreadPoolExecutor(self.workers, "cxr-read")
+        self.reading = Reading(
+            inputs,
+            ids,
+            folder,
+            runner.reader,
+            workers=self.workers,
+            ahead=runner.batch_size + self.workers,
+            limit=runner.seconds_a_film,
+            masks=hasattr(self.first, "restore"),
+            timed=lambda: runner.timed("read"),
+        )
         self.writers = ThreadPoolExecutor(self.workers, "cxr-write")
         self.writing: deque[Future[dict[str, str]]] = deque()
-        self.room = _Room(_PIXELS, 2 * self.workers + runner.batch_size)
+        self.room = _Room(PIXELS, 2 * self.workers + runner.batch_size)
 
     def go(self) -> None:
         """Read, judge and write everything."""
         try:
-            batch: list[_Film] = []
-            for film in self._films():
+            batch: list[Film] = []
+            for film in self.reading:
                 if film.done is not None:
                     self.already += 1
                     self._count(film.done["row"])
@@ -203,100 +187,24 @@ class _Work:
                     self._write(film)
                 else:
                     batch.append(film)
-                    if len(batch) == self.runner.batch_size or sum(f.pixels for f in batch) >= _PIXELS:
+                    if len(batch) == self.runner.batch_size or sum(f.pixels for f in batch) >= PIXELS:
                         self._judge(batch)
                         batch = []
             self._judge(batch)
             while self.writing:
                 self._reap(self.writing.popleft())
         finally:
-            self.readers.shutdown(wait=False, cancel_futures=True)
-            if self.own_reader is not None:
-                self.own_reader.close()
+            self.reading.close()
             self.writers.shutdown(wait=True, cancel_futures=True)
 
-    def _films(self) -> Iterator[_Film]:
-        """The inputs as read, in their order, some ahead of need: fewer where films are large."""
-        waiting: deque[tuple[Input, Future[_Film]]] = deque()
-        source = iter(self.inputs)
-        recent: deque[int] = deque([_PIXELS // self.workers], maxlen=32)  # so that it starts with a film a thread
-        most = self.runner.batch_size + self.workers
-        exhausted = False
-        while waiting or not exhausted:
-            ahead = max(1, min(most, _PIXELS // max(1, *recent)))
-            while len(waiting) < ahead and not exhausted:
-                item = next(source, None)
-                if item is None:
-                    exhausted = True
-                else:
-                    waiting.append((item, self.readers.submit(self._read, item)))
-            if waiting:
-                film = self._arrived(*waiting.popleft(), waiting)
-                if film.pixels > 1:
-                    recent.append(film.pixels)
-                yield film
-
-    def _arrived(self, item: Input, coming: Future[_Film], waiting: deque[tuple[Input, Future[_Film]]]) -> _Film:
-        """A film once it is read, or as failed where that takes too long: its thread is left to itself then."""
-        limit = self.runner.seconds_a_film
-        while True:
-            try:
-                return coming.result(timeout=min(1.0, limit))
-            except NotYet:
-                begun = self.reading_since.get(item.key)
-            if begun is not None and time.monotonic() - begun > limit:
-                break
-        self.readers.shutdown(wait=False)  # a thread of it hangs; what has not begun goes to new ones
-        self.readers = ThreadPoolExecutor(self.workers, "cxr-read")
-        for number, (other, future) in enumerate(waiting):
-            if future.cancel():
-                waiting[number] = (other, self.readers.submit(self._read, other))
-        error = f"{Path(item.path).name}: reading it took longer than {limit:g} s. Check the disk, or export it again"
-        return _Film(item, record=_unread(item, self.ids[item.key], FAILED, error))
-
-    def _read(self, item: Input) -> _Film:
-        self.reading_since[item.key] = time.monotonic()
-        try:
-            return self._read_now(item)
-        finally:
-            self.reading_since.pop(item.key, None)
-
-    def _read_now(self, item: Input) -> _Film:
-        with self.runner.timed("read"):
-            name = self.ids[item.key]
-            if item.problem:
-                return _Film(item, record=_unread(item, name, FAILED, f"{item.path}: {item.problem}"))
-            try:
-                if not stat.S_ISREG(os.stat(item.path).st_mode) and not os.path.isdir(item.path):
-                    error = f"{Path(item.path).name}: this is a device or a pipe. Give a file"
-                    return _Film(item, record=_unread(item, name, FAILED, error))
-                sha256 = file_hash(item.path)
-            except (OSError, ValueError):
-                sha256 = ""  # the reader says why
-            done = self.folder.done(item.key, sha256) if sha256 else None
-            if done is not None:
-                return _Film(item, sha256, done=done)
-            try:
-                record = Record(self.reader(item.path, id=name))
-            except RadiographError as error:
-                status = REFUSED if error.refused else FAILED
-                return _Film(item, sha256, _unread(item, name, status, str(error)))
-            except Exception as error:
-                record, trace = failed(_unread(item, name, FAILED, ""), "reading", error)
-                return _Film(item, sha256, record, trace=trace)
-            mask = None
-            if hasattr(self.first, "restore"):
-                mask = self.folder.mask(item.key, sha256, record.radiograph.size)
-            return _Film(item, sha256, record, mask=mask)
-
-    def _judge(self, batch: list[_Film]) -> None:
+    def _judge(self, batch: list[Film]) -> None:
         for stage in self.runner.stages:
             with self.runner.timed(stage.name):
                 self._apply(stage, [film for film in batch if film.record.ok])
         for film in batch:
             self._write(film)
 
-    def _apply(self, stage: Stage, films: list[_Film]) -> None:
+    def _apply(self, stage: Stage, films: list[Film]) -> None:
         """One stage on a batch. Where it raises, the films are tried one by one, to find the one to blame."""
         if stage is self.first:
             alone = [film for film in films if film.mask is not None]
@@ -307,7 +215,7 @@ class _Work:
             for film in films:
                 self._try(stage.name, [film], stage.run)
 
-    def _try(self, name: str, films: list[_Film], step: Callable[[list[Record]], list[Record]]) -> bool:
+    def _try(self, name: str, films: list[Film], step: Callable[[list[Record]], list[Record]]) -> bool:
         """Put films through a step. If it raises, they stay as they were, and a single one becomes failed."""
         before = [replace(film.record, extra=dict(film.record.extra)) for film in films]
         try:
@@ -324,14 +232,14 @@ class _Work:
             film.record = record
         return True
 
-    def _write(self, film: _Film) -> None:
+    def _write(self, film: Film) -> None:
         """Hand a film to the writers; waits while they are behind, and raises what went wrong with earlier ones."""
         while self.writing and self.writing[0].done():
             self._reap(self.writing.popleft())
         self.room.take(film.pixels)
         self.writing.append(self.writers.submit(self._save, film))
 
-    def _save(self, film: _Film) -> dict[str, str]:
+    def _save(self, film: Film) -> dict[str, str]:
         try:
             with self.runner.timed("write"):
                 return self.folder.save(film.item.key, film.item.path, film.sha256, film.record, trace=film.trace)
@@ -379,27 +287,6 @@ def identity_of(stages: Iterable[Stage], **further: object) -> Identity:
 def classes_of(stages: Iterable[Stage]) -> tuple[str, ...]:
     """The classes of the chain's classifier, in its order; empty where it has none."""
     return next((tuple(stage.classes) for stage in stages if stage.name == "classify"), ())
-
-
-def file_hash(path: str | Path) -> str:
-    """SHA-256 of a file's bytes, as 64 hex digits."""
-    digest = hashlib.sha256()
-    with open(path, "rb", buffering=0) as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _unread(item: Input, name: str, status: str, error: str) -> Record:
-    """The record of a film without pixels."""
-    nothing = Radiograph(np.zeros((1, 1), np.float32), name, item.path, (0, 0))
-    return Record(nothing, status, error)
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _now() -> str:

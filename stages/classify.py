@@ -11,9 +11,9 @@ import cv2
 import numpy as np
 
 from data.geometry import Box, Frame
-from models.classifiers import lung_zones
 from models.weights import LICENCE, fingerprint, open_network, read_card, write_card
 from stages.base import Record, Stage
+from stages.classify_targets import UNKNOWN, balance_weights, source_priors, zones_with_lesions
 from stages.films import stream
 
 if TYPE_CHECKING:
@@ -24,10 +24,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("cxr.classify")
 
 _VERSION = 2  # of the preprocessing: cached crops of another version are not used
-# Added to each class's share of a source, so that no class is impossible there. AUROC of TB against normal, shenzhen
-# (rahman) left out: 0.02 0.850 (0.867), 0.04 0.850 (0.872), 0.08 0.846 (0.876), 0.15 0.839 (0.874).
-_LEAST_SHARE = 0.04
-_UNKNOWN = 255
 _DARKEST, _BRIGHTEST = 0.12, 0.88  # where the lungs' 1st and 99th percentile come to lie; calcified spots keep headroom
 
 
@@ -304,74 +300,8 @@ def _crops(
     targets = np.zeros((len(kept), len(config.classes)), np.float32)
     for line, row in enumerate(kept):
         targets[line, config.classes.index(row["label"])] = 1.0
-    zones = np.where(arrays["zones"] == _UNKNOWN, np.nan, arrays["zones"]).astype(np.float32)
+    zones = np.where(arrays["zones"] == UNKNOWN, np.nan, arrays["zones"]).astype(np.float32)
     return arrays["crop"], arrays["lungs"], targets, kept, zones
-
-
-def zones_with_lesions(lungs: np.ndarray, boxes: Sequence[Box], frame: Frame) -> np.ndarray:
-    """Which of the six lung zones hold a lesion, (6,) uint8: 1, 0, or 255 for a zone that says neither.
-
-    A zone holds one where boxes cover a quarter of its lung, and none where they cover under 2 %. One with little lung
-    (1 % of the crop) says neither, and so do all of a film without boxes: its lesions were not drawn.
-
-    Args:
-        lungs: (S, S) uint8, 0 or 1. boxes: in native pixels. frame: from native pixels to the crop.
-    """
-    told = np.full(6, _UNKNOWN, np.uint8)
-    if not boxes:
-        return told
-    size = lungs.shape[0]
-    covered = np.zeros(lungs.shape, bool)
-    for box in boxes:
-        x, y, w, h = frame.box_to_grid(box).rounded().intersect(Box(0, 0, size, size))
-        covered[int(y) : int(y + h), int(x) : int(x + w)] = True
-    zones = lung_zones(size, size)[0] * lungs[..., None]
-    areas, drawn = zones.sum((0, 1)), (zones * covered[..., None]).sum((0, 1))
-    share = drawn / np.maximum(areas, 1)
-    enough = areas > 0.01 * size * size
-    told[enough & (share > 0.25)] = 1
-    told[enough & (share < 0.02)] = 0
-    return told
-
-
-def balance_weights(rows: Sequence[dict[str, Any]], how: str) -> np.ndarray | None:
-    """Weight of each film in the loss, (N,) float32 with mean 1; None where `how` is "none".
-
-    A film weighs by one over the square root of how many share its class ("class") or its class and source
-    ("class_source"): between every film alike, and every group alike, which would let a handful of films rule.
-    """
-    if how == "none":
-        return None
-    groups = [row["label"] if how == "class" else (row["label"], row["source"]) for row in rows]
-    counts = {group: groups.count(group) for group in set(groups)}
-    weights = np.array([counts[group] ** -0.5 for group in groups], np.float32)
-    return weights / weights.mean()
-
-
-def source_priors(
-    rows: Sequence[dict[str, Any]], classes: Sequence[str], weights: np.ndarray | None, strength: float
-) -> np.ndarray:
-    """What each film's source alone says of its class: log of the classes' shares there, (N, classes) float32.
-
-    Added to the logits in training and left out afterwards (logit adjustment, Menon et al. 2021, by group and not by
-    class). Public sets tie class to hospital: a network is rewarded for telling hospitals apart, and fails at the next
-    one. With the source's own answer given for free, only what tells films of one source apart is left to learn.
-
-    Args:
-        rows: the films' `source` and `label`.
-        weights: (N,) of the films in the loss, or None.
-        strength: 0 switches it off, 1 takes the source's share out wholly.
-    """
-    weights = np.ones(len(rows), np.float32) if weights is None else weights
-    shares: dict[str, np.ndarray] = {}
-    for row, weight in zip(rows, weights, strict=True):
-        share = shares.setdefault(row["source"], np.zeros(len(classes)))
-        share[classes.index(row["label"])] += weight
-    logs = {
-        source: strength * np.log((share / share.sum() + _LEAST_SHARE) / (1 + _LEAST_SHARE * len(classes)))
-        for source, share in shares.items()
-    }
-    return np.array([logs[row["source"]] for row in rows], np.float32)
 
 
 def mix_offsets(classes: Sequence[str], mix: dict[str, float] | None) -> dict[str, float]:

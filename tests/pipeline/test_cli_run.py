@@ -15,7 +15,7 @@ import pytest
 
 import stages
 from models.weights import RUNTIMES
-from pipeline import cli
+from pipeline import cli, commands
 from pipeline.about import EXIT_CODES
 from pipeline.results import rows, run_info
 from tests.pipeline import fake_chain
@@ -220,7 +220,7 @@ def test_a_bug_is_one_line_unless_asked_for_more(films, tmp_path, weights, monke
         raise KeyError("x")
 
     monkeypatch.setattr(stages, "load_chain", broken)
-    monkeypatch.setattr(cli, "_debug", False)
+    monkeypatch.setattr(commands, "_debug", False)
     assert call("run", films, "--out", tmp_path / "out", "--weights", weights, *debug) == 2
     error = capsys.readouterr().err
     assert "unexpected KeyError: 'x'. Run again with --debug" in error

@@ -20,8 +20,9 @@ import pytest
 from data.radiograph import Radiograph, RadiographError, read
 from pipeline import results
 from pipeline.inputs import find_inputs
+from pipeline.reading import file_hash
 from pipeline.results import ResultsError, rows, run_info
-from pipeline.runner import RunError, Runner, file_hash
+from pipeline.runner import RunError, Runner
 from tests.pipeline.fake_chain import FakeLocalize, chain, hears_ctrl_c, tree, write_film
 
 ROOT = Path(__file__).parents[2]
