@@ -55,14 +55,14 @@ class Fit:
 
 
 def fit(logits: np.ndarray, labels: np.ndarray) -> Fit:
-    """Temperature (Guo et al. 2017) and an offset a class, by penalised maximum likelihood.
+    """A further temperature (Guo et al. 2017) and an offset a class, by penalised maximum likelihood.
 
     A temperature alone cannot follow a site's own mix of classes, and so leaves probabilities off by as much as that
     mix differs from the training's. The offsets are held by a normal prior around 0, the temperature's logarithm around
     0 too: with few films the fit stays near the weights' own answer.
 
     Args:
-        logits: (N, classes). labels: (N,) int class numbers.
+        logits: (N, classes), as the weights would turn them into probabilities. labels: (N,) int class numbers.
     """
     from scipy.optimize import minimize
 
@@ -109,6 +109,8 @@ def calibrate(
     classify = chain[-1]
     manifest = read_manifest(data, classes=classify.classes).select(split=split, source=source, labels=classify.classes)
     logits, labels, patients = _judge(manifest, chain)
+    # From here on as the weights answer, which the fit then stays near where films are few.
+    logits = logits / classify.temperature + classify.offsets
     positive = classify.classes.index(classify.positive)
     count = int((labels == positive).sum()) if len(labels) else 0
     if count < LEAST or len(labels) - count < LEAST:
@@ -124,12 +126,13 @@ def calibrate(
         lambda i: metrics.threshold_for_sensitivity(is_positive[i], scores[i], target_sensitivity), patients
     )
     held = _cross_validated(logits, labels, patients, positive, target_sensitivity)
+    offsets = classify.offsets / whole.temperature + whole.offsets
     counts = Counter(classify.classes[label] for label in labels)
     said = {
         "site": site or out.stem,
         "weights": {stage.name: stage.fingerprint for stage in chain},
-        "temperature": round(whole.temperature, 4),
-        "offsets": {name: round(float(v), 4) for name, v in zip(classify.classes, whole.offsets, strict=True)},
+        "temperature": round(classify.temperature * whole.temperature, 4),
+        "offsets": {name: round(float(v), 4) for name, v in zip(classify.classes, offsets, strict=True)},
         "threshold": round(float(threshold), 4),
         "threshold_ci95": [round(spread.low, 4), round(spread.high, 4)],
         "target_sensitivity": target_sensitivity,

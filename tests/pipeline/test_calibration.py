@@ -64,6 +64,19 @@ def test_a_run_obeys_the_site_file(site, tiny_chain, samples, tmp_path):
     assert _call([*command, "--out", str(tmp_path / "plain"), "--site", str(site)]) == 2  # never mixed
 
 
+def test_the_site_file_answers_as_the_fit_does(site, tiny_chain, samples):
+    """Temperature and offsets of the file apply to raw logits; the fit was made on the weights' own answers."""
+    from data.manifest import read_manifest
+    from pipeline.calibration import _judge
+
+    chain = load_chain(tiny_chain, "classify")
+    raw, labels, _ = _judge(read_manifest(samples), chain)
+    fitted = fit(raw / chain[1].temperature + chain[1].offsets, labels)
+    expected = fitted.probabilities(raw / chain[1].temperature + chain[1].offsets)
+    apply_site(site, chain)
+    np.testing.assert_allclose(metrics.softmax(raw / chain[1].temperature + chain[1].offsets), expected, atol=1e-3)
+
+
 def test_too_few_films_are_refused(tiny_chain, samples, tmp_path, capsys):
     call = ["calibrate", "--data", str(samples), "--weights", str(tiny_chain), "--out", str(tmp_path / "s.yaml")]
     assert _call(call) == 2
