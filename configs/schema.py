@@ -39,6 +39,9 @@ class SegmentFit(Fit):
     epochs: int = Field(24, ge=1)
     batch_size: int = Field(8, ge=1)
     ema: float = Field(0.99, ge=0, lt=1)
+    splits: list[Literal["train", "test", "external"]] = Field(
+        ["train"], min_length=1, description="splits trained on; those named here are not judged. val picks the epoch"
+    )
 
 
 class ClassifyFit(Fit):

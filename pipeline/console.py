@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pipeline.runner import Summary
 
 _EVERY = 30.0  # seconds between plain lines
+_SETTLED = 5.0  # seconds after which the pace so far tells when it will end
 
 
 @contextmanager
@@ -42,8 +43,8 @@ class _PlainProgress:
             return
         self._last = now
         left = (self._total - done) * (now - self._begun) / done
-        left_text = f"{left / 60:.0f} min" if left >= 120 else f"{left:.0f} s"
-        click.echo(f"{done} of {self._total} films done, about {left_text} left", err=True)
+        left_text = f", about {left / 60:.0f} min left" if left >= 120 else f", about {left:.0f} s left"
+        click.echo(f"{done} of {self._total} films done{left_text if now - self._begun > _SETTLED else ''}", err=True)
 
 
 def print_summary(summary: Summary, upto: str) -> None:

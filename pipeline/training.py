@@ -97,8 +97,10 @@ def _train_stage(name: str, manifest: Manifest, config: Config, out: Path) -> No
 
 
 def _judged(name: str, films: Manifest, config: Config) -> Manifest:
-    """The films that a stage's figures are taken on: without the sources that its config calls foreign to the task."""
-    foreign = config.classify.fit.leave_out if name in ("classify", "localize") else []
+    """The films that a stage's figures are taken on: none it trained on, no source that its config calls foreign."""
+    if name == "segment":
+        return films.select(split=sorted({"test", "external"} - set(config.segment.fit.splits)))
+    foreign = config.classify.fit.leave_out
     return films.select(source=sorted(set(films.table["source"]) - set(foreign))) if foreign else films
 
 

@@ -14,7 +14,7 @@ from data.geometry import Box, Frame
 from models.weights import LICENCE, fingerprint, open_network, read_card, write_card
 from stages.base import Record, Stage
 from stages.classify_targets import UNKNOWN, balance_weights, source_priors, zones_with_lesions
-from stages.films import stream
+from stages.films import sources_of, stream
 
 if TYPE_CHECKING:
     from configs.schema import Config
@@ -145,7 +145,8 @@ class Classify(Stage):
 
         k = keras()
         settings = config.classify
-        parts = {split: _usable(data, config, split) for split in ("train", "val")}
+        usable = data.select(labels=config.classes, source=sources_of(data, settings.fit))
+        parts = {split: usable.select(split=split) for split in ("train", "val")}
         folder = Path(config.cache or out / "cache")
         crops = {split: _crops(part, config, chain, folder) for split, part in parts.items()}
         common = {
@@ -262,13 +263,6 @@ class Classify(Stage):
 
 def _caption(row: dict[str, Any], record: Record) -> str:
     return f"{row['label']}, p {record.probabilities[row['label']]:.2f}: {Path(row['image']).stem}"
-
-
-def _usable(data: Manifest, config: Config, split: str) -> Manifest:
-    sources = config.classify.fit.sources
-    if sources is None:
-        sources = sorted(set(data.table["source"]) - set(config.classify.fit.leave_out))
-    return data.select(split=split, labels=config.classes, source=sources)
 
 
 def _crops(

@@ -16,6 +16,7 @@ from data.radiograph import Radiograph, RadiographError, read
 from stages.base import FAILED, REFUSED, Record, Stage
 
 if TYPE_CHECKING:
+    from configs.schema import Fit
     from data.manifest import Manifest
 
 log = logging.getLogger("cxr.films")
@@ -56,6 +57,11 @@ def stream(
         if not record.ok:
             log.warning("%s: %s: %s", row["image"], record.status, record.error)
         yield row, record
+
+
+def sources_of(data: Manifest, fit: Fit) -> list[str]:
+    """The sources that a training takes its films from."""
+    return fit.sources if fit.sources is not None else sorted(set(data.table["source"]) - set(fit.leave_out))
 
 
 def read_mask(path: Path, size: tuple[int, int]) -> np.ndarray:

@@ -14,7 +14,7 @@ from data.geometry import Box, Frame, bounding_box
 from data.radiograph import RadiographError
 from models.weights import LICENCE, fingerprint, open_network, read_card, write_card
 from stages.base import Record, Stage
-from stages.films import read_mask, stream
+from stages.films import read_mask, sources_of, stream
 
 if TYPE_CHECKING:
     from configs.schema import Config
@@ -116,7 +116,7 @@ class Segment(Stage):
 
     @classmethod
     def train(cls, data: Manifest, config: Config, out: Path, chain: Sequence[Stage] = ()) -> Path:
-        """Train on the films of `train` that have masks, watching Dice on those of `val`."""
+        """Train on the films of `segment.fit.splits` that have masks, watching Dice on those of `val`."""
         from data.augment import segment_augmentation
         from data.batches import Batches
         from models.backend import keras
@@ -127,9 +127,8 @@ class Segment(Stage):
         from models.unet import build_unet
 
         settings = config.segment
-        parts = {
-            split: data.select(split=split, has_mask=True, source=settings.fit.sources) for split in ("train", "val")
-        }
+        masked = data.select(has_mask=True, source=sources_of(data, settings.fit))
+        parts = {"train": masked.select(split=settings.fit.splits), "val": masked.select(split="val")}
         arrays = {
             split: _arrays(part, settings.size, Path(config.cache or out / "cache")) for split, part in parts.items()
         }

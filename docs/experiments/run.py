@@ -1,9 +1,11 @@
-"""Runs experiments on the classifier, each a file here, and writes docs/experiments.md from what they gave.
+"""Runs experiments, each a file here, and writes docs/experiments.md from what they gave.
 
 An experiment is a YAML file: `what` says in a line what it tries, `set` lists the settings that differ from
-configs/tb.yaml. It is judged as a hospital that the network never saw would judge it: trained without one source,
-measured on that source, once for each source that has both TB and normal films. No film of a test or external split is
-looked at.
+configs/tb.yaml. It is judged as a hospital that the network never saw would judge it.
+
+The classifier is trained without one source and measured on that source, once for each source that has both TB and
+normal films; no film of a test or external split is looked at. Segmentation (names that begin so) is trained on
+montgomery's masks alone and measured on shenzhen's train and val films.
 
     python docs/experiments/run.py --data ../shared/data/manifest.csv --segment WEIGHTS --work FOLDER [NAME ...]
 
@@ -16,15 +18,19 @@ import argparse
 import json
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 import stages
-from configs.schema import load_config
+from configs.schema import Config, load_config
 from data.manifest import Manifest, read_manifest
+from data.splits import split_by_patient
+from models.backend import keras
 from pipeline.evaluation import evaluate_stage
 from stages.classify import Classify
 from stages.segment import Segment
@@ -32,16 +38,15 @@ from stages.segment import Segment
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "experiments.md"
 LEFT_OUT = ("shenzhen", "rahman")
-BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
+TABLES = {"segment": "<!-- {} of segment -->", "classify": "<!-- {} of classify -->"}  # markers on the page
 
 
 def run(name: str, data: Manifest, segment: Segment, work: Path) -> None:
     """Train and judge one experiment, a source left out at a time, and write its results file."""
-    told = yaml.safe_load((HERE / f"{name}.yaml").read_text(encoding="utf-8"))
+    told, config_of = _told(name)
     results: dict[str, Any] = {"what": told["what"], "set": told.get("set", {})}
     for source in LEFT_OUT:
-        settings = [f"{key}={json.dumps(value)}" for key, value in told.get("set", {}).items()]
-        config = load_config(HERE.parent.parent / "configs" / "tb.yaml", settings)
+        config = config_of()
         config.classify.fit.leave_out = [*config.classify.fit.leave_out, source]
         folder = work / name / source
         begun = time.monotonic()
@@ -60,10 +65,61 @@ def run(name: str, data: Manifest, segment: Segment, work: Path) -> None:
     (HERE / f"{name}.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
 
-def table() -> str:
-    """All results as a Markdown table, the best first."""
+def run_segment(name: str, data: Manifest, work: Path) -> None:
+    """Train and judge one experiment on segmentation: montgomery's masks to learn from, shenzhen's to be judged on."""
+    told, config_of = _told(name)
+    known = data.select(has_mask=True, source="montgomery")
+    parts = split_by_patient(known)
+    parts = replace(parts, table=parts.table.assign(split=parts.table["split"].replace("test", "train")))
+    folder = work / name
+    begun = time.monotonic()
+    config = config_of()
+    config.segment.fit.epochs = 30  # the sets are small: fewer would be too few steps
+    Segment.train(parts, config, folder)
+    minutes = (time.monotonic() - begun) / 60
+    stage = Segment.load(folder)
+    away = data.select(has_mask=True, source="shenzhen", split=["train", "val"])
+    figures = evaluate_stage(stage, away, folder / "away", split=None)
+    model = keras().models.load_model(folder / "model.keras", compile=False)
+    results = {"what": told["what"], "set": told.get("set", {}), "gigamacs": round(macs(model) / 1e9, 2)}
+    results |= {key: figures[key] for key in ("dice", "hd95_px")} | {"minutes": round(minutes, 1)}
+    (HERE / f"{name}.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def macs(model: Any) -> int:
+    """Multiply-adds of a network's convolutions for one film."""
+    total = 0
+    for layer in model.layers:
+        if hasattr(layer, "layers"):
+            total += macs(layer)
+        elif hasattr(layer, "kernel") and len(layer.kernel.shape) == 4:
+            total += int(np.prod(layer.kernel.shape)) * int(np.prod(layer.output.shape[1:3]))
+    return total
+
+
+def _told(name: str) -> tuple[dict[str, Any], Callable[[], Config]]:
+    told = yaml.safe_load((HERE / f"{name}.yaml").read_text(encoding="utf-8"))
+    settings = [f"{key}={json.dumps(value)}" for key, value in told.get("set", {}).items()]
+    return told, lambda: load_config(HERE.parent.parent / "configs" / "tb.yaml", settings)
+
+
+def segment_table() -> str:
+    """The results on segmentation as a Markdown table, the best first."""
+    told = [(path.stem, json.loads(path.read_text(encoding="utf-8"))) for path in HERE.glob("segment*.json")]
+    lines = ["| experiment | what | Dice | HD95, px | GMAC a film | minutes |", "|---|---|---|---|---|---|"]
+    for name, result in sorted(told, key=lambda item: -item[1]["dice"]["value"]):
+        cells = [name, result["what"], _cell(result["dice"]), _cell(result["hd95_px"], 1)]
+        lines.append("| " + " | ".join([*cells, f"{result['gigamacs']:.2f}", f"{result['minutes']:.0f}"]) + " |")
+    return "\n".join(lines)
+
+
+def classify_table() -> str:
+    """The results on classification as a Markdown table, the best first."""
     rows = []
     for path in HERE.glob("*.json"):
+        if path.stem.startswith("segment"):
+            continue
         told = json.loads(path.read_text(encoding="utf-8"))
         values = [told[source]["auc_tb_against_norm"]["value"] for source in LEFT_OUT]
         cells = [_cell(told[source]["auc_tb_against_norm"]) for source in LEFT_OUT]
@@ -76,15 +132,18 @@ def table() -> str:
     return "\n".join(lines)
 
 
-def _cell(figure: dict[str, Any]) -> str:
+def _cell(figure: dict[str, Any], digits: int = 3) -> str:
     low, high = figure["ci95"]
-    return f"{figure['value']:.3f} [{low:.3f}, {high:.3f}], n {figure['n']}"
+    return f"{figure['value']:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}], n {figure['n']}"
 
 
 def filled(page: str) -> str:
-    """The page with the results table as the files have it."""
-    before, rest = page.split(BEGIN)
-    return f"{before}{BEGIN}\n\n{table()}\n\n{END}{rest.split(END)[1]}"
+    """The page with its results tables as the files have them."""
+    for marker, text in zip(TABLES.values(), (segment_table(), classify_table()), strict=True):
+        begin, end = marker.format("results"), marker.format("end")
+        before, rest = page.split(begin)
+        page = f"{before}{begin}\n\n{text}\n\n{end}{rest.split(end)[1]}"
+    return page
 
 
 def main() -> None:
@@ -95,13 +154,16 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("names", nargs="*")
     told = parser.parse_args()
-    data = read_manifest(told.data)
-    kept = data.table[data.table["split"].isin(["train", "val"]) & (data.table["source"] != "kermany")]
-    data = replace(data, table=kept.reset_index(drop=True))
+    whole = read_manifest(told.data)
+    kept = whole.table[whole.table["split"].isin(["train", "val"]) & (whole.table["source"] != "kermany")]
+    data = replace(whole, table=kept.reset_index(drop=True))
     (segment,) = stages.load_chain(told.segment, "segment")
     for name in told.names or sorted(path.stem for path in HERE.glob("*.yaml")):
         if not (HERE / f"{name}.json").is_file():
-            run(name, data, segment, told.work)
+            if name.startswith("segment"):
+                run_segment(name, whole, told.work)
+            else:
+                run(name, data, segment, told.work)
             PAGE.write_text(filled(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
     PAGE.write_text(filled(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
 
