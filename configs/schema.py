@@ -134,6 +134,9 @@ class Config(_Section):
     distribute: Literal["none", "mirrored"] = Field(
         "none", description="mirrored trains on all GPUs of the machine at once, each on its part of every batch"
     )
+    precision: Literal["auto", "float32", "mixed_float16", "mixed_bfloat16"] = Field(
+        "auto", description="of training; auto is mixed_float16 where there is a GPU. What is stored runs in float32"
+    )
     cache: str | None = Field(None, description="folder for decoded arrays; null puts it into the training's folder")
     segment: SegmentConfig = SegmentConfig()
     classify: ClassifyConfig = ClassifyConfig()

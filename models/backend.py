@@ -25,10 +25,12 @@ def keras() -> ModuleType:
 
 
 @contextlib.contextmanager
-def training_scope(distribute: str) -> Iterator[None]:
-    """Where networks are built and trained: names counted afresh, and weights mirrored on all devices where asked for.
+def training_scope(distribute: str, precision: str = "float32") -> Iterator[None]:
+    """Where networks are built and trained: names counted afresh, precision set, weights mirrored where asked for.
 
     Args:
+        precision: a Keras dtype policy; "auto" is "mixed_float16" (Micikevicius et al. 2018) where there is a GPU, and
+            "float32" elsewhere, where it is faster.
         distribute: "none", or "mirrored" for all GPUs of this machine (all CPU devices where it has no GPU): each takes
             its part of every batch, and gradients are summed (`tf.distribute.MirroredStrategy`).
 
@@ -37,6 +39,29 @@ def training_scope(distribute: str) -> Iterator[None]:
     """
     k = keras()
     k.utils.clear_session()
+    before = k.config.dtype_policy()
+    k.config.set_dtype_policy(_policy(precision))
+    try:
+        with _devices(distribute):
+            yield
+    finally:
+        k.config.set_dtype_policy(before)
+
+
+def _policy(precision: str) -> str:
+    if precision != "auto":
+        return precision
+    k = keras()
+    if k.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        return "mixed_float16" if tf.config.list_physical_devices("GPU") else "float32"
+    return "mixed_float16" if any("gpu" in name for name in k.distribution.list_devices()) else "float32"
+
+
+@contextlib.contextmanager
+def _devices(distribute: str) -> Iterator[None]:
+    k = keras()
     if distribute == "none":
         yield
         return

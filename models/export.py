@@ -7,7 +7,7 @@ import os
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -40,12 +40,38 @@ def save_bundle(model: K.Model, bundle: Path) -> None:
     compute in float32 from the same numbers. Files appear under their final names only when whole.
     """
     bundle.mkdir(parents=True, exist_ok=True)
-    # BatchNorm epsilon (1e-3) dwarfs what float16 loses on small variances; the largest weights are far below 65504.
-    model.set_weights(
-        [w.astype(np.float16).astype(w.dtype) if w.dtype == np.float32 else w for w in model.get_weights()]
-    )
-    _save_keras(model, bundle / KERAS_FILE)
-    _save_onnx(model, bundle / SERVING_FILE)
+    k = keras()
+    training = k.config.dtype_policy()
+    k.config.set_dtype_policy("float32")  # of the layers that serving adds
+    try:
+        model = in_float32(model)
+        # BatchNorm epsilon (1e-3) dwarfs what float16 loses on small variances; the largest weights are far below 65504.
+        model.set_weights(
+            [w.astype(np.float16).astype(w.dtype) if w.dtype == np.float32 else w for w in model.get_weights()]
+        )
+        _save_keras(model, bundle / KERAS_FILE)
+        _save_onnx(model, bundle / SERVING_FILE)
+    finally:
+        k.config.set_dtype_policy(training)
+
+
+def in_float32(model: K.Model) -> K.Model:
+    """The model with every layer computing in float32: itself, or a copy of one trained in mixed precision."""
+    k = keras()
+
+    def plain(node: Any) -> Any:
+        if isinstance(node, dict):
+            if node.get("class_name") == "DTypePolicy":
+                return {**node, "config": {"name": "float32"}}
+            return {key: plain(value) for key, value in node.items()}
+        return [plain(value) for value in node] if isinstance(node, (list, tuple)) else node
+
+    if not any(getattr(layer, "compute_dtype", "float32") in ("float16", "bfloat16") for layer in model.layers):
+        return model
+    with_policy = k.saving.serialize_keras_object(model)
+    copy = k.saving.deserialize_keras_object(plain(with_policy), safe_mode=True)
+    copy.set_weights(model.get_weights())
+    return copy
 
 
 def _save_keras(model: K.Model, path: Path) -> None:

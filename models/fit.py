@@ -211,7 +211,7 @@ def _compile(model: K.Model, phase: Phase, steps: int, loss: Any, metrics: list)
     # XLA is Keras' default where it works; on the CPU it trains these networks three times slower (UNet 256 px on 4
     # cores: 3.5 images/s with it, 11 without).
     model.compile(optimizer=optimizer, loss=loss, weighted_metrics=metrics, jit_compile=False)
-    optimizer.build(model.trainable_variables)
+    model.optimizer.build(model.trainable_variables)  # in mixed precision it is wrapped, to scale the loss
 
 
 def _load(model: K.Model, path: Path, *, with_optimizer: bool) -> None:

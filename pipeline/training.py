@@ -81,7 +81,7 @@ def _train_stage(name: str, manifest: Manifest, config: Config, out: Path) -> No
         log.info("training %s", name)
         chain = [stages.stage_class(n).load(bundle_of(out, n)) for n in stages.NAMES[: stages.NAMES.index(name)]]
         stage_class = stages.stage_class(name)
-        with training_scope(config.distribute):
+        with training_scope(config.distribute, config.precision):
             stage_class.train(manifest, config, folder, chain)
         stage = stage_class.load(folder)
         figures: dict[str, Any] = {}
@@ -106,7 +106,7 @@ def _judged(name: str, films: Manifest, config: Config) -> Manifest:
 
 def _settings_of(name: str, config: Config) -> str:
     """The settings that the stage depends on, as YAML: a change elsewhere does not make its training stale."""
-    others = {"cache", "distribute", *stages.NAMES} - {name}
+    others = {"cache", "distribute", "precision", *stages.NAMES} - {name}
     if name == "segment":
         others |= {"name", "classes", "positive", "normal"}
     return yaml.safe_dump(config.model_dump(mode="json", exclude=others), sort_keys=False, allow_unicode=True)

@@ -1,13 +1,16 @@
-"""Training on two devices by one line of the config; in a process of its own, which has two CPU devices."""
+"""Training on two devices, and in mixed precision, by one line of the config; in processes of their own."""
 
 from __future__ import annotations
 
 import csv
 import subprocess
 import sys
+import zipfile
 
+import numpy as np
 import pytest
 
+from models.weights import open_network
 from tests.tiny import TINY
 
 CODE = """
@@ -32,3 +35,20 @@ def test_a_chain_trains_on_two_devices(samples, tmp_path):
         assert len(rows) == epochs
         assert all(float(row["loss"]) > 0 for row in rows)
     assert (tmp_path / "w" / "localize" / "card.json").is_file()
+
+
+@pytest.mark.slow
+def test_a_network_trained_in_mixed_precision_is_stored_in_float32(samples, tmp_path):
+    out = tmp_path / "w"
+    settings = [word for setting in [*TINY, "precision=mixed_float16"] for word in ("--set", setting)]
+    chosen = ["--stage", "segment", "--data", str(samples), "--out", str(out)]
+    command = [sys.executable, "-m", "pipeline.cli", "train", *chosen, *settings]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert answer.returncode == 0, answer.stderr[-3000:]
+    with zipfile.ZipFile(out / "segment" / "model.keras") as file:
+        assert b"mixed" not in file.read("config.json")
+    batch = np.random.default_rng(0).random((2, 64, 64, 1), np.float32)
+    (stored,) = open_network(out / "segment", "keras")(batch).values()
+    (served,) = open_network(out / "segment", "onnx")(batch).values()
+    assert served.dtype == np.float32
+    np.testing.assert_allclose(served, stored, atol=1e-4)
