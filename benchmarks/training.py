@@ -2,8 +2,8 @@
 
     python benchmarks/training.py --data MANIFEST [--stage segment|classify] [--batches 40] [--rounds 3]
 
-In turns: training on batches as they come (cached arrays, augmented in threads), and on one batch given again and again,
-which waits for nothing. What the first takes longer is waiting. Preparing alone is measured too.
+In turns: training on batches as they come (cached arrays, augmented in threads), and on one batch given again and
+again, which waits for nothing. What the first takes longer is waiting. Preparing alone is measured too.
 """
 
 from __future__ import annotations
@@ -92,13 +92,11 @@ def main() -> None:
             batches[number]
         seconds["preparing alone"].append(time.perf_counter() - begun)
     for name, values in seconds.items():
-        print(
-            f"{name:16} {len(images) / statistics.median(values):7.1f} films/s ({min(values):.1f} to {max(values):.1f} s)"
-        )
+        pace = len(images) / statistics.median(values)
+        print(f"{name:16} {pace:7.1f} films/s ({min(values):.1f} to {max(values):.1f} s)")
     shares = [max(0.0, 1 - b / a) for a, b in zip(seconds["as they come"], seconds["network alone"], strict=True)]
-    print(
-        f"waiting {100 * statistics.median(shares):.0f} % of the time ({100 * min(shares):.0f} to {100 * max(shares):.0f})"
-    )
+    low, middle, high = (100 * value for value in (min(shares), statistics.median(shares), max(shares)))
+    print(f"waiting {middle:.0f} % of the time ({low:.0f} to {high:.0f})")
 
 
 if __name__ == "__main__":

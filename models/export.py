@@ -45,7 +45,8 @@ def save_bundle(model: K.Model, bundle: Path) -> None:
     k.config.set_dtype_policy("float32")  # of the layers that serving adds
     try:
         model = in_float32(model)
-        # BatchNorm epsilon (1e-3) dwarfs what float16 loses on small variances; the largest weights are far below 65504.
+        # BatchNorm epsilon (1e-3) dwarfs what float16 loses on small variances; the largest weights are far below
+        # 65504.
         model.set_weights(
             [w.astype(np.float16).astype(w.dtype) if w.dtype == np.float32 else w for w in model.get_weights()]
         )

@@ -148,8 +148,8 @@ def _onnx(path: Path, threads: int | None) -> Network:
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    # Threads that wait for the next step must not spin: those that read and write need the cores. 200 films of 512 px on
-    # 4 cores: 36 s of processor time with it, 20 s without.
+    # Threads that wait for the next step must not spin: those that read and write need the cores. 200 films, 4
+    # cores: 36 s of processor time with it, 20 s without.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if threads is not None:
         options.intra_op_num_threads = threads

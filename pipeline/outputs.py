@@ -23,8 +23,8 @@ _FIRST = ("image", "id", "status", "error", "width", "height", "lung_fraction")
 _LAST = ("label", "tb_score", "regions")
 _APPENDED = ("warnings", "sha256")
 # How each kind of picture is packed. libpng's own choice tries all filters on every line, which takes twice as long for
-# the same size: films of 512 px, ms and KB with it, then with the filter named here: mask 1.6, 2 / 0.4, 2; crop 4.6, 94 /
-# 2.1, 111; heat map 2.0, 14 / 0.8, 17; overlay 11.3, 211 / 7.0, 215.
+# the same size: films of 512 px, ms and KB with it, then with the filter named here: mask 1.6, 2 / 0.4, 2; crop 4.6,
+# 94 / 2.1, 111; heat map 2.0, 14 / 0.8, 17; overlay 11.3, 211 / 7.0, 215.
 _FILTER, _STRATEGY = cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_STRATEGY
 _PNG = {
     "masks": [_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE, _FILTER, cv2.IMWRITE_PNG_FILTER_NONE],
