@@ -91,6 +91,7 @@ def _measure(call: dict[str, Any]) -> dict[str, Any]:
     from pipeline.inputs import find_inputs
     from pipeline.runner import Runner
 
+    begun = time.time()
     chain = open_chain(call["weights"], "localize", runtime=call["runtime"])
     found = find_inputs(call["inputs"])
     first: list[float] = []
@@ -98,6 +99,7 @@ def _measure(call: dict[str, Any]) -> dict[str, Any]:
     summary = runner.run(found, progress=lambda done: first.append(time.time()) if not first else None)
     return {
         "films": len(found),
+        "begun": begun,
         "first": first[0],
         "ended": time.time(),
         "seconds": summary.seconds,
