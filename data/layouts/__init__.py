@@ -85,7 +85,7 @@ LAYOUTS: dict[str, Layout] = {
     "chexpert": Layout(
         "chexpert",
         "CheXpert, Stanford (USA)",
-        "223,648 films in train and valid, 191,229 of them frontal; 14 observations with `uncertain` and `negative`; age, sex, view",
+        "223,648 films, 191,229 of them frontal; 14 observations, `uncertain` and `negative` too; age, sex, view",
         "official train and valid (as val), and test where its table is there",
         "Stanford University research use agreement",
         "Irvin et al. 2019, doi:10.1609/aaai.v33i01.3301590",

@@ -85,6 +85,14 @@ class Job:
             )
         return found
 
+    def mask_of(self, parts: Iterable[Path], name: str) -> Path | None:
+        """The masks of the two lungs as one, `masks/<name>` beside the manifest; None and a note where one is bad."""
+        try:
+            return join_masks(parts, self.beside / "masks" / name)
+        except LayoutError as error:
+            self.note(f"{error}; its film has no mask")
+            return None
+
 
 def find_root(folder: Path, is_root: Callable[[Path], bool], importer: Callable[..., object]) -> Path:
     """The data set's own folder: `folder` or one up to two levels below it.

@@ -22,7 +22,6 @@ from data.layouts.base import (
     Job,
     age_of,
     files_below,
-    join_masks,
     scaled_boxes,
     sex_of,
     write_png,
@@ -91,7 +90,7 @@ def jsrt(folder: Path, job: Job) -> list[Film]:
         scaled_boxes(film, SIDE, SIDE)
         lungs = masks.get(name, {})
         if {"left lung", "right lung"} <= set(lungs):
-            film.mask = join_masks(lungs.values(), job.beside / "masks" / "jsrt" / f"{name}.png")
+            film.mask = job.mask_of(lungs.values(), f"jsrt/{name}.png")
             fold = re.search(r"fold(\d)", str(lungs["left lung"]))
             film.more["fold"] = fold[1] if fold else ""
         films.append(film)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from data.layouts.base import Film, Job, age_of, find_root, join_masks, sex_of
+from data.layouts.base import Film, Job, age_of, find_root, sex_of
 from data.progress import track
 
 
@@ -36,8 +36,8 @@ def montgomery(folder: Path, job: Job) -> list[Film]:
         lungs = [root / "ManualMask" / side / film.image.name for side in ("leftMask", "rightMask")]
         both = root / "masks" / film.image.name
         if all(mask.is_file() for mask in lungs):
-            film.mask = join_masks(lungs, job.beside / "masks" / "montgomery" / film.image.name)
-            made += 1
+            film.mask = job.mask_of(lungs, f"montgomery/{film.image.name}")
+            made += film.mask is not None
         elif both.is_file():
             film.mask = both
     if made:

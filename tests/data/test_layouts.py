@@ -99,6 +99,14 @@ def test_montgomery_joins_the_lungs_and_reads_the_patients(imported, tmp_path):
     assert Path(normal["image"]).is_absolute()
 
 
+def test_a_bad_mask_costs_only_itself(tmp_path):
+    home = montgomery(tmp_path)
+    (home / "ManualMask" / "leftMask" / "MCUCXR_0001_0.png").write_text("no picture")
+    done = import_dataset("montgomery", home, tmp_path / "m.csv")
+    assert list(done.manifest.table["mask"]) == ["", "masks/montgomery/MCUCXR_0104_1.png"]
+    assert any("leftMask/MCUCXR_0001_0.png cannot be read" in note for note in done.notes)
+
+
 def test_paths_below_the_manifest_are_relative(tmp_path):
     montgomery(tmp_path)
     table = import_dataset("montgomery", tmp_path, tmp_path / "m.csv").manifest.table
