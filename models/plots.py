@@ -161,3 +161,23 @@ def contact_sheet(
     path.parent.mkdir(parents=True, exist_ok=True)
     cv2.imencode(".png", sheet)[1].tofile(path)
     return path
+
+
+def films_by_class(bars: dict[str, dict[str, int]], path: Path) -> Path:
+    """How many films of each class: a bar for each name in `bars`, stacked by class."""
+    classes = sorted({name for counts in bars.values() for name in counts})
+    figure, (axis,) = _figure(8, 1.6 + 0.35 * len(bars))
+    start = np.zeros(len(bars))
+    colours = [BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", GREY]
+    for number, name in enumerate(classes):
+        films = np.array([counts.get(name, 0) for counts in bars.values()])
+        colour = colours[number % len(colours)]
+        axis.barh(list(bars), films, left=start, color=colour, edgecolor="white", label=f"{name} ({films.sum()})")
+        start += films
+    for row, total in enumerate(start):
+        axis.annotate(f"{total:.0f}", (total, row), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8)
+    axis.invert_yaxis()
+    axis.margins(x=0.08)
+    axis.set(xlabel="films", title="films by source, split and class")
+    axis.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    return _save(figure, path)

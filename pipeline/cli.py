@@ -32,6 +32,7 @@ from pipeline.commands import (
 # Errors whose text is written for the person who called, by module: each says what to do. Looked up when one occurs.
 _FOR_THE_USER = {
     "configs.schema": ("ConfigError",),
+    "data.layouts.base": ("LayoutError",),
     "data.manifest": ("ManifestError",),
     "data.radiograph": ("RadiographError",),
     "models.weights": ("WeightsError",),

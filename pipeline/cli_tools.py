@@ -1,4 +1,4 @@
-"""The commands beside the chain: calibrate, data check, benchmark, info, samples. Imports nothing heavy."""
+"""The commands beside the chain: calibrate, data, benchmark, info, samples. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from data.layouts import LAYOUTS
 from pipeline.commands import (
     DONE,
     RUNTIME,
@@ -74,7 +75,70 @@ def calibrate(
 
 @cli.group()
 def data() -> None:
-    """Look manifests over before a training believes them."""
+    """Make manifests of public data sets, count them, and look them over before a training believes them."""
+
+
+_SETS = "\b\nNAME is one of:\n" + "\n".join(f"  {name:18}{layout.title}" for name, layout in LAYOUTS.items())
+
+
+@partial(command, group=data, name="import", epilog=_SETS)
+@click.argument("name", type=click.Choice(tuple(LAYOUTS)), metavar="NAME")
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--out", required=True, type=click.Path(dir_okay=False, path_type=Path), help="Manifest to write, .csv.")
+@click.option(
+    "--labels",
+    type=click.Choice(("tb", "own")),
+    default="tb",
+    show_default=True,
+    help="TB, NTB and NORM, or the data set's own classes, such as NORMAL and PNEUMONIA.",
+)
+@click.option("--all-views", is_flag=True, help="Lateral films too (chexpert, covidchestxray).")
+@click.option("--extra", is_flag=True, help="Copies of other data sets too, marked in the column leakage (tbx11k).")
+@click.option("--overwrite", is_flag=True, help="Replace the manifest that is there.")
+def import_(name: str, folder: Path, out: Path, labels: str, all_views: bool, extra: bool, overwrite: bool) -> int:
+    """Make the manifest of a public data set from the folder that its download was unpacked into.
+
+    Films stay where they are. Boxes go into boxes.csv beside the manifest, and lung masks that must be joined or films
+    that must be converted (montgomery, jsrt) into folders there.
+
+    Trees, licences, citations and what leaks from one set into another: docs/data.md.
+
+    \b
+    Example:
+      pipeline data import montgomery MontgomerySet/ --out montgomery/manifest.csv
+    """
+    from data.layouts.write import import_dataset
+    from pipeline.datasummary import as_text
+
+    done = import_dataset(name, folder, out, labels=labels, all_views=all_views, extra=extra, overwrite=overwrite)
+    click.echo(as_text(done.manifest))
+    click.echo()
+    for note in done.notes:
+        click.echo(f"note: {note}", err=True)
+    layout = LAYOUTS[name]
+    click.echo(f"Licence  {layout.licence}\nCite     {layout.citation}\nLeakage  {layout.leakage}")
+    click.echo(f"Manifest {out}. Next: pipeline data check {out}, then pipeline train --data {out} --out my-weights")
+    return DONE
+
+
+@partial(command, group=data)
+@click.argument("manifest", type=click.Path(exists=True, path_type=Path))
+@click.option(
+    "--out", type=click.Path(file_okay=False, path_type=Path), metavar="FOLDER", help="Folder for a CSV and a picture."
+)
+def summary(manifest: Path, out: Path | None) -> int:
+    """Count the films of a manifest by source, class and split, and by finding."""
+    from data.manifest import read_manifest
+    from pipeline.datasummary import as_text, write
+
+    faults: list[str] = []
+    read = read_manifest(manifest, check_files=False, faults_into=faults)
+    click.echo(as_text(read))
+    if faults:
+        click.echo(f"{len(faults)} fault(s) in the table; see: pipeline data check {manifest}", err=True)
+    if out is not None:
+        click.echo("\n".join(f"Written: {path}" for path in write(read, out)))
+    return DONE
 
 
 @partial(command, group=data)

@@ -29,8 +29,8 @@ def _show_version(context: click.Context, _option: click.Parameter, value: bool)
         context.exit()
 
 
-def command(function: Callable[..., Any], group: click.Group | None = None) -> click.Command:
-    """A subcommand, with the option that all of them have."""
+def command(function: Callable[..., Any], group: click.Group | None = None, **settings: Any) -> click.Command:
+    """A subcommand, with the option that all of them have; `settings` go to click, such as `name` and `epilog`."""
     option = click.option(
         "--debug",
         is_flag=True,
@@ -38,7 +38,7 @@ def command(function: Callable[..., Any], group: click.Group | None = None) -> c
         callback=_set_debug,
         help="Show the traceback of an error. CXR_DEBUG=1 in the environment does the same.",
     )
-    return (group or cli).command(context_settings={"max_content_width": 100})(option(function))
+    return (group or cli).command(context_settings={"max_content_width": 100}, **settings)(option(function))
 
 
 @click.group(

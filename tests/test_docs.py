@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from data.layouts import LAYOUTS
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -18,6 +20,15 @@ def test_the_model_card_shows_the_figures_of_the_shipped_weights():
     page = figures.PAGE.read_text(encoding="utf-8")
     assert figures.filled(page) == page, "run python docs/figures.py"
     assert "n 138" in figures.figures_text()
+
+
+def test_the_table_of_data_sets_is_that_of_the_importers():
+    page = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+    rows = [
+        f"| `{name}` | {one.title} | {one.holds} | {one.splits} | {one.licence} | {one.citation} | {one.leakage} |"
+        for name, one in LAYOUTS.items()
+    ]
+    assert "\n".join(rows) in page
 
 
 @pytest.mark.parametrize("page", [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))], ids=lambda p: p.name)

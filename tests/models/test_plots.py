@@ -22,6 +22,7 @@ CASES = {
     "sheet": lambda path, _: plots.contact_sheet(
         [np.zeros((9, 30), np.uint8), np.zeros((300, 20, 3), np.uint8)], ["Lungenflügel", "b" * 99], path
     ),
+    "films": lambda path, _: plots.films_by_class({"a, train": {"TB": 3}, "a, test": {"TB": 1, "NORM": 0}}, path),
     "sheet of nothing": lambda path, _: plots.contact_sheet([], [], path),
 }
 

@@ -62,7 +62,10 @@ def test_stage_names_are_those_of_the_stages():
     assert {cli.DONE, cli.SOME_FAILED, cli.WRONG, cli.INTERRUPTED} == set(EXIT_CODES)
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["train", "--help"], ["evaluate", "--help"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["run", "--help"], ["train", "--help"], ["evaluate", "--help"], ["data", "import", "--help"]],
+)
 def test_help_imports_nothing_heavy(arguments):
     command = [sys.executable, "-X", "importtime", "-m", "pipeline.cli", *arguments]
     answer = subprocess.run(command, env=ENV, capture_output=True, text=True, check=True)

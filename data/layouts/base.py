@@ -1,0 +1,252 @@
+"""What all importers share: a film's row, errors that show the expected tree, tables, masks joined from two."""
+
+from __future__ import annotations
+
+import os
+import re
+import textwrap
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+
+from data.geometry import Box
+from data.splits import patients_by_kind
+
+PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
+_DEPTH = 2  # folders below the one given that are looked at for the data set's own
+_LOOKED_AT = 2000  # of them: a folder of a hundred thousand patients is not searched through
+
+
+class LayoutError(ValueError):
+    """A folder that is not the data set it was given as, or a manifest that cannot be written where it was to be."""
+
+
+@dataclass
+class Film:
+    """A film on its way into a manifest.
+
+    Attributes:
+        image: where it lies.
+        patient: with the source's name before it, so that two sets never share one by accident.
+        label: TB, NTB, NORM, or "" where the data set does not say.
+        own: the data set's own class, "" where it has none.
+        source, split: as in a manifest; "" leaves the split to the training.
+        findings: labels that are there.
+        mask: of the lungs, where there is one.
+        boxes: finding and box in the film's pixels.
+        more: columns that only this data set has, such as age in years and sex (F or M).
+    """
+
+    image: Path
+    patient: str
+    label: str = ""
+    own: str = ""
+    source: str = ""
+    split: str = ""
+    findings: list[str] = field(default_factory=list)
+    mask: Path | None = None
+    boxes: list[tuple[str, Box]] = field(default_factory=list)
+    more: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class Job:
+    """What an importer may ask and say.
+
+    Attributes:
+        beside: folder of the manifest; files that must be made (joined masks, converted films) go below it.
+        all_views: lateral films too.
+        extra: copies of other data sets too.
+        notes: what the user should know of this import, in the order in which it was found out.
+    """
+
+    beside: Path
+    all_views: bool = False
+    extra: bool = False
+    notes: list[str] = field(default_factory=list)
+
+    def note(self, text: str) -> None:
+        """Tell the user something of this import."""
+        self.notes.append(text)
+
+    def there(self, films: Iterable[Film], table: str) -> list[Film]:
+        """The films whose files exist; says how many of `table` do not."""
+        films = list(films)
+        found = [film for film in films if os.path.isfile(film.image)]
+        if len(found) < len(films):
+            gone = next(film.image for film in films if not os.path.isfile(film.image))
+            self.note(
+                f"{len(films) - len(found)} of {len(films)} films in {table} are missing and left out: {gone}, ..."
+            )
+        return found
+
+    def mask_of(self, parts: Iterable[Path], name: str) -> Path | None:
+        """The masks of the two lungs as one, `masks/<name>` beside the manifest; None and a note where one is bad."""
+        try:
+            return join_masks(parts, self.beside / "masks" / name)
+        except LayoutError as error:
+            self.note(f"{error}; its film has no mask")
+            return None
+
+
+def find_root(folder: Path, is_root: Callable[[Path], bool], importer: Callable[..., object]) -> Path:
+    """The data set's own folder: `folder` or one up to two levels below it.
+
+    Raises:
+        LayoutError: there is none; shows the tree of the importer's docstring and what `folder` holds.
+    """
+    level = [folder]
+    for depth in range(_DEPTH + 1):
+        for candidate in level[:_LOOKED_AT]:
+            if is_root(candidate):
+                return candidate
+        if depth < _DEPTH:
+            level = [below for parent in level[:_LOOKED_AT] for below in _folders_in(parent)]
+    raise wrong_folder(folder, importer)
+
+
+def wrong_folder(folder: Path, importer: Callable[..., object], what: str = "") -> LayoutError:
+    """The error that shows what was expected and what is there."""
+    name = importer.__name__
+    found = sorted(os.listdir(folder)) if folder.is_dir() else []
+    more = f" and {len(found) - 12} more" if len(found) > 12 else ""
+    return LayoutError(
+        f"{folder} does not hold {name} as it is downloaded{f': {what}' if what else ''}. Expected, there or in a "
+        f"folder below:\n{tree_of(importer)}\nFound: {', '.join(found[:12]) or 'nothing'}{more}. Give the folder that "
+        "the download was unpacked into"
+    )
+
+
+def tree_of(importer: Callable[..., object]) -> str:
+    """The tree that an importer's docstring draws: its indented block after `::`."""
+    _, _, block = (importer.__doc__ or "").partition("::\n\n")
+    tree = textwrap.dedent(block.partition("\n\n")[0])
+    return textwrap.indent(tree or f"see docs/data.md, {importer.__name__}", "  ")
+
+
+def _folders_in(folder: Path) -> list[Path]:
+    try:
+        with os.scandir(folder) as entries:
+            names = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith((".", "__MACOSX")))
+    except OSError:
+        return []
+    return [folder / name for name in names]
+
+
+def files_below(root: Path, suffixes: tuple[str, ...] = PICTURES) -> Iterator[Path]:
+    """Files with one of the suffixes, in order of their paths; hidden ones and those of macOS archives left out."""
+    for folder, below, names in os.walk(root):
+        below[:] = sorted(name for name in below if not name.startswith((".", "__MACOSX")))
+        for name in sorted(names):
+            if name.lower().endswith(suffixes) and not name.startswith("."):
+                yield Path(folder, name)
+
+
+def read_table(path: Path, columns: Iterable[str], importer: Callable[..., object]) -> pd.DataFrame:
+    """A CSV as text, empty where a cell is; header cells stripped.
+
+    Raises:
+        LayoutError: it is no table, or lacks one of `columns`.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", pd.errors.ParserWarning)  # rows of ChestX-ray14 end in a comma
+            table = pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False, encoding_errors="replace")
+    except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        raise LayoutError(f"{path} is no table: {error}. Download it again") from None
+    table.columns = [str(name).strip() for name in table.columns]
+    missing = [name for name in columns if name not in table.columns]
+    if missing:
+        raise LayoutError(
+            f"{path} has no column {', '.join(missing)}. Columns there: {', '.join(table.columns)}. "
+            f"It should be the table that {importer.__name__} is downloaded with"
+        )
+    return table
+
+
+def size_of(path: Path) -> tuple[int, int] | None:
+    """(width, height) of a picture by its header; None where it has none that is known."""
+    from PIL import Image, UnidentifiedImageError
+
+    Image.MAX_IMAGE_PIXELS = None  # only the header is read
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except (UnidentifiedImageError, OSError):
+        return None
+
+
+def scaled_boxes(film: Film, width: float, height: float) -> None:
+    """Bring a film's boxes from a picture of width x height to the film as it lies there: many keep smaller copies."""
+    size = size_of(film.image) if film.boxes else None
+    if size is not None and size != (width, height):
+        across, down = size[0] / width, size[1] / height
+        film.boxes = [
+            (name, Box(box.x * across, box.y * down, box.w * across, box.h * down)) for name, box in film.boxes
+        ]
+
+
+def carve_val(films: list[Film], share: float = 0.15, seed: int = 1) -> list[Film]:
+    """The films, with `share` of the patients of train moved to val; dealt as `data.splits.split_by_patient` does."""
+    train = [film for film in films if film.split == "train"]
+    moved: set[str] = set()
+    for patients in patients_by_kind(((film.patient, film.source, film.label) for film in train), seed):
+        moved.update(patients[: round(share * len(patients))])
+    for film in train:
+        if film.patient in moved:
+            film.split = "val"
+    return films
+
+
+def join_masks(parts: Iterable[Path], out: Path) -> Path:
+    """One mask, 0 and 255, of several (the two lungs) in the same size; written as PNG.
+
+    Raises:
+        LayoutError: one cannot be read, or sizes differ.
+    """
+    from PIL import Image
+
+    joined: np.ndarray | None = None
+    for part in parts:
+        try:
+            with Image.open(part) as image:
+                mask = np.asarray(image.convert("L")) > 0
+        except OSError as error:
+            raise LayoutError(f"the mask {part} cannot be read ({error}). Download it again") from None
+        if joined is not None and joined.shape != mask.shape:
+            raise LayoutError(f"the masks of the two lungs differ in size: {part} is {mask.shape}, not {joined.shape}")
+        joined = mask if joined is None else joined | mask
+    write_png(out, joined.astype(np.uint8) * 255)
+    return out
+
+
+def write_png(path: Path, image: np.ndarray) -> None:
+    """Grey samples (H, W), uint8 or uint16."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imencode(".png", image)[1].tofile(path)
+
+
+def age_of(text: str) -> str:
+    """Age in years, as text, of what data sets write: "027Y", "45yrs", "8 months", "58", "61.0"; "" where unknown."""
+    match = re.search(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text.lower())
+    if match is None:
+        return ""
+    unit = match[2][:1] or "y"
+    years = float(match[1]) / {"y": 1, "m": 12, "w": 52.18, "d": 365.25}.get(unit, 1)
+    return f"{years:.4g}" if years <= 120 else ""  # ages of 150 to 414 years stand in the first table of ChestX-ray14
+
+
+def sex_of(text: str) -> str:
+    """F, M or ""."""
+    match = re.search(r"\b(female|male|f|m)(?![a-z])", text.lower())
+    return match[1][0].upper() if match else ""
+
+
+def joined(findings: Iterable[str]) -> str:
+    """Findings as a manifest has them."""
+    return "|".join(findings)

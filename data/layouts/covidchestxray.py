@@ -1,0 +1,68 @@
+"""covid-chestxray-dataset.
+
+Tree and columns: the set's repository, github.com/ieee8023/covid-chestxray-dataset (README.md, SCHEMA.md). Cohen JP et
+al. COVID-19 image data collection: prospective predictions are the future. MELBA 2020, arXiv:2006.11988.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from data.layouts.base import Film, Job, age_of, find_root, read_table, sex_of
+
+FRONTAL = ("PA", "AP", "AP Supine", "AP Erect")
+
+
+def covidchestxray(folder: Path, job: Job) -> list[Film]:
+    """Films of journals and web pages, of every size; arrows and letters on many::
+
+        covid-chestxray-dataset/
+          metadata.csv        patientid, finding, view, modality, folder, filename, ...
+          images/...
+
+    Modality X-ray and views PA, AP, AP Supine, AP Erect are taken; lateral ones with `--all-views`. `finding` is a path
+    such as Pneumonia/Viral/COVID-19: each of its parts becomes a finding. Tuberculosis is TB, No Finding NORM, other
+    findings NTB; "todo" and "Unknown" leave the label empty.
+
+    Patients: `patientid`. Splits: none. Licence: of each picture, in the column `licence`. Leakage: in the COVID-19
+    Radiography Database.
+    """
+    is_root = lambda path: (path / "metadata.csv").is_file() and (path / "images").is_dir()  # noqa: E731
+    root = find_root(folder, is_root, covidchestxray)
+    columns = ("patientid", "finding", "view", "modality", "folder", "filename")
+    table = read_table(root / "metadata.csv", columns, covidchestxray)
+    films, others = [], 0
+    for row in table.to_dict("records"):
+        lateral = row["view"] == "L"
+        if row["modality"] != "X-ray" or not (row["view"] in FRONTAL or (job.all_views and lateral)):
+            others += 1
+            continue
+        findings = [part for part in row["finding"].split("/") if part.lower() not in ("", "todo", "unknown")]
+        if "Tuberculosis" in findings:
+            label = "TB"
+        elif "No Finding" in findings:
+            label = "NORM"
+        else:
+            label = "NTB" if findings else ""
+        films.append(
+            Film(
+                root / row["folder"] / row["filename"],
+                patient=f"covidchestxray-{row['patientid']}",
+                label=label,
+                own=row["finding"],
+                source="covidchestxray",
+                findings=findings,
+                more={
+                    "age": age_of(row.get("age", "")),
+                    "sex": sex_of(row.get("sex", "")),
+                    "view": row["view"],
+                    "licence": row.get("license", ""),
+                },
+            )
+        )
+    if others:
+        job.note(f"{others} rows of metadata.csv are CT or another view than {', '.join(FRONTAL)}, and left out")
+    unlabelled = sum(not film.label for film in films)
+    if unlabelled:
+        job.note(f"{unlabelled} films have no finding yet (todo, Unknown) and so no label")
+    return job.there(films, "metadata.csv")

@@ -1,0 +1,94 @@
+"""ChestX-ray14.
+
+Tree, table headers and lists: the set's own pages (nihcc.app.box.com/v/ChestXray-NIHCC) with its FAQ and
+README_CHESTXRAY.pdf. Wang X, Peng Y, Lu L, Lu Z, Bagheri M, Summers RM. ChestX-ray8: hospital-scale chest X-ray
+database and benchmarks on weakly-supervised classification and localization of common thorax diseases. CVPR 2017.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from data.geometry import Box
+from data.layouts.base import Film, Job, age_of, carve_val, files_below, find_root, read_table, scaled_boxes, sex_of
+
+_TABLES = ("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv")
+_SIDE = 1024  # of the films as they are distributed, which boxes refer to
+
+
+def nih(folder: Path, job: Job) -> list[Film]:
+    """NIH Clinical Center: frontal films, 14 findings mined from reports; 1024x1024 px, 8 bits::
+
+        ChestX-ray14/
+          Data_Entry_2017_v2020.csv                 or Data_Entry_2017.csv
+          images_001/images/00000001_000.png ...    or images/00000001_000.png
+          train_val_list.txt  test_list.txt
+          BBox_List_2017.csv
+
+    "No Finding" is NORM, everything else NTB. Findings are said to be right in over 90 %; radiologists who looked at
+    the films found less for some. All 14 were looked for in every report: what is not listed counts as absent.
+
+    Splits: the official test; `val` is carved from the official train_val by patient. Smaller copies of the films
+    serve too: boxes are scaled to what lies there.
+
+    Licence: free use, with citation and a link to the NIH Clinical Center. Leakage: all films of the RSNA challenge are
+    from here, and so are most normal films of the COVID-19 Radiography and TB Chest Radiography Databases.
+    """
+    root = find_root(folder, lambda path: any((path / name).is_file() for name in _TABLES), nih)
+    table_path = next(root / name for name in _TABLES if (root / name).is_file())
+    table = read_table(table_path, ("Image Index", "Finding Labels", "Patient ID"), nih)
+    where = {path.name: path for path in files_below(root)}
+    splits = _splits(root, job)
+    boxes = _boxes(root, job)
+    sex = "Patient Sex" if "Patient Sex" in table.columns else "Patient Gender"  # v2020 renamed it
+    films = []
+    for row in table.to_dict("records"):
+        name = row["Image Index"]
+        findings = row["Finding Labels"].split("|")
+        film = Film(
+            where.get(name, root / "images" / name),
+            patient=f"nih-{int(row['Patient ID']):08d}",
+            label="NORM" if findings == ["No Finding"] else "NTB",
+            source="nih",
+            split=splits.get(name, ""),
+            findings=findings,
+            boxes=boxes.get(name, []),
+            more={
+                "age": age_of(row.get("Patient Age", "")),
+                "sex": sex_of(row.get(sex, "")),
+                "view": row.get("View Position", ""),
+            },
+        )
+        films.append(film)
+    films = job.there(films, table_path.name)
+    for film in films:
+        scaled_boxes(film, _SIDE, _SIDE)
+    return carve_val(films)
+
+
+def _splits(root: Path, job: Job) -> dict[str, str]:
+    splits: dict[str, str] = {}
+    for name, split in (("train_val_list.txt", "train"), ("test_list.txt", "test")):
+        path = root / name
+        if path.is_file():
+            splits |= dict.fromkeys(path.read_text(encoding="utf-8").split(), split)
+    if set(splits.values()) != {"train", "test"}:
+        job.note("train_val_list.txt or test_list.txt is missing: no official splits, training splits by patient")
+        return {}
+    return splits
+
+
+def _boxes(root: Path, job: Job) -> dict[str, list[tuple[str, Box]]]:
+    """Boxes by file name. The header is `Image Index,Finding Label,Bbox [x,y,w,h],,,`: columns go by place."""
+    path = root / "BBox_List_2017.csv"
+    if not path.is_file():
+        job.note("no boxes: BBox_List_2017.csv is missing")
+        return {}
+    table = pd.read_csv(path, header=None, skiprows=1, usecols=range(6), names=["image", "finding", *"xywh"])
+    boxes: dict[str, list[tuple[str, Box]]] = {}
+    for row in table.itertuples():
+        finding = {"Infiltrate": "Infiltration"}.get(row.finding, row.finding)  # as the other table spells it
+        boxes.setdefault(row.image, []).append((finding, Box(row.x, row.y, row.w, row.h)))
+    return boxes

@@ -1,0 +1,108 @@
+"""Kermany's children and the RSNA challenge: two sets about pneumonia.
+
+Kermany DS et al. Identifying medical diagnoses and treatable diseases by image-based deep learning. Cell
+2018;172:1122-1131; data.mendeley.com/datasets/rscbjbr9sj. Shih G et al. Augmenting the National Institutes of Health
+chest radiograph dataset with expert annotations of possible pneumonia. Radiology: AI 2019;1(1):e180041;
+kaggle.com/c/rsna-pneumonia-detection-challenge.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from data.geometry import Box
+from data.layouts.base import Film, Job, carve_val, files_below, find_root, read_table
+
+_KINDS = {"bacteria": "bacterial", "virus": "viral"}
+
+
+def kermany(folder: Path, job: Job) -> list[Film]:
+    """Children of one to five years, Guangzhou: NORMAL (NORM) and PNEUMONIA (NTB)::
+
+        chest_xray/
+          train/NORMAL/IM-0115-0001.jpeg            and NORMAL2-IM-0383-0001.jpeg
+          train/PNEUMONIA/person1_bacteria_1.jpeg   and person1000_virus_1681.jpeg
+          test/...  val/...                         val has 16 films; Mendeley's download has none
+
+    Findings: PNEUMONIA, and bacterial or viral by the file's name. For the two-class task take `--labels own`.
+
+    Splits: the official test. The official val of 16 films is too small to choose anything by: it joins train, of which
+    `val` is carved by patient. Patients are the file names' first numbers. They start again in the official test, which
+    the paper says is of other patients: a patient's name here holds the official part that numbered it, train (with
+    val) or test. Bacterial and viral films of one number count as one patient's.
+
+    Licence: CC BY 4.0. Leakage: in the COVID-19 Radiography Database. Beside sets of adults, a network learns age.
+    """
+    root = find_root(folder, lambda path: (path / "train" / "PNEUMONIA").is_dir(), kermany)
+    films = []
+    for part in ("train", "val", "test"):
+        for own in ("NORMAL", "PNEUMONIA"):
+            for path in files_below(root / part / own):
+                films.append(_child(path, own, "test" if part == "test" else "train"))
+    small = sum(1 for _ in files_below(root / "val"))
+    if small:
+        job.note(f"the official val ({small} films) joined train; val was carved from both by patient")
+    return carve_val(films)
+
+
+def _child(path: Path, own: str, part: str) -> Film:
+    match = re.match(r"(?:NORMAL2-)?IM-\d+|person\d+", path.stem)
+    kind = next((said for word, said in _KINDS.items() if f"_{word}_" in path.stem), "")
+    return Film(
+        path,
+        patient=f"kermany-{part}-{match[0] if match else path.stem}",
+        label="NORM" if own == "NORMAL" else "NTB",
+        own=own,
+        source="kermany",
+        split=part,
+        findings=[] if own == "NORMAL" else ["PNEUMONIA", *([kind] if kind else [])],
+    )
+
+
+def rsna(folder: Path, job: Job) -> list[Film]:
+    """Films of ChestX-ray14 that radiologists read again for the challenge of 2018; 1024x1024 px, 8 bits::
+
+        rsna-pneumonia-detection-challenge/
+          stage_2_train_images/0004cfab-14fd-4e49-80ba-63a80b6bddd6.dcm
+          stage_2_train_labels.csv                  patientId,x,y,width,height,Target: a row a box
+          stage_2_detailed_class_info.csv           patientId,class
+          stage_2_test_images/                      no labels: left out
+
+    Classes: Normal (NORM), Lung Opacity (NTB, one box or more) and No Lung Opacity / Not Normal (NTB). Without the
+    table of classes, films without a box have no label: they may be either.
+
+    Patients: `patientId` names a film, not a person, so films of one person may end up in two splits. Splits: none.
+    Licence: the challenge's terms, non-commercial. Leakage: all films are from ChestX-ray14; many are in the COVID-19
+    Radiography Database.
+    """
+    labels = "stage_2_train_labels.csv"
+    root = find_root(folder, lambda path: (path / labels).is_file(), rsna)
+    table = read_table(root / labels, ("patientId", "x", "y", "width", "height", "Target"), rsna)
+    classes: dict[str, str] = {}
+    if (root / "stage_2_detailed_class_info.csv").is_file():
+        detailed = read_table(root / "stage_2_detailed_class_info.csv", ("patientId", "class"), rsna)
+        classes = dict(zip(detailed["patientId"], detailed["class"], strict=True))
+    else:
+        job.note("stage_2_detailed_class_info.csv is missing: films without an opacity have no label")
+    films: dict[str, Film] = {}
+    for row in table.to_dict("records"):
+        name = row["patientId"]
+        opaque = float(row["Target"] or 0) == 1
+        own = classes.get(name, "Lung Opacity" if opaque else "")
+        film = films.setdefault(
+            name,
+            Film(
+                root / "stage_2_train_images" / f"{name}.dcm",
+                patient=f"rsna-{name}",
+                label={"Normal": "NORM", "": ""}.get(own, "NTB"),
+                own=own,
+                source="rsna",
+                findings=["Lung Opacity"] if opaque else [],
+                more={"leakage": "nih"},
+            ),
+        )
+        if opaque:
+            film.boxes.append(("Lung Opacity", Box(*(float(row[key]) for key in ("x", "y", "width", "height")))))
+    job.note("patientId names a film, not a person: films of one person may be in two splits. Never mix with nih")
+    return job.there(films.values(), labels)

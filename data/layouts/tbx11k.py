@@ -1,0 +1,152 @@
+"""TBX11K: tuberculosis with boxes, and copies of four older sets.
+
+Tree and file names: the set's own page (mmcheng.net/tb) and repository (github.com/yun-liu/Tuberculosis). Liu Y, Wu YH,
+Ban Y, Wang H, Cheng MM. Rethinking computer-aided tuberculosis diagnosis. CVPR 2020; Liu Y et al. Revisiting
+computer-aided tuberculosis diagnosis. IEEE TPAMI 2023.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from data.geometry import Box
+from data.layouts.base import Film, Job, files_below, find_root, scaled_boxes
+from data.layouts.nlm import film_of
+
+_LABELS = {"health": "NORM", "sick": "NTB", "tb": "TB"}
+
+
+def tbx11k(folder: Path, job: Job) -> list[Film]:
+    """Healthy (NORM), sick without tuberculosis (NTB) and tuberculosis (TB); all 512x512 px, about 3000 px once::
+
+        TBX11K/
+          imgs/health/h0001.png  imgs/sick/s0001.png  imgs/tb/tb0003.png
+          imgs/test/                               no labels: left out
+          imgs/extra/da+db/{train,val}/            n, nx normal; p, px tuberculosis
+          imgs/extra/mc+shenzhen/{train,val}/      MCUCXR_0001_0.png, CHNCXR_0001_0.png: copies
+          lists/TBX11K_train.txt  TBX11K_val.txt   and all_*.txt, with those of extra
+          annotations/json/TBX11K_trainval.json    COCO, boxes in pixels of the 512 px films
+
+    The boxes of `annotations/xml` are the same in pixels of the films before they were made smaller, and are not read.
+    Findings are the kinds of box: ActiveTuberculosis, ObsoletePulmonaryTuberculosis (healed; the papers say latent) and
+    PulmonaryTuberculosis (not told which).
+
+    Splits: the official train and val. The labels of the official test are not public, so there is no split `test`.
+    Patients: none are named, each film counts as one.
+
+    Leakage: `imgs/extra` holds copies of Montgomery and Shenzhen, 512 px wide, and of DA and DB (New Delhi). It is left
+    out, because whoever trains on TBX11K and measures on Montgomery would measure on films trained on. With `--extra`
+    they come in with their own source (montgomery, shenzhen, da, db), the original's name in the column `leakage`, and
+    the patient that the importers `montgomery` and `shenzhen` write: one manifest with both then has that patient
+    twice, and `pipeline data check` and `pipeline train` refuse it where the splits differ.
+
+    Licence: non-commercial research.
+    """
+    root = find_root(folder, lambda path: (path / "imgs" / "tb").is_dir() and (path / "lists").is_dir(), tbx11k)
+    splits = _splits(root)
+    boxes = _boxes(root)
+    if not boxes:
+        job.note("no boxes: annotations/json holds no JSON file")
+    films, unlisted = [], 0
+    for kind in ("health", "sick", "tb", *(["extra"] if job.extra else [])):
+        for path in files_below(root / "imgs" / kind):
+            name = path.relative_to(root / "imgs").as_posix()
+            film = _copy(path) if kind == "extra" else _own(path, kind)
+            if film is None:
+                job.note(f"{path} is named as no film of {tbx11k.__name__} is, and is left out")
+                continue
+            film.split = splits.get(name, "")
+            unlisted += not film.split
+            for finding, box in boxes.get(name, []):
+                film.boxes.append((finding, box))
+                if finding not in film.findings:
+                    film.findings.append(finding)
+            scaled_boxes(film, 512, 512)
+            films.append(film)
+    listed = sum(not name.startswith(("extra/", "test/")) for name in splits)
+    own = sum(film.source == "tbx11k" for film in films)
+    if listed > own:
+        job.note(f"{listed - own} of {listed} films in lists/ are missing and left out")
+    if unlisted:
+        job.note(f"{unlisted} films are in no list, and have no split")
+    test = sum(1 for _ in files_below(root / "imgs" / "test"))
+    if test:
+        job.note(f"{test} films of imgs/test have no public label and are left out: there is no split test")
+    extra = sum(1 for _ in files_below(root / "imgs" / "extra"))
+    if extra and job.extra:
+        job.note(
+            f"LEAKAGE: {sum(bool(film.more['leakage']) for film in films)} films are copies of other sets (column "
+            "`leakage`). Never measure on montgomery or shenzhen what was trained on these"
+        )
+    elif extra:
+        job.note(
+            f"LEAKAGE avoided: {extra} films of imgs/extra are copies of Montgomery, Shenzhen, DA and DB, and left out "
+            "(--extra takes them, marked)"
+        )
+    return films
+
+
+def _own(path: Path, kind: str) -> Film:
+    return Film(
+        path,
+        patient=f"tbx11k-{path.stem}",
+        label=_LABELS[kind],
+        own=kind,
+        source="tbx11k",
+        more={"leakage": ""},
+    )
+
+
+def _copy(path: Path) -> Film | None:
+    """The film of imgs/extra: as the original's own importer names it where there is one."""
+    source = {"MCUCXR": "montgomery", "CHNCXR": "shenzhen"}.get(path.stem.split("_")[0])
+    if source is not None:
+        film = film_of(path, source)
+    elif path.stem[:1].lower() in ("n", "p"):
+        # DA and DB have no names of their own in there; they come as PNG and as JPEG, train and val numbered alike.
+        source = "db" if path.suffix.lower() == ".jpg" else "da"
+        sick = path.stem[0].lower() == "p"
+        film = Film(
+            path,
+            patient=f"{source}-{path.parent.name}-{path.stem}",
+            label="TB" if sick else "NORM",
+            own="tb" if sick else "health",
+            source=source,
+            findings=["Tuberculosis"] if sick else [],
+        )
+    else:
+        return None
+    if film is not None:
+        film.own = "tb" if film.label == "TB" else "health"
+        film.more = {"leakage": source}
+    return film
+
+
+def _splits(root: Path) -> dict[str, str]:
+    """Official split of each film, named by its path below imgs/. TBX11K_trainval.txt and the like name both."""
+    splits: dict[str, str] = {}
+    for split in ("train", "val"):
+        for prefix in ("all", "TBX11K"):
+            path = root / "lists" / f"{prefix}_{split}.txt"
+            if path.is_file():
+                for line in path.read_text(encoding="utf-8").splitlines():
+                    name = line.strip().removeprefix("imgs/")
+                    if name:
+                        splits[name] = split
+    return splits
+
+
+def _boxes(root: Path) -> dict[str, list[tuple[str, Box]]]:
+    """Boxes by the film's path below imgs/; files overlap (train, val, trainval), so each is taken once."""
+    boxes: dict[str, list[tuple[str, Box]]] = {}
+    for path in sorted((root / "annotations" / "json").glob("*.json")):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        kinds = {kind["id"]: kind["name"] for kind in content.get("categories", [])}
+        names = {image["id"]: image["file_name"].removeprefix("imgs/") for image in content.get("images", [])}
+        for found in content.get("annotations", []):
+            one = (kinds[found["category_id"]], Box(*(float(value) for value in found["bbox"])))
+            known = boxes.setdefault(names[found["image_id"]], [])
+            if one not in known and one[1].w > 0 and one[1].h > 0:
+                known.append(one)
+    return boxes

@@ -1,0 +1,110 @@
+"""VinDr-CXR.
+
+Tree and columns: the set's page, physionet.org/content/vindr-cxr/1.0.0. Nguyen HQ et al. VinDr-CXR: an open dataset of
+chest X-rays with radiologist's annotations. Sci Data 2022;9:429.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pandas as pd
+
+from data.geometry import Box
+from data.layouts.base import Film, Job, carve_val, find_root, read_table
+
+_SAME = 0.4  # overlap (IoU) from which boxes of two radiologists are taken to mean one lesion
+
+
+def vindr(folder: Path, job: Job) -> list[Film]:
+    """Two hospitals of Hanoi: frontal films, 22 local and 6 global labels by radiologists::
+
+        vindr-cxr/1.0.0/
+          train/000434271f63a053c4128a0ba6352c7f.dicom
+          test/...
+          annotations/annotations_train.csv         image_id,rad_id,class_name,x_min,y_min,x_max,y_max
+          annotations/image_labels_train.csv        image_id,rad_id, a column a label with 0 or 1
+          annotations/annotations_test.csv          without rad_id: five radiologists in consensus
+          annotations/image_labels_test.csv
+
+    Three radiologists read each film of train. A finding is there where more than half of them say so; "No finding" of
+    more than half is NORM, Tuberculosis of more than half is TB, everything else NTB, also where each saw something
+    else (its findings are then empty). A box is kept where more than half drew one of that finding, overlapping by 0.4
+    (IoU) or more with the first: it is their mean.
+
+    Patients are unknown, each film counts as one. Splits: the official test; `val` is carved from train. Licence:
+    PhysioNet credentialed health data licence 1.5.0. Leakage: none known.
+    """
+    table = Path("annotations", "image_labels_train.csv")
+    root = find_root(folder, lambda path: (path / table).is_file(), vindr)
+    films: list[Film] = []
+    for part in ("train", "test"):
+        labels_path = root / "annotations" / f"image_labels_{part}.csv"
+        boxes_path = root / "annotations" / f"annotations_{part}.csv"
+        if not labels_path.is_file():
+            job.note(f"{labels_path.name} is missing: no films of {part}")
+            continue
+        votes = read_table(labels_path, ("image_id", "No finding"), vindr)
+        boxes = _boxes(boxes_path) if boxes_path.is_file() else {}
+        films += job.there(_films(root / part, votes, boxes, part), labels_path.name)
+    return carve_val(films)
+
+
+def _films(folder: Path, votes: pd.DataFrame, boxes: dict[str, list[tuple[str, str, Box]]], split: str) -> list[Film]:
+    names = [name for name in votes.columns if name not in ("image_id", "rad_id")]
+    by_film = votes[names].apply(pd.to_numeric, errors="coerce").fillna(0).groupby(votes["image_id"])
+    readers = by_film.size()
+    films = []
+    for image, count in by_film.sum().to_dict("index").items():
+        most = readers[image] // 2 + 1
+        findings = [name for name in names if count[name] >= most]
+        if "Tuberculosis" in findings:
+            label = "TB"
+        else:
+            label = "NORM" if "No finding" in findings else "NTB"
+        film = Film(
+            folder / f"{image}.dicom",
+            patient=f"vindr-{image}",
+            label=label,
+            source="vindr",
+            split=split,
+            findings=findings,
+        )
+        for finding in findings:
+            drawn = [(reader, box) for reader, name, box in boxes.get(image, []) if name == finding]
+            film.boxes += [(finding, box) for box in agreed(drawn, most)]
+        films.append(film)
+    return films
+
+
+def agreed(drawn: list[tuple[str, Box]], least: int) -> list[Box]:
+    """Boxes that at least `least` different readers drew, each the mean of theirs.
+
+    Args:
+        drawn: (reader, box), all of one finding on one film.
+    """
+    groups: list[list[tuple[str, Box]]] = []
+    for reader, box in drawn:
+        group = next((g for g in groups if g[0][1].iou(box) >= _SAME and reader not in {r for r, _ in g}), None)
+        if group is None:
+            groups.append([(reader, box)])
+        else:
+            group.append((reader, box))
+    return [
+        Box(*(sum(values) / len(group) for values in zip(*(box for _, box in group), strict=True)))
+        for group in groups
+        if len(group) >= least
+    ]
+
+
+def _boxes(path: Path) -> dict[str, list[tuple[str, str, Box]]]:
+    """(reader, finding, box) by film; rows of "No finding" have no box."""
+    table = read_table(path, ("image_id", "class_name", "x_min", "y_min", "x_max", "y_max"), vindr)
+    boxes: dict[str, list[tuple[str, str, Box]]] = {}
+    for row in table.to_dict("records"):
+        corners = [float(row[name] or "nan") for name in ("x_min", "y_min", "x_max", "y_max")]
+        if not any(map(math.isnan, corners)) and corners[2] > corners[0] and corners[3] > corners[1]:
+            box = Box(corners[0], corners[1], corners[2] - corners[0], corners[3] - corners[1])
+            boxes.setdefault(row["image_id"], []).append((row.get("rad_id", ""), row["class_name"], box))
+    return boxes

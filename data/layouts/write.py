@@ -1,0 +1,131 @@
+"""A public data set into a manifest, with its boxes beside it."""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import io
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from data.layouts import LAYOUTS
+from data.layouts.base import Film, Job, LayoutError, joined
+from data.manifest import BOX_COLUMNS, COLUMNS, Manifest, read_manifest
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What an import left: the manifest as it reads back, and what to know of it."""
+
+    manifest: Manifest
+    path: Path
+    notes: list[str]
+
+
+def import_dataset(
+    name: str,
+    folder: Path,
+    out: Path,
+    *,
+    labels: str = "tb",
+    all_views: bool = False,
+    extra: bool = False,
+    overwrite: bool = False,
+) -> Imported:
+    """Write the manifest of a public data set; films stay where they are.
+
+    Paths are relative to the manifest's folder where they lie below it, absolute otherwise. Boxes go into `boxes.csv`
+    in that folder, of which there is one: a manifest with boxes needs a folder of its own.
+
+    Args:
+        name: of `LAYOUTS`.
+        folder: what the download was unpacked into, or the folder above.
+        out: the manifest, `.csv`.
+        labels: "tb" for TB, NTB and NORM; "own" for the data set's own classes.
+        all_views: lateral films too.
+        extra: copies of other data sets too, marked in the column `leakage`.
+        overwrite: replace the manifest that is there.
+
+    Raises:
+        LayoutError: the folder holds something else, or `out` cannot be written there.
+    """
+    out = Path(os.path.abspath(out))
+    if name not in LAYOUTS:
+        raise LayoutError(f"there is no importer {name!r}. There are {', '.join(LAYOUTS)}")
+    if labels not in ("tb", "own"):
+        raise LayoutError(f"labels are 'tb' or 'own'. Received: {labels!r}")
+    if out.suffix.lower() != ".csv" or out.name == "boxes.csv":
+        raise LayoutError(f"a manifest is a .csv file, and not boxes.csv. Received: {out}")
+    if out.exists() and not overwrite:
+        raise LayoutError(f"{out} is there already. Give another --out, or --overwrite to replace it")
+    _check_room(out, False)
+    job = Job(out.parent, all_views=all_views, extra=extra)
+    importer = getattr(importlib.import_module(f"data.layouts.{LAYOUTS[name].module}"), name)
+    films = importer(Path(os.path.abspath(folder)), job)
+    if not films:
+        raise LayoutError(f"no film of {name} was found in {folder}. " + "; ".join(job.notes))
+    if labels == "own" and not any(film.own for film in films):
+        raise LayoutError(f"{name} has no classes of its own: its labels are in the column findings. Use --labels tb")
+    _check_room(out, any(film.boxes for film in films))
+    _write(films, out, labels)
+    return Imported(read_manifest(out, check_files=False), out, job.notes)
+
+
+def _check_room(out: Path, boxes: bool) -> None:
+    """Refuse where boxes.csv serves, or would have to serve, another manifest of the folder."""
+    others = [path for path in sorted(out.parent.glob("*.csv")) if path != out and path.name != "boxes.csv"]
+    there = out.with_name("boxes.csv")
+    advice = f"Write it into a folder of its own, such as --out {out.parent / out.stem / 'manifest.csv'}"
+    if there.is_file() and not _images(there) <= (_images(out) if out.is_file() else set()):
+        raise LayoutError(f"{there} holds boxes of another manifest. {advice}")
+    sharing = next((path for path in others if _images(path)), None)
+    if boxes and sharing is not None:
+        raise LayoutError(f"{sharing} lies in that folder, and boxes.csv cannot serve both. {advice}")
+
+
+def _images(path: Path) -> set[str]:
+    """The cells of the column `image`; none where the file has no such column."""
+    with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
+        return {row["image"] for row in csv.DictReader(file) if row.get("image")}
+
+
+def _write(films: list[Film], out: Path, labels: str) -> None:
+    """The manifest, then boxes.csv where there are boxes; an older boxes.csv without successor is removed."""
+    more = list(dict.fromkeys(column for film in films for column in film.more))
+    rows, boxes = [], []
+    for film in films:
+        image = _below(film.image, out.parent)
+        row = {
+            "image": image,
+            "mask": _below(film.mask, out.parent) if film.mask is not None else "",
+            "label": film.own if labels == "own" else film.label,
+            "patient": film.patient,
+            "source": film.source,
+            "split": film.split,
+            "findings": joined(film.findings),
+        }
+        rows.append([row[column] for column in COLUMNS] + [film.more.get(column, "") for column in more])
+        boxes += [[image, finding, *(f"{value:.6g}" for value in box)] for finding, box in film.boxes]
+    _write_csv(out, [*COLUMNS, *more], rows)
+    if boxes:
+        _write_csv(out.with_name("boxes.csv"), list(BOX_COLUMNS), boxes)
+    else:
+        out.with_name("boxes.csv").unlink(missing_ok=True)
+
+
+def _below(path: Path, folder: Path) -> str:
+    path = Path(os.path.abspath(path))
+    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)
+
+
+def _write_csv(path: Path, header: list[str], rows: list[list[str]]) -> None:
+    """Whole or not at all: under a temporary name, then renamed."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_text(text.getvalue(), encoding="utf-8")
+    os.replace(part, path)
