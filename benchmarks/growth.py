@@ -18,7 +18,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
-from end_to_end import films, write
+from end_to_end import films, write  # noqa: E402
 
 
 def main() -> None:

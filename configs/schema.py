@@ -61,8 +61,8 @@ class SegmentConfig(_Section):
     size: int = Field(256, ge=64, multiple_of=32, description="side of the square that the network sees, in pixels")
     encoder: str = "mobilenetv2"
     encoder_weights: str | None = Field("imagenet", description="'imagenet', a .weights.h5 file, or null for none")
-    # Dice on shenzhen, trained on montgomery alone, and multiply-adds a film: 128-64-32-16-8 0.946, 1.94 G; 64-32-16-8-8
-    # 0.948, 1.09 G; 32-16-8-8-8 0.949, 0.83 G; the first at 192 px 0.946, 1.09 G.
+    # Dice on shenzhen, trained on montgomery alone, and multiply-adds a film: 128-64-32-16-8 0.946, 1.94 G;
+    # 64-32-16-8-8 0.948, 1.09 G; 32-16-8-8-8 0.949, 0.83 G; the first at 192 px 0.946, 1.09 G.
     decoder_filters: tuple[int, int, int, int, int] = (32, 16, 8, 8, 8)
     threshold: float = Field(0.5, gt=0, lt=1)
     margin: float = Field(0.05, ge=0, le=0.5, description="added to the lung box on each side, as a share of it")

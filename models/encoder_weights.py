@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import keras as K
 
 
 class EncoderWeightsError(ValueError):
     """Encoder weights that cannot be had."""
 
 
-def file_name(alpha: float) -> str:
-    """Name under which MobileNetV2 weights of this width are looked for."""
-    return f"mobilenetv2_{alpha}_imagenet_notop.weights.h5"
+def file_name(network: str, alpha: float | None = None) -> str:
+    """Name under which weights of a network are looked for, such as mobilenetv2_0.35_imagenet_notop.weights.h5."""
+    width = f"_{alpha}" if alpha is not None else ""
+    return f"{network.lower()}{width}_imagenet_notop.weights.h5"
 
 
-def resolve(weights: str | None, alpha: float, nearby: Path | None = None) -> str | None:
-    """What to hand to `keras.applications.MobileNetV2(weights=...)`.
+def resolve(weights: str | None, network: str, alpha: float | None = None, nearby: Path | None = None) -> str | None:
+    """What to hand to `application`.
 
     Args:
-        weights: None for random weights, a path to a file, or "imagenet": the file `file_name(alpha)` in
+        weights: None for random weights, a path to a file, or "imagenet": the file `file_name(network, alpha)` in
             the folder `nearby`/weights where it exists (machines without internet), else a download.
-        alpha: width of the network.
+        network: its name in keras.applications.
+        alpha: width of a MobileNetV2.
         nearby: usually the folder of the manifest.
 
     Raises:
@@ -29,7 +35,7 @@ def resolve(weights: str | None, alpha: float, nearby: Path | None = None) -> st
     if weights is None:
         return None
     if weights == "imagenet":
-        local = nearby / "weights" / file_name(alpha) if nearby is not None else None
+        local = nearby / "weights" / file_name(network, alpha) if nearby is not None else None
         return str(local) if local is not None and local.is_file() else "imagenet"
     if not Path(weights).is_file():
         raise EncoderWeightsError(
@@ -39,23 +45,32 @@ def resolve(weights: str | None, alpha: float, nearby: Path | None = None) -> st
     return weights
 
 
-def mobilenetv2(weights: str | None, alpha: float, size: int, name: str | None = None):  # noqa: ANN201 (a keras.Model)
-    """`keras.applications.MobileNetV2` without its top, for RGB in [-1, 1] of (size, size, 3).
+def application(network: str, weights: str | None, size: int, alpha: float | None = None) -> K.Model:
+    """A network of keras.applications without its top, for RGB of (size, size, 3) in the range that it expects.
+
+    Args:
+        network: its name there, such as "MobileNetV2".
+        weights: as `resolve` gives them.
+        size: side of the square input.
+        alpha: width of a MobileNetV2; None for networks without one.
 
     Raises:
-        EncoderWeightsError: the download failed; says what to do without internet.
+        EncoderWeightsError: the download failed, or the file is of another network; says what to do.
     """
     from models.backend import keras
 
-    build = keras().applications.MobileNetV2
-    arguments = {"include_top": False, "alpha": alpha, "input_shape": (size, size, 3)}
+    build = getattr(keras().applications, network)
+    arguments = {"include_top": False, "input_shape": (size, size, 3)} | ({} if alpha is None else {"alpha": alpha})
     try:
         return build(weights=weights, **arguments)
     except Exception as error:
-        if weights != "imagenet":
+        if weights is None:
             raise
+        said = f"{network}{'' if alpha is None else f' {alpha}'}"
+        if weights != "imagenet":
+            raise EncoderWeightsError(f"{weights} does not hold weights of {said} ({error})") from error
         raise EncoderWeightsError(
-            f"the ImageNet weights of MobileNetV2 {alpha} could not be downloaded ({error}). Without internet, put "
-            f"{file_name(alpha)} into a folder `weights` beside the manifest, give its path as encoder_weights, "
-            "or set encoder_weights to null to start from random weights"
+            f"the ImageNet weights of {said} could not be downloaded ({error}). Without internet, put "
+            f"{file_name(network, alpha)} into a folder `weights` beside the manifest, give its path as "
+            "encoder_weights, or set encoder_weights to null to start from random weights"
         ) from error

@@ -116,6 +116,7 @@ def _save_onnx(model: K.Model, path: Path) -> None:
     import onnx
 
     whole = path.with_name("whole.part.onnx")
+    _fix_normalization(model)
     serving = serving_model(model)
     serving(np.zeros((1, *serving.input.shape[1:]), np.float32))  # the exporter wants a model that has been called
     serving.export(whole, format="onnx", verbose=False)
@@ -126,6 +127,16 @@ def _save_onnx(model: K.Model, path: Path) -> None:
     part = path.with_name(path.name + ".part")
     onnx.save(graph, part)
     os.replace(part, path)
+
+
+def _fix_normalization(model: K.Model) -> None:
+    """Make the moments of Normalization layers plain arrays: the converter takes its tensors for further inputs."""
+    k = keras()
+    for layer in model.layers:
+        if isinstance(layer, k.Model):
+            _fix_normalization(layer)
+        elif isinstance(layer, k.layers.Normalization):
+            layer.mean, layer.variance = np.asarray(layer.mean), np.asarray(layer.variance)
 
 
 def _name_outputs(model: onnx.ModelProto, serving: K.Model) -> None:

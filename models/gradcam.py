@@ -2,8 +2,8 @@
 
 For a head of global average pooling and one dense layer the gradient of logit c with respect to feature
 channel k is ``w[k, c] / (h * w)`` at every position, so Grad-CAM is ``relu(features @ w) / (h * w)``: the maps of all
-classes come out of the same forward pass (they equal CAM, Zhou et al. 2016, up to that factor). Deeper
-heads take the gradient.
+classes come out of the same forward pass (they equal CAM, Zhou et al. 2016, up to that factor). Through deeper heads
+(flat or averaged features, dense layers with ReLU) the gradient is written out as part of the graph, to be exported.
 """
 
 from __future__ import annotations
@@ -20,42 +20,104 @@ if TYPE_CHECKING:
 POOL, LOGITS = "pool", "logits"  # names of the layers that every classifier of ours has
 
 
-def has_linear_head(model: K.Model) -> bool:
-    """Whether the logits are one dense layer on globally average-pooled features (dropout aside)."""
+def _head(model: K.Model) -> list[K.layers.Layer]:
+    """The layers from "pool" to "logits", in the order that features pass them.
+
+    Raises:
+        ValueError: the head branches, or has a layer whose gradient is not written out here.
+    """
     k = keras()
-    dense = model.get_layer(LOGITS)
-    if not isinstance(dense, k.layers.Dense):
-        return False
-    layer = dense.input._keras_history.operation
-    while isinstance(layer, (k.layers.Dropout, k.layers.BatchNormalization)):  # affine at inference
+    known = (k.layers.Dense, k.layers.Dropout, k.layers.BatchNormalization, k.layers.ReLU)
+    layer, path = model.get_layer(LOGITS), []
+    while layer.name != POOL:
+        activation = getattr(getattr(layer, "activation", None), "__name__", "linear")
+        if not isinstance(layer, known) or activation not in ("relu", "linear"):
+            raise ValueError(
+                f"between {POOL!r} and {LOGITS!r} only Dense (linear or ReLU), Dropout, BatchNormalization and ReLU "
+                f"may stand, for Grad-CAM. Received: {layer.name} ({type(layer).__name__}, {activation})"
+            )
+        path.append(layer)
         layer = layer.input._keras_history.operation
-    return isinstance(layer, k.layers.GlobalAveragePooling2D)
+    return [layer, *reversed(path)]
+
+
+def has_linear_head(model: K.Model) -> bool:
+    """Whether the logits are one dense layer on globally average-pooled features (dropout and scaling aside)."""
+    k = keras()
+    pool, *rest = _head(model)
+    averaged = isinstance(pool, k.layers.GlobalAveragePooling2D)
+    return averaged and sum(isinstance(layer, k.layers.Dense) for layer in rest) == 1
+
+
+def _scale(layer: K.layers.BatchNormalization) -> np.ndarray:
+    """What a BatchNormalization multiplies by at inference, (units,)."""
+    gamma = 1.0 if layer.gamma is None else np.asarray(layer.gamma)
+    return (gamma / np.sqrt(np.asarray(layer.moving_variance) + layer.epsilon)).astype(np.float32)
 
 
 def _channel_weights(model: K.Model) -> np.ndarray:
-    """What each pooled channel adds to each logit at inference, (channels, classes): dense layer and scaling in one."""
+    """What each pooled channel adds to each logit of a linear head at inference, (channels, classes)."""
     k = keras()
-    dense = model.get_layer(LOGITS)
-    weights = dense.get_weights()[0]
-    layer = dense.input._keras_history.operation
-    while isinstance(layer, (k.layers.Dropout, k.layers.BatchNormalization)):
-        if isinstance(layer, k.layers.BatchNormalization):
-            scale = 1.0 if layer.gamma is None else np.asarray(layer.gamma)
-            weights = weights * (scale / np.sqrt(np.asarray(layer.moving_variance) + layer.epsilon))[:, None]
-        layer = layer.input._keras_history.operation
+    weights = None
+    for layer in reversed(_head(model)):
+        if isinstance(layer, k.layers.Dense):
+            weights = np.asarray(layer.kernel)
+        elif isinstance(layer, k.layers.BatchNormalization):
+            weights = weights * _scale(layer)[:, None]
     return weights.astype(np.float32)
 
 
 def maps_layer(model: K.Model) -> K.KerasTensor:
-    """The symbolic Grad-CAM maps (N, h, w, classes) of a model with a linear head, on its own graph."""
+    """The symbolic Grad-CAM maps (N, h, w, classes) of a model, on its own graph.
+
+    Raises:
+        ValueError: see `_head`.
+    """
     k = keras()
     features = model.get_layer(POOL).input
-    kernel = _channel_weights(model)
-    height, width = features.shape[1:3]
-    cam = k.layers.Conv2D(kernel.shape[1], 1, use_bias=False, activation="relu", name="gradcam")
-    maps = cam(features)
-    cam.set_weights([kernel[None, None] / (height * width)])
-    return maps
+    height, width, channels = features.shape[1:]
+    if has_linear_head(model):
+        kernel = _channel_weights(model)
+        cam = k.layers.Conv2D(kernel.shape[1], 1, use_bias=False, activation="relu", name="gradcam")
+        maps = cam(features)
+        cam.set_weights([kernel[None, None] / (height * width)])
+        return maps
+    gradient = _gradient_of_pooled(model)  # (N, classes, pooled)
+    classes = gradient.shape[1]
+    if isinstance(model.get_layer(POOL), k.layers.GlobalAveragePooling2D):
+        weights = gradient / (height * width)
+    else:
+        weights = k.ops.mean(k.ops.reshape(gradient, (-1, classes, height * width, channels)), axis=2)
+    flat = k.ops.reshape(features, (-1, height * width, channels))
+    maps = k.ops.relu(k.ops.matmul(flat, k.ops.transpose(weights, (0, 2, 1))))
+    return k.ops.reshape(maps, (-1, height, width, classes))
+
+
+def _gradient_of_pooled(model: K.Model) -> K.KerasTensor:
+    """The gradient of each logit with respect to what "pool" gives, (N, classes, pooled), as part of the graph."""
+    k = keras()
+    gradient = None
+    for layer in reversed(_head(model)):
+        if isinstance(layer, k.layers.Dense):
+            kernel = np.asarray(layer.kernel).T  # (units, inputs)
+            if gradient is None:  # the logits themselves: the same for every film, repeated for each
+                one = k.ops.ones_like(layer.output[:, :1])[:, :, None]
+                gradient = one * kernel[None]
+                continue
+            gradient = k.ops.matmul(_where_on(gradient, layer), kernel)
+        elif isinstance(layer, k.layers.BatchNormalization):
+            gradient = gradient * _scale(layer)
+        elif isinstance(layer, k.layers.ReLU):
+            gradient = _where_on(gradient, layer)
+    return gradient
+
+
+def _where_on(gradient: K.KerasTensor, layer: K.layers.Layer) -> K.KerasTensor:
+    """The gradient where a layer's ReLU lets it through; all of it where the layer has none."""
+    k = keras()
+    if isinstance(layer, k.layers.Dense) and layer.activation.__name__ == "linear":
+        return gradient
+    return gradient * k.ops.expand_dims(k.ops.cast(layer.output > 0, "float32"), 1)
 
 
 def gradient_maps(model: K.Model, batch: np.ndarray) -> np.ndarray:

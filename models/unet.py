@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from models.backend import keras, segmentation_models
-from models.encoder_weights import mobilenetv2, resolve
+from models.encoder_weights import application, resolve
 
 if TYPE_CHECKING:
     import keras as K
@@ -48,9 +48,9 @@ def build_unet(
         activation="sigmoid",
         decoder_filters=decoder_filters,
     )
-    source = resolve(encoder_weights, 1.0, nearby)
+    source = resolve(encoder_weights, "MobileNetV2", 1.0, nearby)
     if source is not None:
-        _copy_by_name(mobilenetv2(source, 1.0, 224), unet)
+        _copy_by_name(application("MobileNetV2", source, 224, 1.0), unet)
     film = k.Input((size, size, 1), name="film")
     rgb = k.layers.Concatenate(name="to_rgb")([film, film, film])
     scaled = k.layers.Rescaling(2.0, -1.0, name="to_encoder_range")(rgb)

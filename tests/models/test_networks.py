@@ -104,12 +104,14 @@ class NetworkContract:
 
 
 class ClassifierContract(NetworkContract):
+    linear_head = True
+
     def target(self, n):
         return np.eye(3, dtype=np.float32)[np.arange(n) % 3]
 
     def test_exported_maps_are_gradient_grad_cam(self, model, bundle):
         """Against a gradient tape, on the weights that the bundle holds."""
-        assert has_linear_head(model)
+        assert has_linear_head(model) == self.linear_head
         batch = self.batch()
         expected = gradient_maps(load_keras(bundle / KERAS_FILE), batch)
         exported = open_network(bundle)(batch)["maps"]
@@ -187,6 +189,50 @@ class TestMobileNetV2PooledOverZones(TestMobileNetV2PooledOverLungs):
     pool = "zones"
 
 
+class TestEfficientNetB0(ClassifierContract):
+    linear_head = False
+
+    def build(self):
+        return classifiers.build_classifier("efficientnetb0", self.size, 1, 3)
+
+
+class TestDenseNet121(ClassifierContract):
+    def build(self):
+        return classifiers.build_classifier("densenet121", self.size, 1, 3)
+
+
+class TestSequentialCnn(ClassifierContract):
+    linear_head = False
+
+    def build(self):
+        return classifiers.build_classifier("sequential_cnn", self.size, 1, 3)
+
+
+class TestSequentialCnnPooledOverLungs(TestMobileNetV2PooledOverLungs):
+    linear_head = False
+    size = 96
+
+    def build(self):
+        return classifiers.build_classifier("sequential_cnn", self.size, 1, 3, pool="lungs")
+
+
+class TestChexpertCnn(ClassifierContract):
+    linear_head = False
+
+    def build(self):
+        return classifiers.build_classifier("chexpert_cnn", self.size, 1, 3, multi_label=True)
+
+    def target(self, n):
+        return (np.random.default_rng(2).random((n, 3)) > 0.5).astype(np.float32)
+
+    def loss(self):
+        return "binary_crossentropy"
+
+    def test_logits_and_probabilities_belong_together(self, model):
+        logits = np.asarray(serving_model(model)(self.batch())["logits"])
+        np.testing.assert_allclose(np.asarray(model(self.batch())), 1 / (1 + np.exp(-logits)), atol=1e-5)
+
+
 @pytest.mark.parametrize("side", [4, 14, 18])
 def test_zones_share_the_crop_out(side):
     zones = classifiers.lung_zones(side, side)[0]
@@ -219,11 +265,12 @@ def test_encoder_weights_are_looked_for_nearby_first(tmp_path):
     (tmp_path / "weights").mkdir()
     file = tmp_path / "weights" / "mobilenetv2_0.35_imagenet_notop.weights.h5"
     file.touch()
-    assert resolve("imagenet", 0.35, tmp_path) == str(file)
-    assert resolve("imagenet", 1.0, tmp_path) == "imagenet"
-    assert resolve(None, 0.35) is None
+    assert resolve("imagenet", "MobileNetV2", 0.35, tmp_path) == str(file)
+    assert resolve("imagenet", "MobileNetV2", 1.0, tmp_path) == "imagenet"
+    assert resolve("imagenet", "DenseNet121", None, tmp_path) == "imagenet"
+    assert resolve(None, "MobileNetV2", 0.35) is None
     with pytest.raises(EncoderWeightsError, match=r"none\.h5"):
-        resolve("none.h5", 0.35)
+        resolve("none.h5", "MobileNetV2", 0.35)
 
 
 def test_encoder_weights_load_into_both_networks(tmp_path):
