@@ -78,8 +78,10 @@ class ClassifyConfig(_Section):
     cut: str | None = Field(None, description="encoder layer to stop at, such as block_12_add (stride 16); null: whole")
     size: int = Field(224, ge=64, description="side of the square that the network sees, in pixels")
     encoder_weights: str | None = Field("imagenet", description="'imagenet', a .weights.h5 file, or null for none")
-    lungs: Literal["crop", "masked", "channel"] = Field(
-        "masked", description="crop only; crop with all but the lungs dimmed; crop with the mask as an extra channel"
+    lungs: Literal["none", "crop", "masked", "channel"] = Field(
+        "masked",
+        description="what the network sees: none the whole film, without segmentation; crop the lung box; masked the "
+        "lung box with all but the lungs dimmed; channel the lung box with the mask as an extra channel",
     )
     pool: Literal["all", "lungs", "zones"] = Field(
         "zones", description="average features over the whole crop, the lungs, or each of the six lung zones"
@@ -103,6 +105,12 @@ class ClassifyConfig(_Section):
         0.0, ge=0, lt=1, description="share of the first step's weights averaged into those after the second (WiSE-FT)"
     )
     resolve_head: bool = Field(False, description="solve the last layer again on the encoder as fine-tuned")
+    uncertain: Literal["ignore", "zeros", "ones"] = Field(
+        "ignore", description="what an uncertain label counts as in training with several labels a film"
+    )
+    label_weights: bool = Field(
+        True, description="several labels a film: weigh each label's films so that both answers contribute equally"
+    )
     head_passes: int = Field(3, ge=1, description="first step: augmented passes that the last layer is solved on")
     assumed_mix: dict[str, float] | None = Field(
         None, description="share of each class that probabilities assume, such as {TB: 0.4, ...}; null: all alike"
@@ -121,6 +129,7 @@ class LocalizeConfig(_Section):
     )
     min_areas: list[float] = Field([0.0, 0.005, 0.01, 0.02, 0.04], description="values that the fit tries")
     max_regions: int = Field(5, ge=1)
+    label: str | None = Field(None, description="class whose map and regions are shown; null: the predicted one")
 
 
 class Config(_Section):
@@ -128,8 +137,14 @@ class Config(_Section):
 
     name: str = "tb"
     classes: list[str] = Field(["TB", "NTB", "NORM"], min_length=2)
-    positive: str = Field("TB", description="the class that tb_score and auc_tb speak of")
+    positive: str | None = Field("TB", description="the class that tb_score and auc_tb speak of; null: none")
     normal: str | None = Field("NORM", description="the class that gets no regions")
+    multi_label: bool = Field(False, description="a film may have several classes, or none: they are its `findings`")
+    class_of: dict[str, list[str]] | None = Field(
+        None,
+        description="labels or findings of the manifest that mean each class, the first that fits counts; a value fits "
+        "itself and what follows it behind a slash; null: labels are the classes",
+    )
     seed: int = 1
     val_fraction: float = Field(0.15, gt=0, lt=0.5, description="used only where the manifest has no split column")
     test_fraction: float = Field(0.15, gt=0, lt=0.5, description="used only where the manifest has no split column")
@@ -152,7 +167,17 @@ class Config(_Section):
             value = getattr(self, key)
             if value is not None and value not in self.classes:
                 raise ValueError(f"{key} must be one of the classes {self.classes}. Received: {value!r}")
+        if self.class_of is not None and not set(self.class_of) <= set(self.classes):
+            raise ValueError(f"class_of must name classes of {self.classes}. Received: {sorted(self.class_of)}")
+        if self.positive is None and not self.multi_label:
+            raise ValueError("positive may be null only where films have several labels (multi_label: true)")
+        if self.multi_label and self.normal is not None:
+            raise ValueError("with multi_label a film without any of the classes is the normal one: set normal to null")
+        if self.classify.lungs == "none" and self.classify.pool != "all":
+            raise ValueError("without segmentation there are no lungs to pool over: set classify.pool to all")
         mix = self.classify.assumed_mix
+        if mix is not None and self.multi_label:
+            raise ValueError("classify.assumed_mix is for films of one class each: set it to null with multi_label")
         if mix is not None and (set(mix) != set(self.classes) or min(mix.values()) <= 0):
             raise ValueError(f"classify.assumed_mix needs a share above 0 for each of {self.classes}. Received: {mix}")
         return self

@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -76,6 +76,26 @@ class Manifest:
         if has_mask is not None:
             keep &= (self.table["mask"] != "") == has_mask
         return replace(self, table=self.table[keep].reset_index(drop=True))
+
+    def relabelled(self, class_of: Mapping[str, Sequence[str]] | None) -> Manifest:
+        """The films with their class as `label`: the first whose values their label or findings fit, else none.
+
+        Args:
+            class_of: values by class, such as ``{"COVID-19": ["Pneumonia/Viral/COVID-19"], "other": ["Pneumonia"]}``; a
+                value fits itself and what follows it behind a slash. None leaves labels as they are.
+        """
+        if class_of is None:
+            return self
+
+        def class_name(label: str, findings: str) -> str:
+            said = [label, *findings.split("|")]
+            for name, values in class_of.items():
+                if any(text == value or text.startswith(value + "/") for text in said if text for value in values):
+                    return name
+            return ""
+
+        labels = [class_name(row.label, row.findings) for row in self.table.itertuples()]
+        return replace(self, table=self.table.assign(label=labels))
 
     def path(self, image: str) -> Path:
         """Where a film or mask of the table lies."""

@@ -36,6 +36,68 @@ class DiceCrossEntropy(_keras.losses.Loss):
 
 
 @_keras.saving.register_keras_serializable(package="cxr")
+class KnownLabelsCrossEntropy(_keras.losses.Loss):
+    """Binary cross-entropy of several labels a film, over the labels that are known.
+
+    Targets are (N, K): 1 there, 0 not there, -1 unknown; predictions (N, K) in [0, 1].
+
+    Args:
+        weights: (K, 2) what a film counts where it has the label, and where not; None counts all alike.
+        label_smoothing: how far targets are moved from 0 and 1 towards 0.5.
+    """
+
+    def __init__(
+        self,
+        weights: list[list[float]] | None = None,
+        label_smoothing: float = 0.0,
+        name: str = "known_labels_cross_entropy",
+        **kwargs: object,
+    ) -> None:
+        super().__init__(name=name, **kwargs)
+        self.weights, self.label_smoothing = weights, label_smoothing
+
+    def call(self, y_true: object, y_pred: object) -> object:
+        """One loss a film, shape (N,): the sum over its known labels, divided by K."""
+        y_true = _ops.cast(y_true, y_pred.dtype)
+        known = _ops.cast(y_true >= 0, y_pred.dtype)
+        there = _ops.maximum(y_true, 0)
+        count = known
+        if self.weights is not None:
+            table = _ops.convert_to_tensor(self.weights, y_pred.dtype)
+            count = known * (there * table[:, 0] + (1 - there) * table[:, 1])
+        smooth = there * (1 - self.label_smoothing) + self.label_smoothing / 2
+        p = _ops.clip(y_pred, 1e-7, 1 - 1e-7)
+        entropy = -(smooth * _ops.log(p) + (1 - smooth) * _ops.log(1 - p))
+        return _ops.mean(count * entropy, axis=-1)
+
+    def get_config(self) -> dict:
+        """What the loss is made again from."""
+        return {**super().get_config(), "weights": self.weights, "label_smoothing": self.label_smoothing}
+
+
+@_keras.saving.register_keras_serializable(package="cxr")
+class KnownLabelsAccuracy(_keras.metrics.Metric):
+    """Share of the known labels (targets 0 or 1; -1 is unknown) that are on the right side of 0.5."""
+
+    def __init__(self, name: str = "accuracy", **kwargs: object) -> None:
+        super().__init__(name=name, **kwargs)
+        self.right = self.add_variable(shape=(), initializer="zeros", name="right")
+        self.count = self.add_variable(shape=(), initializer="zeros", name="count")
+
+    def update_state(self, y_true: object, y_pred: object, sample_weight: object = None) -> None:
+        """Add a batch of (N, K) targets and probabilities."""
+        del sample_weight  # labels weigh the same
+        known = _ops.cast(_ops.greater_equal(y_true, 0), "float32")
+        right = _ops.cast(_ops.equal(_ops.greater(y_true, 0.5), _ops.greater(y_pred, 0.5)), "float32")
+        self.right.assign_add(_ops.sum(known * right))
+        self.count.assign_add(_ops.sum(known))
+
+    def result(self) -> object:
+        """The share so far, 0 before any label."""
+        return self.right / _ops.maximum(self.count, 1.0)
+
+
+@_keras.saving.register_keras_serializable(package="cxr")
 class DiceScore(_keras.metrics.Metric):
     """Mean Dice over films of the masks thresholded at 0.5; a film empty in both counts as 1."""
 

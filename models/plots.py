@@ -181,3 +181,68 @@ def films_by_class(bars: dict[str, dict[str, int]], path: Path) -> Path:
     axis.set(xlabel="films", title="films by source, split and class")
     axis.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     return _save(figure, path)
+
+
+def label_counts(targets: np.ndarray, weights: np.ndarray, names: Sequence[str], path: Path) -> Path:
+    """How often each label is there and not, and what both answers contribute to the loss before and after weighing.
+
+    Args:
+        targets: (N, K): 1, 0, or -1 where unknown.
+        weights: (K, 2): of films that have the label, and of those that have it not.
+    """
+    there, absent = (targets == 1).sum(0), (targets == 0).sum(0)
+    known = np.maximum(there + absent, 1)
+    figure, axes = _figure(13, 0.28 * len(names) + 1.4, 3)
+    panels = (
+        ("films with the label", there, None),
+        ("share of the loss, unweighed", there / known, absent / known),
+        ("share of the loss, weighed", there * weights[:, 0] / known, absent * weights[:, 1] / known),
+    )
+    rows = np.arange(len(names))[::-1]
+    for axis, (title, first, second) in zip(axes, panels, strict=True):
+        if second is None:
+            axis.barh(rows, first, color=BLUE)
+        else:
+            axis.barh(rows + 0.2, first, 0.4, color=BLUE, label="there")
+            axis.barh(rows - 0.2, second, 0.4, color=ORANGE, label="not there")
+            axis.legend(frameon=False, fontsize=8)
+        axis.set_yticks(rows, names if axis is axes[0] else [""] * len(names))
+        axis.set_title(title)
+    return _save(figure, path)
+
+
+def per_label(figures: dict[str, dict], path: Path) -> Path:
+    """AUROC of each label with its interval, highest first, beside its prevalence."""
+    ranked = sorted(
+        (name for name in figures if np.isfinite(figures[name]["auc"].value)),
+        key=lambda name: figures[name]["auc"].value,
+    )
+    figure, axes = _figure(10, 0.28 * max(len(ranked), 3) + 1.4, 2)
+    rows = np.arange(len(ranked))
+    auc = [figures[name]["auc"] for name in ranked]
+    spread = [[f.value - f.low for f in auc], [f.high - f.value for f in auc]]
+    axes[0].errorbar([f.value for f in auc], rows, xerr=spread, fmt="o", color=BLUE)
+    axes[0].axvline(0.5, color=GREY, linestyle=":")
+    axes[0].set_yticks(rows, [f"{name} (n {figures[name]['support']})" for name in ranked])
+    axes[0].set_xlabel("AUROC, 95 % interval")
+    axes[1].barh(rows, [figures[name]["prevalence"].value for name in ranked], color=ORANGE)
+    axes[1].set_yticks(rows, [""] * len(ranked))
+    axes[1].set_xlabel("share of the films")
+    return _save(figure, path)
+
+
+def several_roc(curves: dict[str, tuple[np.ndarray, np.ndarray]], path: Path) -> Path:
+    """ROC curves of several labels in one picture; those with one answer only are left out."""
+    from sklearn.metrics import roc_curve
+
+    figure, (axis,) = _figure(6.5, 5.5)
+    for name, (y, score) in curves.items():
+        if len(y) and 0 < y.sum() < len(y):
+            fpr, tpr, _ = roc_curve(y, score)
+            axis.plot(fpr, tpr, linewidth=1, label=name)
+    axis.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1)
+    axis.set_xlabel("1 - specificity")
+    axis.set_ylabel("sensitivity")
+    if len(axis.lines) > 1:
+        axis.legend(frameon=False, fontsize=7)
+    return _save(figure, path)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 STANDARDIZE = "standardize"  # the layer between pool and logits that brings every channel to mean 0, variance 1
 
 
+_Loss = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 _BASE_RATE = 0.5  # how far the share of lesions in a zone is taken out of what is learned there
 
 
@@ -56,6 +57,7 @@ def solve_head(
     l2: float,
     label_smoothing: float,
     lesions: Lesions | None = None,
+    several: np.ndarray | None = None,
     on_batch: Callable[[int, int], None] | None = None,
 ) -> float:
     """Set the layers "standardize" and "logits" of `model` to the best that the encoder's features allow.
@@ -71,6 +73,8 @@ def solve_head(
         l2: penalty on the squared weights.
         label_smoothing: share of the target spread evenly over the classes.
         lesions: of the films in `batches`; for a model that pools by as many zones.
+        several: for films with several labels each (targets 1, 0, and -1 where unknown): what a film counts in each
+            label's loss where it has it, and where not, (classes, 2). None where every film has one class.
         on_batch: told (batches done, batches in all).
 
     Returns:
@@ -83,17 +87,16 @@ def solve_head(
     mean, variance = x.mean(0), x.var(0)
     layer = model.get_layer(STANDARDIZE)
     x = (x - mean) / np.sqrt(variance + layer.epsilon)
-    y = y * (1 - label_smoothing) + label_smoothing / y.shape[1]
     weight = weight[:, None] / weight.sum()
     shape = (x.shape[1] + 1, y.shape[1])
     zones = [] if lesions is None else list(_by_zone(x, parts, lesions, label_smoothing))
 
+    loss = _softmax_loss(y, label_smoothing) if several is None else _sigmoid_loss(y, several, label_smoothing)
+
     def entropy(parameters: np.ndarray) -> tuple[float, np.ndarray]:
-        z = x @ parameters[:-1] + parameters[-1] + prior
-        z -= z.max(axis=1, keepdims=True)
-        log_p = z - np.log(np.exp(z).sum(axis=1, keepdims=True))
-        wrong = weight * (np.exp(log_p) - y)
-        return float(-(weight * y * log_p).sum()), np.vstack([x.T @ wrong, wrong.sum(0)])
+        values, wrong = loss(x @ parameters[:-1] + parameters[-1] + prior)
+        wrong = weight * wrong
+        return float((weight * values).sum()), np.vstack([x.T @ wrong, wrong.sum(0)])
 
     def objective(flat: np.ndarray) -> tuple[float, np.ndarray]:
         parameters = flat.reshape(shape)
@@ -108,6 +111,29 @@ def solve_head(
     layer.set_weights([mean, variance])
     model.get_layer(LOGITS).set_weights([best[:-1], best[-1]])
     return entropy(best)[0]
+
+
+def _softmax_loss(y: np.ndarray, smoothing: float) -> _Loss:
+    """Cross-entropy and its gradient by the logits, (N, classes) each, for one class a film; y (N, classes) one-hot."""
+    y = y * (1 - smoothing) + smoothing / y.shape[1]
+
+    def loss(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        z = z - z.max(axis=1, keepdims=True)
+        log_p = z - np.log(np.exp(z).sum(axis=1, keepdims=True))
+        return -y * log_p, np.exp(log_p) - y
+
+    return loss
+
+
+def _sigmoid_loss(y: np.ndarray, weights: np.ndarray, smoothing: float) -> _Loss:
+    """As `_softmax_loss` for several labels a film; y (N, classes) 1, 0 or -1 for unknown, weights (classes, 2)."""
+    count = np.where(y > 0, weights[:, 0], weights[:, 1]) * (y >= 0)
+    smooth = np.maximum(y, 0) * (1 - smoothing) + smoothing / 2
+
+    def loss(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return count * (np.logaddexp(0, z) - smooth * z), count * (1 / (1 + np.exp(-z)) - smooth)
+
+    return loss
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from data.manifest import Manifest, read_manifest
 from models import metrics
 from models.metrics import bootstrap
 from models.weights import write_text
+from pipeline.evaluation import labels_of
 from stages.base import Stage
 from stages.films import stream
 
@@ -107,7 +108,10 @@ def calibrate(
     """
     chain = stages.load_chain(weights, "classify", runtime)
     classify = chain[-1]
-    manifest = read_manifest(data, classes=classify.classes).select(split=split, source=source, labels=classify.classes)
+    if classify.multi_label:
+        raise CalibrationError("these weights give a film several labels; a site can be fitted to weights of one class")
+    manifest = read_manifest(data, classes=labels_of([classify])).relabelled(classify.class_of)
+    manifest = manifest.select(split=split, source=source, labels=classify.classes)
     logits, labels, patients = _judge(manifest, chain)
     # From here on as the weights answer, which the fit then stays near where films are few.
     logits = logits / classify.temperature + classify.offsets

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 # Settings that a trained stage obeys when it runs; all others concern its training.
 RUN_SETTINGS = {
     "segment": ("threshold", "margin", "min_fraction"),
-    "localize": ("threshold", "min_area", "max_regions"),
+    "localize": ("threshold", "min_area", "max_regions", "label"),
 }
 
 
@@ -42,6 +42,7 @@ def open_chain(
     runtime: str = "onnx",
     config: str | None = None,
     site: Path | None = None,
+    label: str | None = None,
     arguments: dict[str, Any] | None = None,
 ) -> Chain:
     """Load the stages up to and including `upto`, with the settings of a config on top of what their cards decide.
@@ -52,6 +53,7 @@ def open_chain(
             differ from what the weights were trained with (a fitted threshold stays when the config of the training is
             given again).
         site: a site file, see `pipeline.calibration`.
+        label: class whose map and regions are shown, in place of the predicted one.
         arguments: of the command, for run.json.
 
     Raises:
@@ -74,6 +76,12 @@ def open_chain(
         calibrated = apply_site(site, chain)
         if calibrated:
             settings.setdefault("classify", {}).update(calibrated)
+    if label is not None and chain[-1].name == "localize":
+        if label not in chain[-1].classes:
+            from configs.schema import ConfigError
+
+            raise ConfigError(f"--label must be one of {', '.join(chain[-1].classes)}. Received: {label!r}")
+        chain[-1].label = settings.setdefault("localize", {})["label"] = label
     folder = find(weights)
     about = {
         "weights": weights,

@@ -62,6 +62,7 @@ def _parsed_shard(_context: click.Context, _option: click.Parameter, value: str 
 @click.option("--config", metavar="FILE", help="YAML file or preset; of it, a run obeys the thresholds.")
 @weights_option
 @site_option
+@click.option("--label", metavar="NAME", help="Heat map and regions of this class.  [default: the predicted one]")
 @workers_option
 @click.option("--batch-size", type=click.IntRange(1, 512), default=8, show_default=True, help="Films at once.")
 @runtime_option
@@ -76,6 +77,7 @@ def run(
     config: str | None,
     weights: str,
     site: Path | None,
+    label: str | None,
     workers: int | None,
     batch_size: int,
     runtime: str,
@@ -111,11 +113,13 @@ def run(
         "stage": stage,
         "config": config,
         "site": str(site) if site is not None else None,
+        "label": label,
         "workers": workers,
         "batch_size": batch_size,
         "overwrite": overwrite,
     }
-    chain = open_chain(weights, upto, runtime=runtime, config=config, site=site, arguments=arguments)
+    settings = {"runtime": runtime, "config": config, "site": site, "label": label}
+    chain = open_chain(weights, upto, **settings, arguments=arguments)
     found = find_inputs(inputs, out=out)
     for name, settings in chain.settings.items():
         said = ", ".join(f"{key} {value}" for key, value in settings.items())

@@ -18,7 +18,7 @@ _FONT = cv2.FONT_HERSHEY_SIMPLEX
 
 
 def overlay(record: Record) -> np.ndarray:
-    """The overlay of a film that has at least a mask.
+    """The overlay of a film that has at least a mask or an answer.
 
     The film keeps its aspect ratio and starts at the overlay's top-left corner; a strip with the result and the notice
     lies below it. Grey levels are stretched from the 0.5th to the 99.5th percentile, for looking only. A heat map's
@@ -50,9 +50,11 @@ def _stretched(film: np.ndarray) -> np.ndarray:
 
 
 def _certainty(record: Record) -> float:
-    """The probability of what the heat map shows: the predicted class, or TB on a film without regions."""
-    if record.regions and record.probabilities and record.label:
-        return record.probabilities[record.label]
+    """The probability of what the heat map shows: the regions' class, or the positive one on a film without regions."""
+    if record.regions and record.probabilities:
+        return record.probabilities[record.regions[0].label]
+    if record.tb_score is None and record.probabilities:
+        return max(record.probabilities.values())
     return (record.tb_score or 0.0) / 100.0
 
 
@@ -101,4 +103,6 @@ def _result(record: Record) -> str:
         return f"{record.status}: {record.error}"
     if record.label is None:
         return f"lungs {100 * (record.lung_fraction or 0):.0f} % of the film"
-    return f"{record.label}, TB score {record.tb_score or 0:.1f} of 100"
+    if record.tb_score is None:
+        return record.label.replace("|", ", ") or "none of the findings"
+    return f"{record.label}, {record.extra.get('positive', 'TB')} score {record.tb_score:.1f} of 100"

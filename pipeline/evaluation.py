@@ -56,7 +56,7 @@ def evaluate(
         from pipeline.calibration import apply_site
 
         apply_site(site, [*chain, last])
-    manifest = read_manifest(data, classes=getattr(chain[-1] if chain else last, "classes", None))
+    manifest = read_manifest(data, classes=labels_of([*chain, last]))
     if split is not None and not (manifest.table["split"] != "").any():
         manifest = split_by_patient(manifest)
     chosen = manifest.select(split=split, source=source)
@@ -67,6 +67,14 @@ def evaluate(
             f"no film has split {split!r} and source {source!r}. Splits there ({have}); sources there: {sources}"
         )
     return evaluate_stage(last, chosen, out, chain, split=split, source=source)
+
+
+def labels_of(chain: Sequence[Stage]) -> list[str] | None:
+    """The labels that a manifest may hold for a chain to be judged on it; None where any may."""
+    for stage in chain:
+        if stage.name == "classify":
+            return None if stage.multi_label or stage.class_of else stage.classes
+    return None
 
 
 def evaluate_stage(

@@ -74,10 +74,12 @@ def _number(value: float, digits: int) -> str:
 
 def pictures(record: Record) -> dict[str, bytes]:
     """The PNG files of a record by folder. A film that a stage refused gets its overlay alone, to see why."""
-    if record.mask is None or not record.ok:
+    if not record.ok:
         drawn = record.mask is not None and record.status != "failed"
         return {"overlays": _png(overlay(record), "overlays")} if drawn else {}
-    out = {"masks": _png(record.mask * np.uint8(255), "masks")}
+    if record.mask is None and record.probabilities is None:
+        return {}
+    out = {} if record.mask is None else {"masks": _png(record.mask * np.uint8(255), "masks")}
     if record.lung_box is not None:
         x, y, w, h = (int(v) for v in record.lung_box)
         out["crops"] = _png(_levels(record.radiograph.pixels[y : y + h, x : x + w]), "crops")

@@ -48,13 +48,14 @@ def train(data: Path, config: Config, out: Path, stage: str | None = None) -> No
     manifest = prepare_manifest(data, config)
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / "config.yaml", dump_config(config))
-    for name in [stage] if stage else stages.NAMES:
+    for name in [stage] if stage else stages.names_for(config):
         _train_stage(name, manifest, config, out)
 
 
 def prepare_manifest(data: Path, config: Config) -> Manifest:
     """The manifest with splits: its own, or made by patient where it has none; refuses patients in two splits."""
-    manifest = read_manifest(data, classes=config.classes)
+    own_labels = config.class_of is None and not config.multi_label
+    manifest = read_manifest(data, classes=config.classes if own_labels else None).relabelled(config.class_of)
     if not (manifest.table["split"] != "").any():
         manifest = split_by_patient(manifest, val=config.val_fraction, test=config.test_fraction, seed=config.seed)
     leaks = leaking_patients(manifest)
@@ -71,7 +72,7 @@ def _train_stage(name: str, manifest: Manifest, config: Config, out: Path) -> No
     done = folder / DONE
     if done.is_file() and (folder / "config.yaml").is_file():
         if (folder / "config.yaml").read_text(encoding="utf-8") == settings and done.read_text() == _upstream(
-            name, out
+            name, config, out
         ):
             log.info("%s: trained already in %s", name, folder)
             return
@@ -79,7 +80,7 @@ def _train_stage(name: str, manifest: Manifest, config: Config, out: Path) -> No
     write_text(folder / "config.yaml", settings)
     with _log_into(folder / "train.log"):
         log.info("training %s", name)
-        chain = [stages.stage_class(n).load(bundle_of(out, n)) for n in stages.NAMES[: stages.NAMES.index(name)]]
+        chain = [stages.stage_class(n).load(bundle_of(out, n)) for n in _before(name, config)]
         stage_class = stages.stage_class(name)
         with training_scope(config.distribute, config.precision):
             stage_class.train(manifest, config, folder, chain)
@@ -93,13 +94,15 @@ def _train_stage(name: str, manifest: Manifest, config: Config, out: Path) -> No
         write_card(folder, read_card(folder) | {"figures": figures})
         forget(folder)
         shutil.rmtree(folder / "cache", ignore_errors=True)
-        write_text(done, _upstream(name, out))
+        write_text(done, _upstream(name, config, out))
 
 
 def _judged(name: str, films: Manifest, config: Config) -> Manifest:
     """The films that a stage's figures are taken on: none it trained on, no source that its config calls foreign."""
     if name == "segment":
         return films.select(split=sorted({"test", "external"} - set(config.segment.fit.splits)))
+    if config.classify.fit.sources is not None:
+        return films.select(source=config.classify.fit.sources)
     foreign = config.classify.fit.leave_out
     return films.select(source=sorted(set(films.table["source"]) - set(foreign))) if foreign else films
 
@@ -108,15 +111,22 @@ def _settings_of(name: str, config: Config) -> str:
     """The settings that the stage depends on, as YAML: a change elsewhere does not make its training stale."""
     others = {"cache", "distribute", "precision", *stages.NAMES} - {name}
     if name == "segment":
-        others |= {"name", "classes", "positive", "normal"}
+        others |= {"name", "classes", "positive", "normal", "multi_label", "class_of"}
     return yaml.safe_dump(config.model_dump(mode="json", exclude=others), sort_keys=False, allow_unicode=True)
 
 
-def _upstream(name: str, out: Path) -> str:
+def _before(name: str, config: Config) -> list[str]:
+    names = stages.names_for(config)
+    if name not in names:
+        raise TrainingError(f"classify.lungs is {config.classify.lungs!r}: there is no stage {name!r} to train")
+    return names[: names.index(name)]
+
+
+def _upstream(name: str, config: Config, out: Path) -> str:
     """Fingerprints of the stages that `name` builds on: trained again, they make it stale."""
     from models.weights import fingerprint
 
-    return "\n".join(fingerprint(bundle_of(out, n)) for n in stages.NAMES[: stages.NAMES.index(name)])
+    return "\n".join(fingerprint(bundle_of(out, n)) for n in _before(name, config))
 
 
 @contextmanager

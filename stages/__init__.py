@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from configs.schema import Config
     from stages.base import Stage
 
 NAMES = ("segment", "classify", "localize")  # in the order of the chain
@@ -23,6 +24,20 @@ def stage_class(name: str) -> type[Stage]:
     return getattr(import_module(f"stages.{name}"), name.capitalize())
 
 
+def names_for(config: Config) -> list[str]:
+    """The stages that a config's chain has: without segmentation where the classifier sees whole films."""
+    return [name for name in NAMES if name != "segment" or config.classify.lungs != "none"]
+
+
+def stored_names(chain: Path) -> list[str]:
+    """The stages that a folder of weights has: the same, as told by the classifier's card where there is one."""
+    from models.weights import CARD_FILE, read_card
+
+    if (chain / "classify" / CARD_FILE).is_file() and read_card(chain / "classify")["decisions"].get("lungs") == "none":
+        return [name for name in NAMES if name != "segment"]
+    return list(NAMES)
+
+
 def load_chain(weights: str | Path, upto: str = NAMES[-1], runtime: str = "onnx") -> list[Stage]:
     """The stages up to and including `upto`, from the weights of that name or in that folder.
 
@@ -32,5 +47,5 @@ def load_chain(weights: str | Path, upto: str = NAMES[-1], runtime: str = "onnx"
     from models.weights import bundle_of, find
 
     chain = find(weights)
-    names = NAMES[: NAMES.index(stage_class(upto).name) + 1]
+    names = [name for name in stored_names(chain) if NAMES.index(name) <= NAMES.index(stage_class(upto).name)]
     return [stage_class(name).load(bundle_of(chain, name), runtime=runtime) for name in names]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -13,7 +14,9 @@ import numpy as np
 from data.geometry import Box, Frame
 from models.weights import LICENCE, fingerprint, open_network, read_card, write_card
 from stages.base import Record, Stage
-from stages.classify_targets import UNKNOWN, balance_weights, source_priors, zones_with_lesions
+from stages.classify_calibration import mix_offsets, one_class, several_labels, weight_offsets
+from stages.classify_targets import UNKNOWN, balance_weights, label_weights, one_hot, source_priors, zones_with_lesions
+from stages.classify_targets import several_labels as targets_of
 from stages.films import sources_of, stream
 
 if TYPE_CHECKING:
@@ -34,12 +37,18 @@ def lung_crop(record: Record, size: int) -> tuple[np.ndarray, np.ndarray, Frame]
     lungs (borders, plates, the abdomen) sets the contrast. The box is stretched to a square, so that the film's aspect
     ratio, which betrays its hospital, is gone.
 
+    Without segmentation (a record without mask) it is the whole film, and all of it counts as lung.
+
     Returns:
         The crop (size, size) uint8, the lungs (size, size) uint8 0/1, and the frame that leads back to native pixels.
     """
-    frame = Frame.crop(record.radiograph.size, record.lung_box, size)
+    height, width = record.radiograph.size
+    frame = Frame.crop((height, width), record.lung_box or Box(0, 0, width, height), size)
     crop = frame.to_grid(record.radiograph.pixels)
-    lungs = (frame.to_grid(record.mask * np.float32(1)) >= 0.5).astype(np.uint8)
+    if record.mask is None:
+        lungs = np.ones(crop.shape, np.uint8)
+    else:
+        lungs = (frame.to_grid(record.mask * np.float32(1)) >= 0.5).astype(np.uint8)
     inside = crop[lungs > 0]
     low, high = np.percentile(inside, [1, 99]) if inside.size else (0.0, 1.0)
     scaled = _DARKEST + (_BRIGHTEST - _DARKEST) * (crop - low) / max(high - low, 1e-3)
@@ -51,8 +60,8 @@ def encoder_input(crop: np.ndarray, lungs: np.ndarray, how: str, pool: str = "al
 
     Args:
         crop: (H, W) uint8. lungs: (H, W) uint8, 0 or 1.
-        how: "crop" the crop as it is; "masked" all but the lungs faded to black; "channel" the lungs as a second
-            channel.
+        how: "none" and "crop" the crop as it is; "masked" all but the lungs faded to black; "channel" the lungs as a
+            second channel.
         pool: "lungs" and "zones" add the lungs as the second channel too, for the network to average its features over.
 
     Returns:
@@ -86,12 +95,15 @@ class Classify(Stage):
         self.network, self.card, self.fingerprint = network, card, fingerprint
         decisions = card["decisions"]
         self.classes: list[str] = decisions["classes"]
-        self.positive: str = decisions["positive"]
+        self.positive: str | None = decisions["positive"]
+        self.multi_label: bool = decisions.get("multi_label", False)
+        self.class_of: dict[str, list[str]] | None = decisions.get("class_of")
         self.size: int = decisions["size"]
         self.lungs: str = decisions["lungs"]
         self.pool: str = decisions.get("pool", "all")
         self.temperature: float = decisions["temperature"]
         self.threshold: float = decisions["threshold"]
+        self.thresholds: dict[str, float] = decisions.get("thresholds", {})  # of several labels a film
         # Added to the logits divided by the temperature; a site brings its own, see pipeline.calibration.
         self.offsets = np.array([decisions.get("offsets", {}).get(name, 0.0) for name in self.classes])
 
@@ -116,15 +128,23 @@ class Classify(Stage):
         """Calibrated probabilities, score and label from a film's logits (classes,).
 
         The label is the positive class where its probability reaches the operating threshold (set for a sensitivity,
-        not for accuracy: a missed TB costs more than a second look), else the likeliest of the others.
+        not for accuracy: a missed TB costs more than a second look), else the likeliest of the others. Where a film may
+        have several labels, it is all that reach their thresholds, joined by a pipe sign.
         """
         from models.metrics import softmax
 
         record.extra["logits"] = logits
-        values = softmax(logits[None] / self.temperature + self.offsets)[0]
+        scaled = logits / self.temperature + self.offsets
+        values = 1 / (1 + np.exp(-scaled.astype(float))) if self.multi_label else softmax(scaled[None])[0]
         record.probabilities = {name: float(value) for name, value in zip(self.classes, values, strict=True)}
+        if self.positive is not None:
+            record.tb_score = 100.0 * record.probabilities[self.positive]
+            record.extra["positive"] = self.positive
+        if self.multi_label:
+            there = [name for name in self.classes if record.probabilities[name] >= self.thresholds[name]]
+            record.label = "|".join(there)
+            return
         positive = record.probabilities[self.positive]
-        record.tb_score = 100.0 * positive
         others = [name for name in self.classes if name != self.positive]
         record.label = (
             self.positive if positive >= self.threshold else max(others, key=record.probabilities.__getitem__)
@@ -139,13 +159,16 @@ class Classify(Stage):
         from models.backend import keras
         from models.classifiers import build_classifier
         from models.export import save_bundle
-        from models.fit import PHASE_SETTINGS, Phase, average_with_start, fit, set_batchnorm_momentum
+        from models.fit import PHASE_SETTINGS, Phase, TrainingError, average_with_start, fit, set_batchnorm_momentum
+        from models.gradcam import has_linear_head
+        from models.losses import KnownLabelsAccuracy, KnownLabelsCrossEntropy
+        from models.plots import label_counts
         from models.probe import Lesions, solve_head
         from models.training_log import summary, training_bar
 
         k = keras()
         settings = config.classify
-        usable = data.select(labels=config.classes, source=sources_of(data, settings.fit))
+        usable = usable_films(data.select(source=sources_of(data, settings.fit)), config.classes, config.multi_label)
         parts = {split: usable.select(split=split) for split in ("train", "val")}
         folder = Path(config.cache or out / "cache")
         crops = {split: _crops(part, config, chain, folder) for split, part in parts.items()}
@@ -157,8 +180,11 @@ class Classify(Stage):
 
         def batches(split: str, **more: Any) -> Batches:
             images, lungs, targets, rows, _ = crops[split]
-            weights = balance_weights(rows, settings.balance)
-            priors = source_priors(rows, config.classes, weights, settings.source_prior)
+            if config.multi_label:
+                weights, priors = None, np.zeros_like(targets)
+            else:
+                weights = balance_weights(rows, settings.balance)
+                priors = source_priors(rows, config.classes, weights, settings.source_prior)
             return Batches(images, lungs, targets, **common, weights=weights, beside={"prior": priors}, **more)
 
         augmentation = classify_augmentation if settings.fit.augment else None
@@ -176,8 +202,20 @@ class Classify(Stage):
             pool=settings.pool,
             encoder_weights=settings.encoder_weights,
             nearby=data.root,
+            multi_label=config.multi_label,
         )
-        pretrained = settings.encoder_weights is not None
+        several = None
+        if config.multi_label:
+            targets = crops["train"][2]
+            several = label_weights(targets) if settings.label_weights else np.ones((targets.shape[1], 2), np.float32)
+            label_counts(targets, several, config.classes, out / "labels.png")
+        linear = has_linear_head(model)  # then the last layer is solved, and training starts from there
+        if not (linear or settings.fit.epochs):
+            raise TrainingError(
+                f"classify.fit.epochs is 0, but {settings.network} has a deep head, which is trained and not solved. "
+                "Give it epochs"
+            )
+        pretrained = settings.encoder_weights is not None and any(layer.name == "encoder" for layer in model.layers)
         phase = Phase(
             "fine", **settings.fit.model_dump(include=PHASE_SETTINGS), prepare=_free(batchnorm=not pretrained)
         )
@@ -186,7 +224,13 @@ class Classify(Stage):
 
         lesions = None
         zones = crops["train"][4]
-        if settings.pool == "zones" and config.normal and settings.lesion_weight and np.isfinite(zones).any():
+        if (
+            settings.pool == "zones"
+            and config.normal
+            and config.positive
+            and settings.lesion_weight
+            and np.isfinite(zones).any()
+        ):
             positive, normal = (config.classes.index(name) for name in (config.positive, config.normal))
             lesions = Lesions(zones, positive, normal, settings.lesion_weight)
 
@@ -200,11 +244,16 @@ class Classify(Stage):
                     l2=settings.head_l2,
                     label_smoothing=settings.label_smoothing,
                     lesions=lesions,
+                    several=several,
                     on_batch=lambda done, total: update(done, f"{cls.name} head", total),
                 )
             return {"loss": loss}
 
-        training = _with_prior(model)
+        training = _with_prior(model, config.multi_label)
+        if several is None:
+            loss = k.losses.CategoricalCrossentropy(label_smoothing=settings.label_smoothing)
+        else:
+            loss = KnownLabelsCrossEntropy(several.tolist(), settings.label_smoothing)
         with training_bar(cls.name, [phase]) as on_batch:
             history = fit(
                 training,
@@ -212,39 +261,47 @@ class Classify(Stage):
                 train,
                 val,
                 out,
-                loss=k.losses.CategoricalCrossentropy(label_smoothing=settings.label_smoothing),
-                metrics=lambda: [k.metrics.CategoricalAccuracy(name="accuracy")],
+                loss=loss,
+                metrics=lambda: [
+                    KnownLabelsAccuracy() if several is not None else k.metrics.CategoricalAccuracy("accuracy")
+                ],
                 monitor="val_loss",
                 mode="min",
                 settings=f"{settings.model_dump_json()} {config.classes} {config.seed} {data.split_hash()}",
-                start=lambda: solve("before"),
+                start=(lambda: solve("before")) if linear and settings.head_passes else None,
                 on_batch=on_batch,
             )
-        if settings.resolve_head and settings.fit.epochs:
+        if linear and settings.resolve_head and settings.fit.epochs:
             solve("after")
-        if settings.keep_start:
+        if linear and settings.keep_start:
             average_with_start(training, out, settings.keep_start)
         save_bundle(model, out)
         decisions = {
             "classes": config.classes,
             "positive": config.positive,
             "normal": config.normal,
+            **({"class_of": config.class_of} if config.class_of else {}),
             **settings.model_dump(include={"size", "lungs", "pool"}),
             "temperature": 1.0,
             "offsets": mix_offsets(config.classes, settings.assumed_mix),
             "threshold": 0.5,
         }
+        if several is not None:
+            thresholds = dict.fromkeys(config.classes, 0.5)
+            more = {"multi_label": True, "offsets": weight_offsets(config.classes, several), "thresholds": thresholds}
+            decisions |= more
         card = {"stage": cls.name, "decisions": decisions, "licence": LICENCE}
         write_card(out, card)
-        decisions |= _calibrate(cls.load(out), *crops["val"][:4], settings.target_sensitivity)
+        decisions |= cls.load(out)._calibrated(*crops["val"][:3], settings.target_sensitivity)
         write_card(out, card | {"training": summary(out, parts, settings.model_dump(mode="json"), history, data)})
         return out
 
     def evaluate(self, data: Manifest, out: Path, chain: Sequence[Stage] = ()) -> dict[str, Any]:
         """Discrimination, calibration and the confusion matrix, pooled and by source; plots into `out`."""
         from stages.classify_figures import figures
+        from stages.label_figures import figures_of_labels
 
-        data = data.select(labels=self.classes)
+        data = usable_films(data.relabelled(self.class_of), self.classes, self.multi_label)
         rows, tiles = [], []
         for row, record in stream(data, [*chain, self], description="classify"):
             entry = {k: row[k] for k in ("image", "patient", "source", "label")} | {"status": record.status}
@@ -252,13 +309,47 @@ class Classify(Stage):
                 entry |= {f"p_{name}": value for name, value in record.probabilities.items()} | {
                     "predicted": record.label
                 }
-                crop, _, _ = lung_crop(record, 160)
-                tiles.append((record.probabilities[row["label"]], crop, _caption(row, record)))
-                tiles = sorted(tiles, key=lambda tile: tile[0])[:20]
+                if not self.multi_label:
+                    crop, _, _ = lung_crop(record, 160)
+                    tiles.append((record.probabilities[row["label"]], crop, _caption(row, record)))
+                    tiles = sorted(tiles, key=lambda tile: tile[0])[:20]
+            if self.multi_label:
+                told = targets_of([row], self.classes)[0]
+                entry |= {
+                    f"true_{name}": int(value) for name, value in zip(self.classes, told, strict=True) if value >= 0
+                }
             rows.append(entry)
+        if self.multi_label:
+            return figures_of_labels(rows, self.classes, self.thresholds, out)
         return figures(
             rows, tiles, self.classes, self.positive, self.card["decisions"].get("normal"), self.threshold, out
         )
+
+    def _calibrated(
+        self, crops: np.ndarray, lungs: np.ndarray, targets: np.ndarray, target_sensitivity: float
+    ) -> dict[str, Any]:
+        """The decisions that the val films' logits make; see `stages.classify_calibration`."""
+        pairs = list(zip(crops, lungs, strict=True))
+        logits = np.concatenate(
+            [
+                self.network(np.stack([encoder_input(c, m, self.lungs, self.pool) for c, m in pairs[i : i + 32]]))[
+                    "logits"
+                ]
+                for i in range(0, len(pairs), 32)
+            ]
+        )
+        if self.multi_label:
+            return several_labels(logits, targets, self.offsets, self.classes)
+        positive = self.classes.index(self.positive)
+        return one_class(logits, targets.argmax(axis=1), self.offsets, positive, target_sensitivity)
+
+
+def usable_films(data: Manifest, classes: Sequence[str], multi_label: bool) -> Manifest:
+    """The films that have one of the classes as label, or, where they may have several, of which any is known."""
+    if not multi_label:
+        return data.select(labels=classes)
+    known = (targets_of(data.table.to_dict("records"), classes) >= 0).any(axis=1)
+    return replace(data, table=data.table[known].reset_index(drop=True))
 
 
 def _caption(row: dict[str, Any], record: Record) -> str:
@@ -291,22 +382,15 @@ def _crops(
     shapes = {"crop": (size, size), "lungs": (size, size), "zones": (6,)}
     arrays, numbers = kept_arrays(folder, key, len(data), shapes, rows)
     kept = [table[number] for number in numbers]
-    targets = np.zeros((len(kept), len(config.classes)), np.float32)
-    for line, row in enumerate(kept):
-        targets[line, config.classes.index(row["label"])] = 1.0
+    if config.multi_label:
+        targets = targets_of(kept, config.classes, config.classify.uncertain)
+    else:
+        targets = one_hot(kept, config.classes)
     zones = np.where(arrays["zones"] == UNKNOWN, np.nan, arrays["zones"]).astype(np.float32)
     return arrays["crop"], arrays["lungs"], targets, kept, zones
 
 
-def mix_offsets(classes: Sequence[str], mix: dict[str, float] | None) -> dict[str, float]:
-    """What to add to each class's logit so that probabilities hold for a mix of classes in place of an even one."""
-    shares = np.array([mix[name] if mix else 1.0 for name in classes], float)
-    return {
-        name: round(float(v), 4) for name, v in zip(classes, np.log(shares / shares.sum() * len(shares)), strict=True)
-    }
-
-
-def _with_prior(model: Any) -> Any:
+def _with_prior(model: Any, multi_label: bool) -> Any:
     """The model as it is trained: a second input, added to the logits. Layers and weights are the same ones."""
     from models.backend import keras
     from models.gradcam import LOGITS
@@ -314,7 +398,8 @@ def _with_prior(model: Any) -> Any:
     k = keras()
     logits = model.get_layer(LOGITS).output
     prior = k.Input(logits.shape[1:], name="prior")
-    answer = k.layers.Softmax(name="with_prior")(k.layers.Add()([logits, prior]))
+    probabilities = k.layers.Activation("sigmoid") if multi_label else k.layers.Softmax()
+    answer = probabilities(k.layers.Add()([logits, prior]))
     return k.Model({"crop": model.input, "prior": prior}, answer, name="training")
 
 
@@ -326,49 +411,12 @@ def _free(*, batchnorm: bool) -> Callable[[Any], None]:
     from models.backend import keras
 
     def prepare(model: Any) -> None:
-        encoder = model.get_layer("encoder")
+        encoder = next((layer for layer in model.layers if layer.name == "encoder"), None)
+        if encoder is None:  # a network without one, all of which is trained from the start
+            return
         encoder.trainable = True
         for layer in encoder.layers:
             if isinstance(layer, keras().layers.BatchNormalization):
                 layer.trainable = batchnorm
 
     return prepare
-
-
-def _calibrate(
-    stage: Classify,
-    crops: np.ndarray,
-    lungs: np.ndarray,
-    targets: np.ndarray,
-    rows: Sequence[dict[str, Any]],
-    target_sensitivity: float,
-) -> dict[str, float]:
-    """Temperature, and the operating threshold that reaches the target sensitivity, from the val films."""
-    from models.metrics import fit_temperature, softmax, threshold_for_sensitivity
-
-    logits = np.concatenate(
-        [
-            stage.network(
-                np.stack(
-                    [
-                        encoder_input(c, m, stage.lungs, stage.pool)
-                        for c, m in zip(crops[i : i + 32], lungs[i : i + 32], strict=True)
-                    ]
-                )
-            )["logits"]
-            for i in range(0, len(crops), 32)
-        ]
-    )
-    labels = targets.argmax(axis=1)
-    temperature = float(fit_temperature(logits, labels))
-    positive = stage.classes.index(stage.positive)
-    scores = softmax(logits / temperature + stage.offsets)[:, positive]
-    threshold = float(threshold_for_sensitivity(labels == positive, scores, target_sensitivity))
-    log.info(
-        "temperature %.3f, threshold %.3f at sensitivity %.2f on %d val films",
-        temperature,
-        threshold,
-        target_sensitivity,
-        len(rows),
-    )
-    return {"temperature": round(temperature, 4), "threshold": round(threshold, 4)}

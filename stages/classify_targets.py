@@ -16,6 +16,49 @@ UNKNOWN = 255  # of a zone: nobody looked, or what was drawn does not say
 _LEAST_SHARE = 0.04
 
 
+def one_hot(rows: Sequence[dict[str, Any]], classes: Sequence[str]) -> np.ndarray:
+    """The films' labels as (N, classes) float32, one of each row 1."""
+    return np.eye(len(classes), dtype=np.float32)[[classes.index(row["label"]) for row in rows]]
+
+
+def several_labels(rows: Sequence[dict[str, Any]], classes: Sequence[str], uncertain: str = "ignore") -> np.ndarray:
+    """Which classes each film has, (N, classes) float32: 1, 0, or -1 where nobody said.
+
+    A class that a film's `findings` name (joined by a pipe sign), or its `label`, is there. Of the others: where the
+    manifest has a column `negative`, those named in it are not there, and of the rest nothing is known; without that
+    column the findings are all there is to find, on films that have findings or a label at all.
+
+    Args:
+        uncertain: what classes named in a column `uncertain` count as: "ignore" (unknown), "zeros" or "ones" (the
+            policies of Irvin et al. 2019, CheXpert).
+    """
+    targets = np.full((len(rows), len(classes)), -1, np.float32)
+    for line, row in enumerate(rows):
+        there = {row["label"], *row["findings"].split("|")} - {""}
+        told = set(row["negative"].split("|")) if "negative" in row else set(classes) if there else set()
+        doubtful = set(row.get("uncertain", "").split("|"))
+        for column, name in enumerate(classes):
+            if name in doubtful:
+                targets[line, column] = {"ignore": -1, "zeros": 0, "ones": 1}[uncertain]
+            elif name in there:
+                targets[line, column] = 1
+            elif name in told:
+                targets[line, column] = 0
+    return targets
+
+
+def label_weights(targets: np.ndarray) -> np.ndarray:
+    """What a film counts in each label's loss where it has the label, and where not, (classes, 2) float32.
+
+    The share of the other answer among the films where it is known: so both answers contribute equally, however rare
+    the label is (Rajpurkar et al. 2017). A label that only ever has one answer counts nothing.
+    """
+    known = np.maximum((targets >= 0).sum(0), 1)
+    positive = (targets == 1).sum(0) / known
+    negative = (targets == 0).sum(0) / known
+    return np.stack([negative, positive], axis=1).astype(np.float32)
+
+
 def balance_weights(rows: Sequence[dict[str, Any]], how: str) -> np.ndarray | None:
     """Weight of each film in the loss, (N,) float32 with mean 1; None where `how` is "none".
 

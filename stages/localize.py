@@ -54,13 +54,14 @@ def focus(record: Record, channel: int) -> Focus:
     positive in the lungs gives all zeros.
 
     Args:
-        record: a film with `mask`, `maps` and `frame`.
+        record: a film with `maps` and `frame`; all of it counts as lung where it has no `mask`.
         channel: index of the class in `maps`.
     """
     frame = record.frame
+    mask = np.ones(record.radiograph.size, np.uint8) if record.mask is None else record.mask
     raw = resize(np.ascontiguousarray(record.maps[..., channel], np.float32), *frame.grid)
     raw = np.maximum(np.nan_to_num(raw), 0)
-    lungs = split_lungs(frame.to_grid(record.mask * np.uint8(255)) >= 128, frame)
+    lungs = split_lungs(frame.to_grid(mask * np.uint8(255)) >= 128, frame)
     reach = [max(1, round(_REACH * side)) for side in frame.grid]
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * reach[1] + 1, 2 * reach[0] + 1))
     heat = np.where(cv2.dilate((lungs[0] | lungs[1]).astype(np.uint8), kernel) > 0, raw, np.float32(0))
@@ -160,8 +161,10 @@ class Localize(Stage):
         self.card, self.fingerprint = card, fingerprint
         decisions = card["decisions"]
         self.classes: list[str] = decisions["classes"]
-        self.positive: str = decisions["positive"]
+        self.positive: str | None = decisions["positive"]
         self.normal: str | None = decisions["normal"]
+        self.label: str | None = decisions.get("label")
+        self.class_of: dict[str, list[str]] | None = decisions.get("class_of")
         self.threshold: float = decisions["threshold"]
         self.min_area: float = decisions["min_area"]
         self.max_regions: int = decisions["max_regions"]
@@ -174,18 +177,28 @@ class Localize(Stage):
     def run(self, records: Sequence[Record]) -> list[Record]:
         """Fill in `heatmap` and `regions` of the films that have maps.
 
-        Both are of the predicted class. A film predicted normal gets no regions, and the heat map of the positive
-        class, so that a reader can still see where the little evidence for it lies. A heat map is relative: its
-        maximum is 1 however weak the evidence; only a region's score takes the class's probability in.
+        Both are of the class `label`, where one was asked for, else of the predicted class; of several predicted
+        labels, the likeliest. A film predicted normal gets no regions, and the heat map of the positive class (without
+        one, of the likeliest), so that a reader can still see where the little evidence for it lies. A heat map is
+        relative: its maximum is 1 however weak the evidence; only a region's score takes the class's probability in.
         """
         for record in records:
             if not record.ok or record.maps is None:
                 continue
-            judged = self.positive if record.label in (None, self.normal) else record.label
+            judged, certain = self.judged(record)
             seen = focus(record, self.classes.index(judged))
             record.heatmap = np.clip(seen.frame.to_native(seen.heat), 0.0, 1.0)
-            record.regions = [] if judged != record.label else self.regions(seen, judged, record.probabilities[judged])
+            record.regions = self.regions(seen, judged, record.probabilities[judged]) if certain else []
         return list(records)
+
+    def judged(self, record: Record) -> tuple[str, bool]:
+        """The class whose map a film is shown with, and whether it gets regions."""
+        if self.label is not None:
+            return self.label, True
+        predicted = [name for name in (record.label or "").split("|") if name and name != self.normal]
+        if predicted:
+            return max(predicted, key=record.probabilities.__getitem__), True
+        return self.positive or max(record.probabilities, key=record.probabilities.__getitem__), False
 
     def regions(self, seen: Focus, label: str, probability: float) -> list[Region]:
         """The regions of one class on one film, best first.
@@ -221,6 +234,8 @@ class Localize(Stage):
             "positive": config.positive,
             "normal": config.normal,
             **settings.model_dump(include={"threshold", "min_area", "max_regions"}),
+            **({"label": settings.label} if settings.label else {}),
+            **({"class_of": config.class_of} if config.class_of else {}),
         }
         stage = cls({"decisions": decisions})
         films = films_with_lesions(data.select(split="val"), stage)
@@ -254,7 +269,7 @@ class Localize(Stage):
         """Hits, overlap and AP50 on the films of `data` with boxes; see `stages.localize_figures.evaluate`."""
         from stages.localize_figures import evaluate
 
-        return evaluate(self, data, out, chain)
+        return evaluate(self, data.relabelled(self.class_of), out, chain)
 
 
 def choose(table: Sequence[dict[str, float]]) -> tuple[float, float]:

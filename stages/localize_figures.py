@@ -42,15 +42,28 @@ class Judged:
 
 
 def films_with_lesions(data: Manifest, stage: Localize) -> Manifest:
-    """The films of `data` that have boxes and are not labelled normal."""
+    """The films of `data` that have boxes and are not labelled normal.
+
+    Without a positive class (several labels a film) it is the boxes' findings that count: one of the classes at least.
+    """
+    if stage.positive is None:
+        named = data.boxes[data.boxes["finding"].isin(stage.classes)]
+        return replace(data, table=data.table[data.table["image"].isin(set(named["image"]))])
     boxed = data.table["image"].isin(set(data.boxes["image"]))
     abnormal = data.table["label"].isin([*(name for name in stage.classes if name != stage.normal), ""])
     return replace(data, table=data.table[boxed & abnormal])
 
 
 def lesions_of(data: Manifest, row: dict[str, Any], stage: Localize) -> tuple[str, list[Box]]:
-    """The class whose map a film is judged on, its label (the positive class where it has none), and its boxes."""
-    return row["label"] or stage.positive, [box for _, box in data.boxes_of(row["image"])]
+    """The class whose map a film is judged on, its label (the positive class where it has none), and its boxes.
+
+    Without a positive class: the finding of its first box that is one of the classes, and the boxes of that finding.
+    """
+    boxes = data.boxes_of(row["image"])
+    if stage.positive is None:
+        label = next(finding for finding, _ in boxes if finding in stage.classes)
+        return label, [box for finding, box in boxes if finding == label]
+    return row["label"] or stage.positive, [box for _, box in boxes]
 
 
 def evaluate(stage: Localize, data: Manifest, out: Path, chain: Sequence[Stage]) -> dict[str, Any]:
@@ -117,12 +130,13 @@ def _judge(
 ) -> Judged:
     in_lungs = (
         [share_inside(values, seen.lungs[0] | seen.lungs[1]) for values in (seen.heat, seen.raw)]
-        if seen
+        if seen and record.mask is not None
         else [np.nan] * 2
     )
     predicted = np.nan
-    if seen and record.label != stage.normal:
-        shown = seen if record.label == label else focus(record, stage.classes.index(record.label))
+    if seen and record.label not in ("", stage.normal):
+        name, _ = stage.judged(record)
+        shown = seen if name == label else focus(record, stage.classes.index(name))
         predicted = hit(hottest(shown), truths)
     one = Judged(
         row={},

@@ -7,7 +7,7 @@ import pytest
 
 from data.geometry import Box, Frame
 from models.metrics import softmax
-from stages.classify import mix_offsets
+from stages.classify_calibration import mix_offsets
 from stages.classify_targets import balance_weights, source_priors, zones_with_lesions
 
 CLASSES = ["TB", "NTB", "NORM"]

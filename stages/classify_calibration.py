@@ -1,0 +1,92 @@
+"""From a trained network's logits to probabilities that mean something, and the thresholds it operates at."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+
+log = logging.getLogger("cxr.classify")
+
+
+def mix_offsets(classes: Sequence[str], mix: dict[str, float] | None) -> dict[str, float]:
+    """What to add to each class's logit so that probabilities hold for a mix of classes in place of an even one."""
+    shares = np.array([mix[name] if mix else 1.0 for name in classes], float)
+    return {
+        name: round(float(v), 4) for name, v in zip(classes, np.log(shares / shares.sum() * len(shares)), strict=True)
+    }
+
+
+def weight_offsets(classes: Sequence[str], weights: np.ndarray) -> dict[str, float]:
+    """What to add to each label's logit to undo the weights that it was trained with, (classes, 2).
+
+    Weights that make a label's two answers contribute equally train a probability for a film of which as many have the
+    label as not; taking their ratio out gives that for the films as they come.
+    """
+    ratio = np.maximum(weights[:, 1], 1e-6) / np.maximum(weights[:, 0], 1e-6)
+    return {name: round(float(v), 4) for name, v in zip(classes, np.log(ratio), strict=True)}
+
+
+def one_class(
+    logits: np.ndarray, labels: np.ndarray, offsets: np.ndarray, positive: int, target_sensitivity: float
+) -> dict[str, float]:
+    """Temperature, and the operating threshold that reaches the target sensitivity, on films of one class each.
+
+    Args:
+        logits: (N, classes). labels: (N,) int class numbers. offsets: (classes,), added to the divided logits.
+    """
+    from models.metrics import fit_temperature, softmax, threshold_for_sensitivity
+
+    temperature = float(fit_temperature(logits, labels))
+    scores = softmax(logits / temperature + offsets)[:, positive]
+    threshold = float(threshold_for_sensitivity(labels == positive, scores, target_sensitivity))
+    log.info(
+        "temperature %.3f, threshold %.3f at sensitivity %.2f on %d val films",
+        temperature,
+        threshold,
+        target_sensitivity,
+        len(labels),
+    )
+    return {"temperature": round(temperature, 4), "threshold": round(threshold, 4)}
+
+
+def several_labels(
+    logits: np.ndarray, targets: np.ndarray, offsets: np.ndarray, classes: Sequence[str]
+) -> dict[str, float | dict[str, float]]:
+    """One temperature for all labels, and for each the threshold of the highest F1, on films with several labels.
+
+    A label that no film, or every film, has cannot be fitted and gets 0.5.
+
+    Args:
+        logits, targets: (N, classes); targets are 1, 0, or -1 where unknown.
+    """
+    from scipy.optimize import minimize_scalar
+
+    known, there = targets >= 0, targets == 1
+
+    def log_loss(exponent: float) -> float:
+        z = logits / np.exp(exponent) + offsets
+        return float((np.logaddexp(0, z) - there * z)[known].mean()) if known.any() else 0.0
+
+    temperature = float(np.exp(minimize_scalar(log_loss, bounds=(np.log(0.05), np.log(20)), method="bounded").x))
+    scores = 1 / (1 + np.exp(-(logits / temperature + offsets)))
+    thresholds = {
+        name: round(best_f1_threshold(there[known[:, k], k], scores[known[:, k], k]), 4)
+        for k, name in enumerate(classes)
+    }
+    log.info("temperature %.3f, thresholds %s on %d val films", temperature, thresholds, len(targets))
+    return {"temperature": round(temperature, 4), "threshold": 0.5, "thresholds": thresholds}
+
+
+def best_f1_threshold(y: np.ndarray, score: np.ndarray) -> float:
+    """The threshold with the highest F1, between the scores of two films; 0.5 where `y` has one value only."""
+    if y.all() or not y.any():
+        return 0.5
+    order = np.argsort(-score, kind="stable")
+    hits = np.cumsum(y[order])
+    f1 = 2 * hits / (np.arange(1, len(y) + 1) + y.sum())
+    f1[:-1][np.diff(score[order]) == 0] = -1  # no threshold lies between equal scores
+    best = int(f1.argmax())
+    below = score[order][best + 1] if best + 1 < len(y) else 0.0
+    return float((score[order][best] + below) / 2)

@@ -1,0 +1,105 @@
+"""The figures and pictures of a classify evaluation where a film may have several labels, from one row a film."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from models import metrics, plots
+from models.metrics import Figure, bootstrap
+
+
+def figures_of_labels(
+    films: list[dict[str, Any]], classes: Sequence[str], thresholds: dict[str, float], out: Path
+) -> dict[str, Any]:
+    """All that `metrics.json` says of a classifier of several labels.
+
+    Args:
+        films: image, patient, source, status, and for judged films p_<label>, and true_<label> where it is known.
+        classes: the labels. thresholds: of each, as in the stage's card.
+        out: folder for the plots.
+
+    Returns:
+        `auc`, `average_precision` and `f1`, means over the labels that have both answers; `per_class`: for each label
+        AUROC, average precision, sensitivity, specificity, precision, F1, ECE, prevalence and threshold; `by_source`.
+    """
+    judged = [film for film in films if film["status"] == "ok"]
+    out.mkdir(parents=True, exist_ok=True)
+    result = {"classes": list(classes), "multi_label": True, **_pooled(judged, classes, thresholds)}
+    sources = sorted({film["source"] for film in judged})
+    result["by_source"] = {
+        source: _pooled([film for film in judged if film["source"] == source], classes, thresholds)
+        for source in sources
+    }
+    if judged:
+        plots.per_label(result["per_class"], out / "labels.png")
+        plots.several_roc({name: _known(judged, name) for name in classes}, out / "roc.png")
+    return {**result, "films": films}
+
+
+def _known(films: list[dict[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Truth (bool) and probability of one label, on the films where it is known."""
+    films = [film for film in films if f"true_{name}" in film]
+    return np.array([film[f"true_{name}"] == 1 for film in films], bool), np.array(
+        [film[f"p_{name}"] for film in films]
+    )
+
+
+def _pooled(films: list[dict[str, Any]], classes: Sequence[str], thresholds: dict[str, float]) -> dict[str, Any]:
+    patients = np.array([film["patient"] for film in films])
+    truth = np.array([[film.get(f"true_{name}", -1) for name in classes] for film in films]).reshape(-1, len(classes))
+    p = np.array([[film[f"p_{name}"] for name in classes] for film in films], float).reshape(-1, len(classes))
+    limits = np.array([thresholds[name] for name in classes])
+
+    def one(k: int, statistic: Callable[[np.ndarray, np.ndarray], float]) -> Figure:
+        where = np.flatnonzero(truth[:, k] >= 0)
+        return bootstrap(lambda i: statistic(truth[where[i], k] == 1, p[where[i], k]), patients[where])
+
+    def mean(statistic: Callable[[np.ndarray, np.ndarray, float], float]) -> Figure:
+        def over(i: np.ndarray) -> float:
+            values = []
+            for k in range(len(classes)):
+                rows = i[truth[i, k] >= 0]
+                values.append(statistic(truth[rows, k] == 1, p[rows, k], limits[k]) if len(rows) else np.nan)
+            values = np.array(values, float)
+            return float(values[np.isfinite(values)].mean()) if np.isfinite(values).any() else float("nan")
+
+        return bootstrap(over, patients, repeats=500)
+
+    per_class = {}
+    for k, name in enumerate(classes):
+        limit = limits[k]
+        per_class[name] = {
+            "auc": one(k, metrics.auroc),
+            "average_precision": one(k, metrics.average_precision),
+            "sensitivity": one(k, lambda y, s, t=limit: metrics.sensitivity(y, s, t)),
+            "specificity": one(k, lambda y, s, t=limit: metrics.specificity(y, s, t)),
+            "precision": one(k, lambda y, s, t=limit: _precision(y, s, t)),
+            "f1": one(k, lambda y, s, t=limit: _f1(y, s, t)),
+            "ece": one(k, lambda y, s: metrics.ece(s, y)),
+            "prevalence": one(k, lambda y, s: float(y.mean()) if len(y) else float("nan")),
+            "threshold": float(limit),
+            "support": int((truth[:, k] == 1).sum()),
+        }
+    return {
+        "n": len(films),
+        "auc": mean(lambda y, s, t: metrics.auroc(y, s)),
+        "average_precision": mean(lambda y, s, t: metrics.average_precision(y, s) if not y.all() else float("nan")),
+        "f1": mean(lambda y, s, t: _f1(y, s, t) if y.any() else float("nan")),
+        "accuracy": mean(lambda y, s, t: float(((s >= t) == y).mean())),
+        "per_class": per_class,
+    }
+
+
+def _precision(y: np.ndarray, score: np.ndarray, threshold: float) -> float:
+    called = score >= threshold
+    return float(y[called].mean()) if called.any() else float("nan")
+
+
+def _f1(y: np.ndarray, score: np.ndarray, threshold: float) -> float:
+    called = score >= threshold
+    both = int(called.sum()) + int(y.sum())
+    return 2 * int((called & y).sum()) / both if both else float("nan")
