@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,6 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 PRESETS = Path(__file__).parent
+_SECTIONS = {"segment", "segment.fit", "classify", "classify.fit", "localize"}
 
 
 class ConfigError(ValueError):
@@ -218,6 +221,34 @@ def load_config(source: str | Path | None = None, overrides: list[str] | tuple[s
             for e in error.errors()
         ]
         raise ConfigError(f"{where}{len(lines)} setting(s) cannot be used:\n" + "\n".join(lines)) from error
+
+
+def explain(source: str | Path | None, overrides: Sequence[str] = ()) -> list[tuple[str, Any, str]]:
+    """Every setting as (name, value, where it came from): "default", the file or preset, or "--set".
+
+    Raises:
+        ConfigError: as `load_config`.
+    """
+    layers = [("default", Config()), (str(source), load_config(source)), ("--set", load_config(source, overrides))]
+    flat = [(name, _flat(config.model_dump(mode="json"))) for name, config in layers]
+    out = []
+    for key, value in flat[-1][1].items():
+        origin = "default"
+        for (_, before), (name, now) in pairwise(flat):
+            if now.get(key) != before.get(key):
+                origin = name
+        out.append((key, value, origin))
+    return out
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict) and f"{prefix}{key}" in _SECTIONS:
+            out |= _flat(value, f"{prefix}{key}.")
+        else:
+            out[f"{prefix}{key}"] = value
+    return out
 
 
 def _override(values: dict[str, Any], text: str) -> None:

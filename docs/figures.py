@@ -65,7 +65,11 @@ def figures_text() -> str:
             for source, node in figures.get("by_source", {}).items()
         }
 
-    segment = {"shenzhen, test": cards["segment"]["test"], "montgomery, external": cards["segment"]["external"]}
+    segment = {"shenzhen, test": cards["segment"]["test"]}
+    segment |= {
+        f"{source}, left out of training": cards["segment"][f"without {source}"]
+        for source in ("montgomery", "shenzhen")
+    }
     guess = cards["localize"]["test"]["constant_guess"]
     localize = {
         **sources("localize"),

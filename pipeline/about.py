@@ -141,7 +141,7 @@ def as_text(facts: dict[str, Any]) -> str:
         lines.append(f"  {weights['name']}  {weights['bytes'] / 1e6:.1f} MB")
         for stage, described in weights["stages"].items():
             for split, figures in described["figures"].items():
-                lines.append(f"    {stage:9} {split:9} {', '.join(map(_figure, figures, figures.values()))}")
+                lines.append(f"    {stage:9} {split:18} {', '.join(map(_figure, figures, figures.values()))}")
     if not facts["weights"]:
         lines.append("  none")
     lines += [

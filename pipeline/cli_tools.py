@@ -182,6 +182,30 @@ def benchmark(
     return DONE
 
 
+@cli.group()
+def config() -> None:
+    """Settings: what they are, and where each came from."""
+
+
+@partial(command, group=config)
+@click.option("--config", "source", default="tb", show_default=True, metavar="FILE", help="YAML file or preset.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="A setting on top. Repeatable.")
+@click.option("--changed", is_flag=True, help="Only what differs from the defaults.")
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def show(source: str, overrides: tuple[str, ...], changed: bool, as_json: bool) -> int:
+    """Show every setting of a config, its value, and where the value came from."""
+    from configs.schema import explain
+
+    rows = [row for row in explain(source, overrides) if not changed or row[2] != "default"]
+    if as_json:
+        click.echo(json.dumps([dict(zip(("setting", "value", "from"), row, strict=True)) for row in rows], indent=2))
+        return DONE
+    width = max((len(name) for name, _, _ in rows), default=0)
+    for name, value, origin in rows:
+        click.echo(f"{name:{width}}  {json.dumps(value)}  ({origin})")
+    return DONE
+
+
 @command
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 def info(as_json: bool) -> int:

@@ -1,0 +1,223 @@
+"""The chain from Python, in a few lines::
+
+from pipeline import Pipeline
+
+results = Pipeline().run("films/", out="results")
+results.table.sort_values("tb_score")
+
+answer = Pipeline().analyze("film.dcm")
+answer.probabilities, answer.regions, answer.heatmap
+"""
+
+from __future__ import annotations
+
+import csv
+import html
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from data.radiograph import Radiograph, read
+from pipeline.about import NOTICE
+from pipeline.chain import open_chain
+from pipeline.inputs import find_inputs
+from pipeline.results import ResultsError, run_info
+from pipeline.runner import Runner
+from stages.base import Record
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_SHOWN = 20  # rows that a notebook shows
+
+
+@dataclass(frozen=True)
+class Results:
+    """The folder that a run left, as a person in a notebook wants it."""
+
+    folder: Path
+
+    @cached_property
+    def rows(self) -> list[dict[str, str]]:
+        """`results.csv`, one dict an input."""
+        with (self.folder / "results.csv").open(encoding="utf-8", newline="") as file:
+            return list(csv.DictReader(file))
+
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        """`results.csv` with numbers as numbers, one row an input."""
+        import pandas as pd
+
+        text = {name: str for name in ("image", "id", "status", "error", "label", "warnings", "sha256")}
+        table = pd.read_csv(self.folder / "results.csv", dtype=text)
+        named = [name for name in text if name in table]
+        table[named] = table[named].fillna("")
+        return table
+
+    @cached_property
+    def regions(self) -> dict[str, list[dict[str, Any]]]:
+        """The regions of each film by its id: `bbox` in native pixels, `score`, `label`, `side`, `zone`."""
+        coco = json.loads((self.folder / "regions.json").read_text(encoding="utf-8"))
+        names = {image["id"]: image["name"] for image in coco["images"]}
+        labels = {category["id"]: category["name"] for category in coco["categories"]}
+        found: dict[str, list[dict[str, Any]]] = {name: [] for name in names.values()}
+        for one in coco["annotations"]:
+            kept = {key: one[key] for key in ("bbox", "score", "side", "zone")}
+            found[names[one["image_id"]]].append({**kept, "label": labels[one["category_id"]]})
+        return found
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """`run.json`: versions, weights and their hashes, settings, counts, seconds."""
+        return run_info(self.folder)
+
+    def picture(self, id: str, kind: str = "overlays") -> np.ndarray:
+        """A picture of one film: "overlays" (h, w, 3) RGB, "masks", "heatmaps" or "crops" (h, w), uint8.
+
+        Raises:
+            FileNotFoundError: the film was not judged that far.
+        """
+        import cv2
+
+        path = self.folder / kind / f"{id}.png"
+        data = np.frombuffer(path.read_bytes(), np.uint8)
+        image = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
+        return image[..., ::-1] if image.ndim == 3 else image
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[dict[str, str]]:
+        return iter(self.rows)
+
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{n} {status}" for status, n in self.info.get("counts", {}).items() if status != "total")
+        return f"Results({str(self.folder)!r}: {counts})"
+
+    def _repr_html_(self) -> str:
+        shown = ("id", "status", "label", "tb_score", "regions", "error")
+        columns = [name for name in shown if self.rows and name in self.rows[0]]
+        cells = "".join(f"<th>{html.escape(name)}</th>" for name in columns)
+        lines = [f"<tr>{cells}</tr>"]
+        for row in self.rows[:_SHOWN]:
+            lines.append("<tr>" + "".join(f"<td>{html.escape(row[name])}</td>" for name in columns) + "</tr>")
+        more = f"<p>and {len(self) - _SHOWN} more</p>" if len(self) > _SHOWN else ""
+        return f"<table>{''.join(lines)}</table>{more}<p>{html.escape(repr(self))}. {html.escape(NOTICE)}</p>"
+
+
+class Pipeline:
+    """The chain with its weights loaded: the same as the command `pipeline run`.
+
+    Args:
+        weights: name of shipped weights, or the folder of trained ones.
+        stage: run the chain up to this stage.
+        runtime: "onnx", "openvino" or "keras".
+        config: YAML file or preset; of it, a run obeys the thresholds.
+        site: a site file, see `pipeline calibrate`.
+        label: heat map and regions of this class; None takes the predicted one.
+
+    Raises:
+        models.weights.WeightsError: the weights do not exist or cannot be opened.
+        configs.schema.ConfigError: the config cannot be read.
+    """
+
+    def __init__(
+        self,
+        weights: str | Path = "tb",
+        *,
+        stage: str = "localize",
+        runtime: str = "onnx",
+        config: str | None = None,
+        site: Path | str | None = None,
+        label: str | None = None,
+    ) -> None:
+        self._chain = open_chain(
+            str(weights),
+            stage,
+            runtime=runtime,
+            config=config,
+            site=Path(site) if site is not None else None,
+            label=label,
+            arguments={"api": True, "stage": stage},
+        )
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """What the classifier answers, in its order."""
+        return self._chain.identity.classes
+
+    def run(
+        self,
+        inputs: str | Path | Sequence[str | Path],
+        out: str | Path,
+        *,
+        workers: int | None = None,
+        batch_size: int = 8,
+        overwrite: bool = False,
+    ) -> Results:
+        """Judge files, folders or a manifest into a results folder; goes on where an interrupted run stopped.
+
+        Raises:
+            pipeline.inputs.InputError: nothing to judge.
+            ResultsError: the folder belongs to another run.
+            pipeline.runner.RunError: the disk or the folder takes no more.
+        """
+        given = [inputs] if isinstance(inputs, (str, Path)) else list(inputs)
+        missing = [str(one) for one in given if not Path(one).exists()]
+        if missing:
+            raise FileNotFoundError(f"no such file or folder: {', '.join(missing)}")
+        found = find_inputs([str(one) for one in given], out=Path(out))
+        runner = Runner(
+            self._chain.stages, Path(out), identity=self._chain.identity, batch_size=batch_size, workers=workers
+        )
+        runner.run(found, overwrite=overwrite)
+        return Results(Path(out))
+
+    def analyze(self, film: str | Path | np.ndarray) -> Record:
+        """One film through the chain, nothing written.
+
+        Args:
+            film: a file, or pixels (H, W) with bright = dense: floats in [0, 1], or whole numbers of
+                the full range of their type.
+
+        Returns:
+            The record: `status` and `error`, `mask`, `probabilities`, `label`, `tb_score`, `heatmap`, `regions`.
+
+        Raises:
+            data.radiograph.RadiographError: the file cannot be read.
+            ValueError: an array that is no grey picture.
+        """
+        record = Record(_of_array(film) if isinstance(film, np.ndarray) else read(film))
+        for stage in self._chain.stages:
+            (record,) = stage.run([record])
+        return record
+
+
+def open_results(folder: str | Path) -> Results:
+    """The results of an earlier run.
+
+    Raises:
+        ResultsError: no run of this program left that folder.
+    """
+    if not (Path(folder) / "run.json").is_file():
+        raise ResultsError(f"{folder} is no results folder: it has no run.json. Give a folder of `pipeline run`")
+    return Results(Path(folder))
+
+
+def _of_array(pixels: np.ndarray) -> Radiograph:
+    if pixels.ndim != 2 or not pixels.size:
+        raise ValueError(f"pixels must be a grey picture (H, W). Received shape: {pixels.shape}; take one channel")
+    if np.issubdtype(pixels.dtype, np.integer):
+        scaled = pixels.astype(np.float32) / np.iinfo(pixels.dtype).max
+    else:
+        scaled = pixels.astype(np.float32)
+    if not np.isfinite(scaled).all() or scaled.min() < 0 or scaled.max() > 1:
+        raise ValueError(
+            f"pixels must lie in [0, 1]. Received: {scaled.min():g} to {scaled.max():g}; scale them first"
+        )
+    return Radiograph(scaled, "array", "array", pixels.shape, None, "array", 8 * pixels.dtype.itemsize, {})

@@ -1,0 +1,92 @@
+"""The chain from Python: equal to the command, and good to look at."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from data.synthetic import make_film, write_samples
+from pipeline import Pipeline, open_results
+from pipeline.cli import _call
+from pipeline.results import ResultsError
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("films")
+    write_samples(folder, 4, size=(160, 150))
+    (folder / "images" / "bad.png").write_text("no picture")
+    return folder / "images"
+
+
+@pytest.fixture(scope="module")
+def results(films, tmp_path_factory):
+    return Pipeline().run(films, tmp_path_factory.mktemp("out") / "run")
+
+
+def test_it_equals_the_command(films, results, tmp_path):
+    assert _call(["run", str(films), "--out", str(tmp_path / "run")]) == 1
+    for name in ("results.csv", "regions.json"):
+        assert (tmp_path / "run" / name).read_bytes() == (results.folder / name).read_bytes()
+    assert open_results(tmp_path / "run").rows == results.rows
+
+
+def test_numbers_are_numbers(results):
+    table = results.table
+    assert len(table) == len(results) == 5
+    good = table[table["status"] == "ok"]
+    assert np.allclose(good["tb_score"], 100 * good["p_TB"], atol=0.06)
+    assert set(results.regions) == set(good["id"])
+    for name, found in results.regions.items():
+        assert len(found) == int(table.set_index("id")["regions"][name])
+    assert results.picture(good["id"].iloc[0]).shape[2] == 3
+    assert results.picture(good["id"].iloc[0], "masks").shape == (160, 150)
+
+
+def test_a_notebook_shows_it_without_trusting_names(results):
+    shown = results._repr_html_()
+    assert shown.count("<tr>") == 6
+    assert "research" in shown.lower()
+    assert "4 ok" in repr(results)
+
+
+def test_one_film_without_a_folder(films, results):
+    film = next(path for path in sorted(films.iterdir()) if path.name != "bad.png")
+    chain = Pipeline()
+    record = chain.analyze(film)
+    (row,) = [row for row in results if row["image"].endswith(film.name)]
+    assert record.label == row["label"]
+    assert record.tb_score == pytest.approx(float(row["tb_score"]), abs=0.06)
+    assert chain.classes == ("TB", "NTB", "NORM")
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float64])
+def test_pixels_instead_of_a_file(dtype):
+    pixels = make_film(1, label="NORM", size=(180, 160)).pixels
+    whole = np.iinfo(dtype).max if np.issubdtype(dtype, np.integer) else 1
+    record = Pipeline(stage="segment").analyze((pixels * whole).astype(dtype))
+    assert record.ok
+    assert record.mask.shape == (180, 160)
+
+
+@pytest.mark.parametrize(
+    "pixels", [np.zeros((4, 4, 3)), np.full((64, 64), 2.0), np.full((64, 64), np.nan), np.zeros((0, 3))]
+)
+def test_what_is_no_film_is_named(pixels):
+    with pytest.raises(ValueError, match="Received"):
+        Pipeline(stage="segment").analyze(pixels)
+
+
+def test_folders_that_are_none(tmp_path):
+    with pytest.raises(ResultsError, match=r"no run\.json"):
+        open_results(tmp_path)
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        Pipeline(stage="segment").run(tmp_path / "nowhere", tmp_path / "out")
+
+
+def test_importing_the_package_is_light():
+    code = "import pipeline, sys; assert not {'numpy', 'pandas', 'onnxruntime'} & set(sys.modules); pipeline.Pipeline"
+    subprocess.run([sys.executable, "-c", code], check=True)
