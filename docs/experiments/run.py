@@ -47,6 +47,7 @@ def run(name: str, data: Manifest, segment: Segment, work: Path) -> None:
     results: dict[str, Any] = {"what": told["what"], "set": told.get("set", {})}
     for source in LEFT_OUT:
         config = config_of()
+        config.cache = str(work / "cache")
         config.classify.fit.leave_out = [*config.classify.fit.leave_out, source]
         folder = work / name / source
         begun = time.monotonic()
