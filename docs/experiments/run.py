@@ -49,14 +49,15 @@ def run(name: str, data: Manifest, segment: Segment, work: Path) -> None:
         config = config_of()
         config.cache = str(work / "cache")
         config.classify.fit.leave_out = [*config.classify.fit.leave_out, source]
+        chain = [] if config.classify.lungs == "none" else [segment]
         folder = work / name / source
         begun = time.monotonic()
-        Classify.train(data, config, folder, [segment])
+        Classify.train(data, config, folder, chain)
         minutes = (time.monotonic() - begun) / 60
         stage = Classify.load(folder)
         part = data.select(source=source)
-        away = evaluate_stage(stage, part, folder / "away", [segment], split=None, source=source)
-        home = evaluate_stage(stage, data.select(source="nih", split="val"), folder / "home", [segment], split="val")
+        away = evaluate_stage(stage, part, folder / "away", chain, split=None, source=source)
+        home = evaluate_stage(stage, data.select(source="nih", split="val"), folder / "home", chain, split="val")
         results[source] = {
             "auc_tb_against_norm": away["auc_tb_against_norm"],
             "nih_val_auc_ntb_against_norm": home["auc_ntb_against_norm"],
