@@ -291,3 +291,35 @@ def build_classifier(network: str, size: int, channels: int, classes: int, **set
     if network not in NETWORKS:
         raise ValueError(f"network must be one of {', '.join(sorted(NETWORKS))}. Received: {network!r}")
     return NETWORKS[network](size, channels, classes, **settings)
+
+
+def with_prior(model: K.Model, multi_label: bool) -> K.Model:
+    """The model as it is trained: a second input, added to the logits. Layers and weights are the same ones."""
+    from models.backend import keras
+    from models.gradcam import LOGITS
+
+    k = keras()
+    logits = model.get_layer(LOGITS).output
+    prior = k.Input(logits.shape[1:], name="prior")
+    probabilities = k.layers.Activation("sigmoid") if multi_label else k.layers.Softmax()
+    answer = probabilities(k.layers.Add()([logits, prior]))
+    return k.Model({"crop": model.input, "prior": prior}, answer, name="training")
+
+
+def free_encoder(*, batchnorm: bool) -> Callable[[K.Model], None]:
+    """What frees the encoder of a model for training; its BatchNorm moments stay ImageNet's where it came pretrained.
+
+    Moments that follow the training films make the network fit for exactly their mix of hospitals.
+    """
+    from models.backend import keras
+
+    def prepare(model: K.Model) -> None:
+        encoder = next((layer for layer in model.layers if layer.name == "encoder"), None)
+        if encoder is None:  # a network without one, all of which is trained from the start
+            return
+        encoder.trainable = True
+        for layer in encoder.layers:
+            if isinstance(layer, keras().layers.BatchNormalization):
+                layer.trainable = batchnorm
+
+    return prepare

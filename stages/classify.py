@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -157,7 +157,7 @@ class Classify(Stage):
         from data.batches import Batches
         from data.progress import progress_bar
         from models.backend import keras
-        from models.classifiers import build_classifier
+        from models.classifiers import build_classifier, free_encoder, with_prior
         from models.export import save_bundle
         from models.fit import PHASE_SETTINGS, Phase, TrainingError, average_with_start, fit, set_batchnorm_momentum
         from models.gradcam import has_linear_head
@@ -217,7 +217,7 @@ class Classify(Stage):
             )
         pretrained = settings.encoder_weights is not None and any(layer.name == "encoder" for layer in model.layers)
         phase = Phase(
-            "fine", **settings.fit.model_dump(include=PHASE_SETTINGS), prepare=_free(batchnorm=not pretrained)
+            "fine", **settings.fit.model_dump(include=PHASE_SETTINGS), prepare=free_encoder(batchnorm=not pretrained)
         )
         if not pretrained:
             set_batchnorm_momentum(model)
@@ -249,7 +249,7 @@ class Classify(Stage):
                 )
             return {"loss": loss}
 
-        training = _with_prior(model, config.multi_label)
+        training = with_prior(model, config.multi_label)
         if several is None:
             loss = k.losses.CategoricalCrossentropy(label_smoothing=settings.label_smoothing)
         else:
@@ -388,35 +388,3 @@ def _crops(
         targets = one_hot(kept, config.classes)
     zones = np.where(arrays["zones"] == UNKNOWN, np.nan, arrays["zones"]).astype(np.float32)
     return arrays["crop"], arrays["lungs"], targets, kept, zones
-
-
-def _with_prior(model: Any, multi_label: bool) -> Any:
-    """The model as it is trained: a second input, added to the logits. Layers and weights are the same ones."""
-    from models.backend import keras
-    from models.gradcam import LOGITS
-
-    k = keras()
-    logits = model.get_layer(LOGITS).output
-    prior = k.Input(logits.shape[1:], name="prior")
-    probabilities = k.layers.Activation("sigmoid") if multi_label else k.layers.Softmax()
-    answer = probabilities(k.layers.Add()([logits, prior]))
-    return k.Model({"crop": model.input, "prior": prior}, answer, name="training")
-
-
-def _free(*, batchnorm: bool) -> Callable[[Any], None]:
-    """Free the encoder; its BatchNorm moments stay ImageNet's where it came pretrained.
-
-    Moments that follow the training films make the network fit for exactly their mix of hospitals.
-    """
-    from models.backend import keras
-
-    def prepare(model: Any) -> None:
-        encoder = next((layer for layer in model.layers if layer.name == "encoder"), None)
-        if encoder is None:  # a network without one, all of which is trained from the start
-            return
-        encoder.trainable = True
-        for layer in encoder.layers:
-            if isinstance(layer, keras().layers.BatchNormalization):
-                layer.trainable = batchnorm
-
-    return prepare
