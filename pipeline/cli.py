@@ -41,6 +41,7 @@ _FOR_THE_USER = {
     "pipeline.calibration": ("CalibrationError",),
     "pipeline.evaluation": ("EvaluationError",),
     "pipeline.inputs": ("InputError",),
+    "pipeline.report_page": ("ReportError",),
     "pipeline.results": ("ResultsError",),
     "pipeline.runner": ("RunError",),
 }
@@ -70,6 +71,11 @@ def _parsed_shard(_context: click.Context, _option: click.Parameter, value: str 
     "--shard", metavar="I/N", callback=_parsed_shard, help="Judge the I-th of N parts, each into its own --out."
 )
 @click.option("--overwrite", is_flag=True, help="Discard what another run left in the folder.")
+@click.option(
+    "--report/--no-report",
+    default=None,
+    help="Write report.html at the end.  [default: up to 2000 films in the folder]",
+)
 def run(
     inputs: tuple[str, ...],
     out: Path,
@@ -83,6 +89,7 @@ def run(
     runtime: str,
     shard: tuple[int, int] | None,
     overwrite: bool,
+    report: bool | None,
 ) -> int:
     """Judge X-rays: files, folders (with those below) or a manifest.
 
@@ -92,6 +99,7 @@ def run(
       masks/ crops/ heatmaps/ overlays/    PNG, named after the id in results.csv
       regions.json   boxes in COCO format, in pixels of the original films
       run.json       versions, weights, config, counts
+      report.html    one page to look at all of it, and to mail; see `pipeline report`
 
     Stopped or killed, it goes on where it was when the same command is given again. Films that come later may join the
     same folder, and so may a later stage: what is there already is used.
@@ -133,7 +141,29 @@ def run(
         click.echo(f"\nStopped. What is finished is kept in {out}; the same command goes on from there.", err=True)
         return INTERRUPTED
     print_summary(summary, upto)
+    _report_at_end(out, sum(summary.counts.values()) + summary.others, report)
     return summary.exit_code
+
+
+def _report_at_end(out: Path, films: int, wanted: bool | None) -> None:
+    """The report that ends a run. It is made from the results, which are there whatever becomes of it."""
+    from data.progress import progress_bar
+    from pipeline.report import EMBEDDED, write_report
+
+    again = f"pipeline report {out}"
+    if wanted is None and films > EMBEDDED:
+        click.echo(f"No report.html by default for more than {EMBEDDED} films. Make it: {again}", err=True)
+    elif wanted is not False:
+        try:
+            with progress_bar("report", films) as progress:
+                click.echo(f"Report    {write_report(out, progress=progress)}")
+        except KeyboardInterrupt:
+            click.echo(f"\nStopped. The results are complete, without report.html. Make it: {again}", err=True)
+        except Exception as error:
+            if debugging():
+                traceback.print_exc()
+            said = f"The results are complete, but report.html could not be written ({_explained(error)})."
+            click.echo(f"{said} Try again: {again}", err=True)
 
 
 @command
@@ -183,6 +213,7 @@ def train(stage: str | None, data: Path, out: Path, config: str, overrides: tupl
         click.echo("\nStopped. The same command goes on from the last finished epoch.", err=True)
         return INTERRUPTED
     click.echo(f"Weights in {out}. Use them: pipeline run INPUT --weights {out} --out DIR")
+    click.echo(f"How the training went, on a page: pipeline report {out}")
     return DONE
 
 

@@ -1,4 +1,4 @@
-"""The commands beside the chain: calibrate, data, benchmark, info, samples. Imports nothing heavy."""
+"""The commands beside the chain: calibrate, data, report, benchmark, info, samples. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -159,6 +159,36 @@ def check(manifest: Path, images: bool, out: Path | None) -> int:
         write_pairs(findings, out)
         click.echo(f"All pairs: {out}")
     return DONE if findings.clean else SOME_FAILED
+
+
+@command
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path), metavar="DIR")
+@workers_option
+def report(folder: Path, workers: int | None) -> int:
+    """Make report.html of a folder that `run`, `merge` or `train` left: one page, by itself, without a network.
+
+    \b
+    Of a run:       counts, scores, reasons, a table to sort and filter, every film with its lungs, heat map and boxes.
+    Of a training:  curves, figures with intervals, confusion matrix, ROC, reliability, worst cases, settings.
+
+    A run's page holds small copies of the films: treat it like the films themselves. Of more than 2000 films those with
+    the highest scores are in the page, about 20 KB each; the others are links to the folder's overlays.
+
+    \b
+    Example:
+      pipeline report results
+    """
+    from data.progress import progress_bar
+    from pipeline.report import write_report
+    from pipeline.training_report import is_training, write_training_report
+
+    if is_training(folder):
+        path = write_training_report(folder)
+    else:
+        with progress_bar("report", None) as progress:
+            path = write_report(folder, workers=workers, progress=progress)
+    click.echo(f"Report    {path}")
+    return DONE
 
 
 @command

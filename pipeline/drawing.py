@@ -11,9 +11,9 @@ from stages.base import Record, Region
 LONGEST, SHORTEST = 1024, 512  # the overlay's long side, in pixels: larger films shrink, smaller ones grow
 NOTICE = "research use only"
 
-_LUNGS, _BOX, _TEXT = (200, 180, 60), (0, 220, 255), (225, 225, 225)  # BGR
-_HEAT = 0.5  # opacity of the strongest heat on a certain finding
-_FAINT = 0.15  # heat below this share of the maximum is not drawn: it would tint the whole film
+_LUNGS, _BOX, _TEXT = (200, 180, 60), (0, 220, 255), (225, 225, 225)  # BGR; the report's style sheet has them too
+HEAT = 0.5  # opacity of the strongest heat on a certain finding
+FAINT = 0.15  # heat below this share of the maximum is not drawn: it would tint the whole film
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 
 
@@ -28,10 +28,8 @@ def overlay(record: Record) -> np.ndarray:
         (h, w, 3) uint8 in OpenCV's BGR order, long side 512 to 1024.
     """
     height, width = record.radiograph.size
-    strip = max(18, round(0.03 * min(LONGEST, max(SHORTEST, height, width))))
-    scale = min(max(1.0, SHORTEST / max(height, width)), LONGEST / width, (LONGEST - strip) / height)
-    h, w = max(1, round(height * scale)), max(1, round(width * scale))
-    canvas = cv2.cvtColor(_stretched(resize(record.radiograph.pixels, h, w)), cv2.COLOR_GRAY2BGR)
+    h, w, strip = layout(height, width)
+    canvas = cv2.cvtColor(stretched(resize(record.radiograph.pixels, h, w)), cv2.COLOR_GRAY2BGR)
     if record.heatmap is not None:
         _draw_heat(canvas, resize(record.heatmap, h, w), _certainty(record))
     if record.mask is not None:
@@ -43,7 +41,15 @@ def overlay(record: Record) -> np.ndarray:
     return np.vstack([canvas, _caption(record, w, strip)])
 
 
-def _stretched(film: np.ndarray) -> np.ndarray:
+def layout(height: int, width: int) -> tuple[int, int, int]:
+    """Height and width that a film of (height, width) has in its overlay, and the height of the strip below it."""
+    strip = max(18, round(0.03 * min(LONGEST, max(SHORTEST, height, width))))
+    scale = min(max(1.0, SHORTEST / max(height, width)), LONGEST / width, (LONGEST - strip) / height)
+    return max(1, round(height * scale)), max(1, round(width * scale)), strip
+
+
+def stretched(film: np.ndarray) -> np.ndarray:
+    """A film (H, W) float as uint8, from its 0.5th to its 99.5th percentile: for looking only."""
     step = max(1, round((film.size / 50_000) ** 0.5))  # sorting a part of the pixels tells the same
     low, high = np.percentile(film[::step, ::step], [0.5, 99.5])
     return np.round(np.clip((film - low) / max(high - low, 1e-3), 0, 1) * 255).astype(np.uint8)
@@ -61,7 +67,7 @@ def _certainty(record: Record) -> float:
 def _draw_heat(canvas: np.ndarray, heat: np.ndarray, certainty: float) -> None:
     heat = np.clip(heat, 0, 1)
     colours = cv2.applyColorMap(np.round(heat * 255).astype(np.uint8), cv2.COLORMAP_TURBO)
-    opacity = (_HEAT * certainty * np.clip((heat - _FAINT) / (1 - _FAINT), 0, 1)).astype(np.float32)
+    opacity = (HEAT * certainty * np.clip((heat - FAINT) / (1 - FAINT), 0, 1)).astype(np.float32)
     canvas[:] = cv2.blendLinear(canvas, colours, 1 - opacity, opacity)
 
 

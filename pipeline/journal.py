@@ -206,6 +206,38 @@ class Journal:
         self._close()
 
 
+class JournalReader:
+    """The entries of a journal in their order, for reading only: iterate as often as needed.
+
+    Only the places of the entries are kept in memory. Torn lines, and entries that a newer one replaced, are left out.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        places: dict[str, int] = {}
+        offset = 0
+        with open(path, "rb") as file:
+            for line in file:
+                key = _key_in(line)
+                if key is not None:
+                    places.pop(key, None)  # so that the newest stands last, as in `Journal`
+                    places[key] = offset
+                offset += len(line)
+        self._offsets = list(places.values())
+
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        with open(self._path, "rb") as file:
+            for offset in self._offsets:
+                file.seek(offset)
+                yield json.loads(file.readline())
+
+
 def _key_in(line: bytes) -> str | None:
     if not line.endswith(b"\n"):
         return None

@@ -9,6 +9,7 @@
       masks/  crops/  heatmaps/  overlays/      <id>.png
       journal.jsonl    one line a finished input: what a killed or repeated run goes on from
       run.log          tracebacks of films that failed in a way nobody foresaw; absent where there are none
+      report.html      all of it to look at, made from the files above by `pipeline.report`
       shard.csv        of a shard only: the key of each of its inputs, and its place among all of them
 """
 
@@ -37,7 +38,9 @@ from stages.base import OK, Record
 
 FOLDERS = ("masks", "crops", "heatmaps", "overlays")
 
-_FILES = ("results.csv", "regions.json", "journal.jsonl", "run.log", "shard.csv")
+REPORT = "report.html"
+
+_FILES = ("results.csv", "regions.json", "journal.jsonl", "run.log", "shard.csv", REPORT)
 
 
 class ResultsError(ValueError):
@@ -150,6 +153,7 @@ class ResultsFolder:
         if before is not None:
             self._check_identity(before)
             about = _merged(before, about)
+        (self.path / REPORT).unlink(missing_ok=True)  # it tells of what was here before
         self._run = {
             "program": PROGRAM,
             "notice": NOTICE,

@@ -130,8 +130,11 @@ def write_film(path, seed=0, **options):
 
 
 def tree(folder):
-    """The bytes of all files of a results folder by name, without the times in run.json."""
+    """The bytes of all files of a results folder by name, without the times in run.json, which the report shows too."""
     import json
+    import re
+
+    from pipeline.report import TIMES
 
     out = {}
     for path in sorted(folder.rglob("*")):
@@ -140,6 +143,9 @@ def tree(folder):
             if path.name == "run.json":
                 facts = json.loads(data)
                 data = {k: v for k, v in facts.items() if k not in ("seconds", "started", "ended")}
+            elif path.name == "report.html":
+                data, found = re.subn("(.*)".join(TIMES).encode(), b"", data, flags=re.DOTALL)
+                assert found == 1
             out[path.relative_to(folder).as_posix()] = data
     return out
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.journal import FolderLock, Journal, key_of, sweep, whole_file, write_whole
+from pipeline.journal import FolderLock, Journal, JournalReader, key_of, sweep, whole_file, write_whole
 
 ENV = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
 
@@ -153,3 +153,20 @@ def test_keys_are_of_the_absolute_path(tmp_path, monkeypatch):
     assert key_of("x/../a.png") == key_of(tmp_path / "a.png")
     assert key_of("a.png") != key_of("b.png")
     assert len(key_of("\udcff.png")) == 16
+
+
+def test_a_reader_sees_what_the_journal_sees_and_writes_nothing(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    journal = Journal(path)
+    for key, value in (("a", 1), ("b", 2), ("c", 3), ("a", 4)):
+        journal.append(key, {"value": value})
+    journal.close()
+    with path.open("ab") as file:
+        file.write(b'{"key":"d","value"')  # torn
+    before = path.read_bytes()
+    reader = JournalReader(path)
+    assert len(reader) == 3
+    assert [one["value"] for one in reader] == [one["value"] for one in reader] == [2, 3, 4]
+    assert path.read_bytes() == before
+    with pytest.raises(FileNotFoundError):
+        JournalReader(tmp_path / "none")

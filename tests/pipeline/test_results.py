@@ -317,7 +317,7 @@ def test_a_clearing_that_was_killed_is_finished_first(tmp_path):
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-@pytest.mark.parametrize("name", ["masks/1.png", "results.csv", "run.json"])
+@pytest.mark.parametrize("name", ["masks/1.png", "results.csv", "report.html", "run.json"])
 def test_files_that_no_run_made_are_never_touched(tmp_path, name, overwrite):
     path = tmp_path / name
     path.parent.mkdir(exist_ok=True)

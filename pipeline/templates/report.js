@@ -1,0 +1,342 @@
+"use strict";
+(() => {
+  const PAGE = 50; // films a page of the table
+  const WITH_PICTURES = 200; // films printed with a small picture each; more would make the printout too heavy
+  const SVG = "http://www.w3.org/2000/svg";
+  const $ = (id) => document.getElementById(id);
+  const read = (id) => JSON.parse($(id).textContent);
+
+  const facts = read("facts");
+  const rows = read("rows");
+  rows.forEach((row, number) => {
+    row.number = number;
+    row.name = row.image.split(/[/\\]/).pop();
+    row.count = row.regions ? row.regions.length : undefined;
+    row.text = [row.image, row.id, row.status, row.label, row.error, row.warnings].join(" ").toLowerCase();
+  });
+  const state = { sort: "score", down: true, page: 0, shown: rows, chosen: null, printing: false };
+
+  // ---- small helpers ----
+  function make(tag, attributes, ...children) {
+    const out = document.createElement(tag);
+    for (const [name, value] of Object.entries(attributes || {})) out.setAttribute(name, value);
+    out.append(...children);
+    return out;
+  }
+  function shape(tag, attributes, text) {
+    const out = document.createElementNS(SVG, tag);
+    for (const [name, value] of Object.entries(attributes)) out.setAttribute(name, value);
+    if (text !== undefined) out.textContent = text;
+    return out;
+  }
+  const fixed = (value, digits) => (value === undefined ? "" : value.toFixed(digits));
+  const place = (region) => `${region.side} lung, ${region.zone} zone`;
+
+  function describe(row) {
+    const parts = [`Chest X-ray ${row.name}: ${row.status}`];
+    if (row.label) parts.push(`answer ${row.label}`);
+    if (row.score !== undefined) parts.push(`TB score ${fixed(row.score, 1)} of 100`);
+    if (row.regions) {
+      const where = row.regions.map((one) => `${one.category} in the ${place(one)}`).join("; ");
+      parts.push(row.regions.length ? `regions to look at: ${where}` : "no regions to look at");
+    }
+    if (row.error) parts.push(row.error);
+    return parts.join(", ");
+  }
+
+  function pieces(row) {
+    const block = row.embedded ? $(`film-${row.number}`) : null;
+    if (block) {
+      const one = JSON.parse(block.textContent);
+      if (one.film) one.src = `data:image/jpeg;base64,${one.film}`;
+      return one;
+    }
+    return row.overlay ? { src: `overlays/${encodeURIComponent(row.id)}.png`, from: "linked" } : {};
+  }
+
+  // ---- the table ----
+  function filtered() {
+    const find = $("find").value.trim().toLowerCase();
+    const [low, high] = [$("low").value, $("high").value];
+    const keep = (row) =>
+      (!find || row.text.includes(find)) &&
+      (!$("status").value || row.status === $("status").value) &&
+      (!$("answer").value || row.label === $("answer").value) &&
+      (low === "" || row.score >= Number(low)) &&
+      (high === "" || row.score <= Number(high)) &&
+      (!$("warned").checked || Boolean(row.warnings));
+    return rows.filter(keep);
+  }
+  function sorted(list) {
+    const key = state.sort;
+    const sign = state.down ? -1 : 1;
+    return list.sort((a, b) => {
+      const [x, y] = [a[key], b[key]];
+      if (x === undefined || y === undefined) return (x === undefined) - (y === undefined) || a.number - b.number;
+      const order = typeof x === "string" ? (x < y ? -1 : x > y ? 1 : 0) : x - y;
+      return sign * order || a.number - b.number;
+    });
+  }
+  function line(row, pictures) {
+    const tr = make("tr", { role: "row" }); // roles in words: a phone's layout of the table would lose them
+    if (row === state.chosen) tr.setAttribute("aria-current", "true");
+    const thumb = make("td", { class: "thumb", role: "cell" });
+    const picture = pictures ? pieces(row) : {};
+    if (picture.src) thumb.append(make("img", { src: picture.src, alt: describe(row) }));
+    const open = make("button", { type: "button" }, row.name);
+    open.addEventListener("click", () => choose(row, true));
+    const name = make("th", { scope: "row", class: "name", role: "rowheader" }, open);
+    if (row.error || row.warnings) {
+      name.append(make("span", { class: "why" }, [row.error, row.warnings].filter(Boolean).join("; ")));
+    }
+    const cell = (title, text) => make("td", { "data-name": title, role: "cell" }, text);
+    const where = row.regions ? row.regions.map((one) => `${one.side} ${one.zone}`).join(", ") || "none" : "";
+    tr.append(thumb, name, cell("Status", row.status), cell("Answer", row.label || ""));
+    tr.append(cell("TB score", fixed(row.score, 1)), cell("Lungs", row.lungs === undefined ? "" : `${fixed(100 * row.lungs, 0)} %`));
+    tr.append(cell("Regions", row.regions && row.regions.length ? `${row.regions.length}: ${where}` : where));
+    return tr;
+  }
+  function render() {
+    const pages = Math.max(1, Math.ceil(state.shown.length / PAGE));
+    state.page = Math.min(Math.max(0, state.page), pages - 1);
+    const from = state.printing ? 0 : state.page * PAGE;
+    const part = state.shown.slice(from, state.printing ? undefined : from + PAGE);
+    const pictures = !state.printing || part.length <= WITH_PICTURES;
+    $("body").replaceChildren(...part.map((row) => line(row, pictures)));
+    $("page").textContent = `page ${state.page + 1} of ${pages}`;
+    $("first").disabled = $("back").disabled = state.page === 0;
+    $("last").disabled = $("forward").disabled = state.page === pages - 1;
+    const say = `${state.shown.length} of ${rows.length} films`;
+    if ($("count").textContent !== say) $("count").textContent = say;
+    for (const button of document.querySelectorAll("[data-sort]")) {
+      const on = button.dataset.sort === state.sort;
+      button.parentElement.setAttribute("aria-sort", on ? (state.down ? "descending" : "ascending") : "none");
+    }
+  }
+  function refresh() {
+    state.shown = sorted(filtered());
+    state.page = 0;
+    render();
+    renew();
+  }
+  function turn(to) {
+    state.page = to;
+    render();
+    document.querySelector(".films").scrollIntoView({ block: "nearest" });
+  }
+
+  // ---- one film ----
+  function renew() {
+    const at = state.shown.indexOf(state.chosen);
+    $("before").disabled = at <= 0;
+    $("after").disabled = at < 0 || at === state.shown.length - 1;
+  }
+  function step(by) {
+    const at = state.shown.indexOf(state.chosen) + by;
+    if (at < 0 || at >= state.shown.length) return;
+    state.page = Math.floor(at / PAGE);
+    choose(state.shown[at], false);
+    $("film-name").scrollIntoView({ block: "nearest" });
+  }
+  function choose(row, focus) {
+    state.chosen = row;
+    $("film").hidden = false;
+    show(row);
+    render();
+    renew();
+    if (focus) {
+      $("film").focus();
+      $("film").scrollIntoView({ block: "nearest" });
+    }
+  }
+  function close() {
+    const at = state.shown.indexOf(state.chosen);
+    state.chosen = null;
+    $("film").hidden = true;
+    if (at >= 0) state.page = Math.floor(at / PAGE);
+    render();
+    const buttons = $("body").querySelectorAll(".name button");
+    if (at >= 0 && buttons.length) buttons[at % PAGE].focus();
+  }
+  function show(row) {
+    const one = pieces(row);
+    const drawnIn = one.from !== "source"; // the overlay: outline, heat and boxes are in the picture already
+    $("film-name").textContent = row.name;
+    $("picture").hidden = !one.src;
+    $("bare").src = one.src || "data:,";
+    $("bare").alt = describe(row);
+    $("controls").hidden = $("heat-note").hidden = drawnIn;
+    const notes = {
+      source: "The film as read from its file, small; grey levels stretched for looking only. ",
+      overlay: "The source film is not there any more, or has changed: this is the overlay of the run, with the lung outline, heat and boxes drawn in. ",
+      linked: "A link to the folder overlays beside this page, with the lung outline, heat and boxes drawn in. ",
+    };
+    $("caption").textContent = one.src
+      ? notes[one.from] + "The patient's right is on the left of the picture."
+      : "No picture: the film was not read, or no lungs were found in it.";
+    draw(row, one, drawnIn);
+    paint(row, one.heat, drawnIn);
+    const certainty = row.regions && row.regions.length ? row.p[row.label] : (row.score || 0) / 100;
+    $("opacity").value = Math.round(100 * facts.heat * certainty);
+    $("opacity").disabled = !one.heat;
+    opacity();
+    const heatOf = row.regions && row.regions.length ? row.label : facts.positive;
+    $("heat-note").textContent = one.heat
+      ? `Grad-CAM for ${heatOf}. It is relative: its strongest place is red however weak the evidence, so the slider starts at half the probability.`
+      : "This film has no heat map.";
+    $("verdict").textContent = verdict(row);
+    bars(row);
+    regions(row);
+    details(row);
+  }
+  function verdict(row) {
+    if (row.status !== "ok") return `${row.status}: ${row.error || "no reason given"}`;
+    if (row.score === undefined) return `Lungs found: ${fixed(100 * row.lungs, 1)} % of the film. Not classified.`;
+    const score = `TB score ${fixed(row.score, 1)} of 100`;
+    if (facts.threshold === null) return `${score}. Answer: ${row.label}.`;
+    const threshold = fixed(100 * facts.threshold, 1);
+    return row.label === facts.positive
+      ? `${score}, at or above the threshold used, ${threshold}. Answer: ${row.label}.`
+      : `${score}, below the threshold used, ${threshold}. Answer: ${row.label}, the likeliest of the other classes.`;
+  }
+  function draw(row, one, drawnIn) {
+    const svg = $("drawn");
+    svg.replaceChildren();
+    if (drawnIn || !row.size) return;
+    svg.setAttribute("viewBox", `0 0 ${row.size[0]} ${row.size[1]}`);
+    if (one.lungs && $("show-lungs").checked) svg.append(shape("path", { class: "lungs", d: one.lungs }));
+    if (!$("show-boxes").checked) return;
+    const letters = row.size[0] / 24;
+    (row.regions || []).forEach((region, number) => {
+      const [x, y, w, h] = region.bbox;
+      svg.append(shape("rect", { class: "box", x, y, width: w, height: h }));
+      const text = { x: x + letters / 4, y: y + letters, "font-size": letters };
+      const label = shape("text", text, number + 1);
+      label.style.fontSize = `${letters}px`;
+      label.style.strokeWidth = `${letters / 6}px`;
+      svg.append(label);
+    });
+  }
+  function paint(row, heat, drawnIn) {
+    const canvas = $("heat");
+    canvas.hidden = !heat || drawnIn;
+    canvas.width = canvas.width; // empties it
+    if (canvas.hidden) return;
+    const image = new Image();
+    image.onload = () => {
+      if (state.chosen !== row) return; // another film was chosen meanwhile
+      [canvas.width, canvas.height] = [image.width, image.height];
+      const context = canvas.getContext("2d", { willReadFrequently: true });
+      context.drawImage(image, 0, 0);
+      const cells = context.getImageData(0, 0, canvas.width, canvas.height);
+      for (let at = 0; at < cells.data.length; at += 4) {
+        const level = cells.data[at];
+        const strength = Math.max(0, (level / 255 - facts.faint) / (1 - facts.faint));
+        for (let n = 0; n < 3; n++) cells.data[at + n] = colours.charCodeAt(3 * level + n);
+        cells.data[at + 3] = Math.round(255 * strength);
+      }
+      context.putImageData(cells, 0, 0);
+    };
+    image.src = `data:image/png;base64,${heat}`;
+  }
+  const colours = atob(facts.colours);
+  function opacity() {
+    $("opacity-text").textContent = `${$("opacity").value} %`;
+    $("opacity").setAttribute("aria-valuetext", `${$("opacity").value} per cent opaque`);
+    $("heat").style.opacity = $("opacity").value / 100;
+  }
+  function titled(caption, kind, head) {
+    const top = make("tr", {}, ...head.map((name) => make("th", { scope: "col" }, name)));
+    return make("table", { class: kind }, make("caption", {}, caption), make("thead", {}, top));
+  }
+  function bars(row) {
+    $("bars").replaceChildren();
+    if (!row.p) return;
+    const marked = facts.threshold !== null && facts.positive in row.p;
+    const mark = marked ? `; the mark on ${facts.positive} is the threshold` : "";
+    const table = titled(`Probabilities${mark}`, "bars", ["class", "probability", ""]);
+    const body = make("tbody");
+    for (const name of facts.classes.filter((one) => one in row.p)) {
+      const svg = shape("svg", { viewBox: "0 0 100 10", preserveAspectRatio: "none", "aria-hidden": "true" });
+      svg.append(shape("rect", { class: "bar", x: 0, y: 0, width: 100 * row.p[name], height: 10 }));
+      if (marked && name === facts.positive) {
+        const x = 100 * facts.threshold;
+        const ends = { x1: x, x2: x, y1: 0, y2: 10, "vector-effect": "non-scaling-stroke" };
+        svg.append(shape("line", { class: "threshold", ...ends }));
+      }
+      const percent = `${fixed(100 * row.p[name], 1)} %`;
+      body.append(make("tr", {}, make("th", { scope: "row" }, name), make("td", {}, percent), make("td", { class: "track" }, svg)));
+    }
+    table.append(body);
+    $("bars").append(table);
+  }
+  function regions(row) {
+    const list = row.regions || [];
+    if (!list.length) {
+      const why = row.regions ? "None: the answer is normal, or nothing stands out." : "Not looked for.";
+      $("regions").replaceChildren(make("p", {}, why));
+      return;
+    }
+    const items = list.map((one) => {
+      const [x, y, w, h] = one.bbox;
+      return make("li", {}, `${one.category}, ${place(one)}, score ${fixed(one.score, 2)} (x ${x}, y ${y}, width ${w}, height ${h} px)`);
+    });
+    $("regions").replaceChildren(make("ol", {}, ...items), make("p", { class: "small" }, "Sides are the patient's own."));
+  }
+  function details(row) {
+    const facts_of = [
+      ["file", row.image],
+      ["id", row.id],
+      ["status", row.status],
+      ["reason", row.error],
+      ["warnings", row.warnings],
+      ["size", row.size && `${row.size[0]} x ${row.size[1]} px`],
+      ["lungs", row.lungs !== undefined && `${fixed(100 * row.lungs, 1)} % of the film`],
+      ["SHA-256", row.sha256],
+      ...Object.entries(row.further || {}),
+    ];
+    const table = titled("What results.csv says", "facts", ["what", "value"]);
+    const body = make("tbody");
+    for (const [name, value] of facts_of) {
+      if (value) body.append(make("tr", {}, make("th", { scope: "row" }, name), make("td", {}, value)));
+    }
+    table.append(body);
+    $("details").replaceChildren(table);
+  }
+
+  // ---- wiring ----
+  $("filter").addEventListener("submit", (event) => event.preventDefault());
+  $("filter").addEventListener("input", refresh);
+  $("filter").addEventListener("reset", () => setTimeout(refresh));
+  for (const button of document.querySelectorAll("[data-sort]")) {
+    button.addEventListener("click", () => {
+      const same = state.sort === button.dataset.sort;
+      state.down = same ? !state.down : ["score", "lungs", "count"].includes(button.dataset.sort);
+      state.sort = button.dataset.sort;
+      refresh();
+    });
+  }
+  $("first").addEventListener("click", () => turn(0));
+  $("back").addEventListener("click", () => turn(state.page - 1));
+  $("forward").addEventListener("click", () => turn(state.page + 1));
+  $("last").addEventListener("click", () => turn(Infinity));
+  $("before").addEventListener("click", () => step(-1));
+  $("after").addEventListener("click", () => step(1));
+  $("close").addEventListener("click", close);
+  $("film").addEventListener("keydown", (event) => event.key === "Escape" && close());
+  $("opacity").addEventListener("input", opacity);
+  for (const id of ["show-lungs", "show-boxes"]) $(id).addEventListener("change", () => show_again());
+  function show_again() {
+    const one = pieces(state.chosen);
+    draw(state.chosen, one, one.from !== "source");
+  }
+  window.addEventListener("beforeprint", () => {
+    state.printing = true;
+    render();
+  });
+  window.addEventListener("afterprint", () => {
+    state.printing = false;
+    render();
+  });
+  refresh();
+})();

@@ -1,0 +1,252 @@
+"""The report of a training: `report.html` in the folder of `pipeline train --out`, made from what the training left.
+
+Figures with intervals, curves, confusion matrix, ROC, reliability, worst cases and settings of each stage, in one page
+that works from disk and without a network. The same folder gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import base64
+import csv
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+import stages
+from models.weights import CARD_FILE, WeightsError, read_card
+from pipeline.report_page import (
+    ReportError,
+    card_section,
+    escape,
+    figure,
+    figures_table,
+    folded,
+    is_figure,
+    number,
+    page,
+    said,
+    table,
+)
+from pipeline.results import REPORT
+
+_SHOWN = 20  # worst cases, as many as the pictures of them hold
+_SHEETS = ("worst", "random")  # pictures of films, packed as JPEG: a tenth of the PNG
+_WORST = {"segment": "dice", "localize": "iou"}  # the column that tells the worst films; of classify see `_worst`
+_MEANING = {
+    "dice": "Dice",
+    "iou": "IoU",
+    "p_true": "probability of the true class",
+}
+
+
+def is_training(folder: Path) -> bool:
+    """Whether `pipeline train` left the folder: a stage has been trained in it, and no run wrote there."""
+    return not (folder / "run.json").exists() and any((folder / name / CARD_FILE).is_file() for name in stages.NAMES)
+
+
+def write_training_report(folder: Path) -> Path:
+    """Write `report.html` into a folder of trained weights; an older one is replaced at once or not at all.
+
+    Raises:
+        ReportError: no stage has been trained there, or a file of it is damaged.
+        OSError: a file cannot be read or written.
+    """
+    if not is_training(folder):
+        raise ReportError(f"{folder} holds no trained stage. Give a folder of `pipeline train --out`")
+    names = [name for name in stages.NAMES if (folder / name / CARD_FILE).is_file()]
+    try:
+        cards = {name: read_card(folder / name) for name in names}
+        with page(folder / REPORT, "Training of a chest X-ray chain") as file:
+            file.write(_summary(folder, cards).encode())
+            for name, card in cards.items():
+                for part in _stage(folder / name, name, card):
+                    file.write(part.encode())
+    except (WeightsError, ValueError, KeyError) as error:
+        raise ReportError(f"{folder} cannot be read as a training ({error}). Train the stage again") from error
+    return folder / REPORT
+
+
+def _summary(folder: Path, cards: dict[str, dict[str, Any]]) -> str:
+    rows = []
+    for name, card in cards.items():
+        training = card.get("training") or {}
+        films = ", ".join(f"{split} {part['n']}" for split, part in (training.get("films") or {}).items())
+        state = "finished" if (folder / name / "done").is_file() else "not finished, or not measured yet"
+        rows.append([name, state, films or training.get("fitted", "not said"), training.get("epochs", "none")])
+    out = '<section aria-labelledby="summary">\n<h2 id="summary">Summary</h2>\n'
+    out += table(["stage", "state", "films", "epochs"], rows, "Stages")
+    missing = [name for name in stages.NAMES if name not in cards]
+    if missing:
+        out += f'<p class="warning">Not trained here: {escape(", ".join(missing))}.</p>\n'
+    return out + "</section>\n"
+
+
+def _stage(folder: Path, name: str, card: dict[str, Any]) -> Iterator[str]:
+    """The pieces of a stage's section, one picture at a time."""
+    measured = dict(_evaluations(folder))
+    splits = measured or card.get("figures") or {}
+    yield f'<section aria-labelledby="{name}">\n<h2 id="{name}">{name}</h2>\n'
+    yield card_section(name, card | {"figures": splits}, card["decisions"])
+    yield from _curves(folder, name)
+    for split, metrics in measured.items():
+        yield f"<h3>{escape(name)}, {escape(split)} films</h3>\n"
+        yield _evaluation(metrics, f"{name}, {split}")
+        yield from _plots(folder / "evaluation" / split, name, metrics)
+        yield _worst(folder / "evaluation" / split / "films.csv", name)
+    if (folder / "fit.csv").is_file():
+        rows = _rows(folder / "fit.csv")
+        if rows:
+            content = table(list(rows[0]), [list(row.values()) for row in rows], f"{name}: settings tried")
+            yield folded(f"Settings that the fit tried ({len(rows)})", content)
+    if (folder / "config.yaml").is_file():
+        text = (folder / "config.yaml").read_text(encoding="utf-8")
+        yield folded(f"Settings of {name}", f"<pre>{escape(text)}</pre>\n")
+    yield "</section>\n"
+
+
+def _evaluations(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """What was measured on each split: test, external, then others."""
+    paths = sorted(
+        (folder / "evaluation").glob("*/metrics.json"),
+        key=lambda path: (path.parent.name != "test", path.parent.name != "external", path.parent.name),
+    )
+    for path in paths:
+        yield path.parent.name, json.loads(path.read_text(encoding="utf-8"))
+
+
+def _evaluation(metrics: dict[str, Any], where: str) -> str:
+    facts = [
+        ["films", f"{metrics['n_judged']} judged of {metrics['n_films']}, of {metrics['patients']} patients"],
+        ["sources", said(metrics["sources"])],
+        ["date", metrics["date"]],
+        ["hash of the split", metrics["split_hash"]],
+    ]
+    if metrics.get("threshold") is not None:
+        facts.append(["threshold", f"{metrics['threshold']} (TB score {100 * metrics['threshold']:.1f})"])
+    out = table(["what", "value"], facts, f"Films of {where}", kind="facts")
+    if "confusion_matrix" in metrics:
+        names, counts = metrics["confusion_matrix"]["classes"], metrics["confusion_matrix"]["counts"]
+        rows = [[truth, *line] for truth, line in zip(names, counts, strict=True)]
+        head = ["truth", *(f"answered {name}" for name in names)]
+        out += table(head, rows, f"Confusion matrix, in films ({where})", kind="figures")
+    if metrics.get("per_class"):
+        kinds = list(next(iter(metrics["per_class"].values())))
+        rows = [
+            [label, *(value if isinstance(value, int) else number(value) for value in (one.get(k) for k in kinds))]
+            for label, one in metrics["per_class"].items()
+        ]
+        out += table(["class", *kinds], rows, f"By class ({where})", kind="figures")
+    if isinstance(metrics.get("constant_guess"), dict):
+        out += figures_table(
+            {"the same guess on every film": metrics["constant_guess"]},
+            f"What a guess without looking reaches ({where})",
+        )
+    return out
+
+
+def _curves(folder: Path, name: str) -> Iterator[str]:
+    rows = _rows(folder / "history.csv") if (folder / "history.csv").is_file() else []
+    if not rows:
+        return
+    epochs = "1 epoch" if len(rows) == 1 else f"{len(rows)} epochs"
+    told = [f"Training curves of {name} over {epochs}, train and val"]
+    for column in rows[0]:
+        values = [float(row[column]) if row[column] else math.nan for row in rows] if column.startswith("val_") else []
+        if values and not all(map(math.isnan, values)):
+            best = int(np.nanargmin(values) if column.endswith("loss") else np.nanargmax(values))
+            told.append(f"best {column} {values[best]:.3f} in epoch {best + 1}")
+    if (folder / "curves.png").is_file():
+        yield "<h3>Curves</h3>\n"
+        yield _picture(folder / "curves.png", "; ".join(told) + ".", wide=True)
+    cells = [[_short(value) for value in row.values()] for row in rows]
+    yield folded("The curves as a table", table(list(rows[0]), cells, f"{name}: by epoch", kind="figures"))
+
+
+def _plots(folder: Path, name: str, metrics: dict[str, Any]) -> Iterator[str]:
+    plots = [path for path in sorted(folder.glob("*.png")) if path.stem not in _SHEETS]
+    if plots:
+        yield '<div class="plots">\n'
+        for path in plots:
+            yield _picture(path, _told(path.stem, metrics))
+        yield "</div>\n"
+    for stem in _SHEETS:
+        if (folder / f"{stem}.png").is_file():
+            yield _picture(folder / f"{stem}.png", _told(stem, metrics), wide=True)
+
+
+def _told(plot: str, metrics: dict[str, Any]) -> str:
+    """A plot in words, with the figures that it shows."""
+    positive = metrics.get("positive", "TB")
+
+    def shown(*names: str) -> str:
+        parts = [f"{one} {figure(metrics[one])}" for one in names if is_figure(metrics.get(one))]
+        return "; ".join(parts) or "no figures"
+
+    where = f"on the {metrics['split']} films"
+    if plot == "roc":
+        return f"ROC and precision-recall curves of {positive} {where}: {shown('auc_tb', 'average_precision_tb')}."
+    if plot == "reliability":
+        return f"Reliability {where}, share right by confidence, and films by confidence: {shown('ece', 'ece_tb')}."
+    if plot == "scores":
+        return f"Films by score and true class {where}, with the threshold {metrics.get('threshold', 'none')}."
+    if plot == "confusion":
+        return f"Confusion matrix {where}: {shown('accuracy', 'balanced_accuracy')}. The counts are in the table above."
+    if plot == "worst":
+        return f"The worst films {where}, small, with the worst first. The table below names them."
+    if plot == "random":
+        return f"Films drawn at random {where}, small: what is usual."
+    return f"{plot} {where}."
+
+
+def _picture(path: Path, told: str, *, wide: bool = False) -> str:
+    """A picture within the page, its text as alternative and as caption."""
+    data, kind = path.read_bytes(), "png"
+    if path.stem in _SHEETS:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
+        if image is None:
+            return f"<p>{escape(path.name)} is damaged.</p>\n"
+        data, kind = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes(), "jpeg"
+    text = escape(told)
+    place = "wide" if wide else "plot"
+    return (
+        f'<figure class="{place}">'
+        f'<img alt="{text}" src="data:image/{kind};base64,{base64.b64encode(data).decode()}">'
+        f"<figcaption>{text}</figcaption></figure>\n"
+    )
+
+
+def _worst(path: Path, stage: str) -> str:
+    """The worst films by the figure that the stage is judged by, as a table."""
+    if not path.is_file():
+        return ""
+    films = _rows(path)
+    key = _WORST.get(stage, "p_true")
+    for film in films:
+        film["p_true"] = film.get(f"p_{film.get('label')}", "")
+    judged = sorted((film for film in films if film.get(key)), key=lambda film: float(film[key]))[:_SHOWN]
+    if not judged:
+        return ""
+    columns = [name for name in ("source", "status", "label", "predicted") if name in judged[0]]
+    rows = [[film["image"], *(film[name] for name in columns), _short(film[key])] for film in judged]
+    return folded(
+        f"The {len(rows)} worst films by {_MEANING[key]}",
+        table(["film", *columns, _MEANING[key]], rows, f"Worst films by {_MEANING[key]}", kind="reasons"),
+    )
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _short(text: str) -> str:
+    """A number of a CSV with four digits behind the point at the most; other texts as they are."""
+    try:
+        return f"{float(text):.4f}".rstrip("0").rstrip(".") if not text.isdigit() else text
+    except ValueError:
+        return text

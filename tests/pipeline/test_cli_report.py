@@ -1,0 +1,152 @@
+"""`pipeline report`, and the report that ends a run, as a person calls them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+import stages
+from pipeline import cli, report
+from pipeline.results import run_info
+from tests.pipeline import fake_chain
+from tests.pipeline.fake_chain import tree, write_film
+from tests.pipeline.test_report import opened
+
+
+@pytest.fixture
+def films(tmp_path):
+    for number in range(3):
+        write_film(tmp_path / "films" / f"f{number}.png", number, lungs=0.1 + 0.1 * number)
+    return tmp_path / "films"
+
+
+@pytest.fixture
+def arguments(films, tmp_path, monkeypatch):
+    """A call of run; what its weights load are the fake stages, with a card that has figures."""
+    figure = {"value": 0.9, "ci95": [0.85, 0.94], "n": 70}
+    for one in fake_chain.chain():
+        (tmp_path / "weights" / one.name).mkdir(parents=True)
+        if one.name == "classify":
+            one.card["decisions"] = one.card["decisions"] | {"positive": "TB", "threshold": 0.25}
+        training = {"films": {"train": {"n": 123, "by_source": {"shenzhen": 123}}}}
+        card = one.card | {"licence": "MIT", "training": training, "figures": {"test": {"auc_tb": figure}}}
+        (tmp_path / "weights" / one.name / "card.json").write_text(json.dumps(card))
+
+    def load_chain(weights, upto="localize", runtime="onnx"):
+        loaded = fake_chain.chain(upto)
+        for one in loaded:
+            one.card = json.loads((tmp_path / "weights" / one.name / "card.json").read_text())
+        return loaded
+
+    monkeypatch.setattr(stages, "load_chain", load_chain)
+    return ["run", films, "--out", tmp_path / "out", "--weights", tmp_path / "weights"]
+
+
+def call(*given):
+    return cli._call([str(one) for one in given])
+
+
+def test_a_run_ends_with_its_report(arguments, tmp_path, capsys):
+    assert call(*arguments) == 0
+    path = tmp_path / "out" / "report.html"
+    assert f"Report    {path}" in capsys.readouterr().out
+    page = opened(path)
+    assert page.json("facts")["threshold"] == 0.25
+    text = path.read_text()
+    assert "The threshold is 25.0." in text
+    for said in ("0.900 (0.850 to 0.940), n 70", "train 123 (shenzhen 123)", "<td>MIT</td>", "Card of classify"):
+        assert said in text
+    assert f"<td>{run_info(tmp_path / 'out')['seconds']['total']:.1f}</td>" in text
+
+
+def test_asked_for_again_it_is_the_same(arguments, tmp_path):
+    assert call(*arguments) == 0
+    before = tree(tmp_path / "out")
+    assert call("report", tmp_path / "out", "--workers", 1) == 0
+    assert tree(tmp_path / "out") == before
+    assert call(*arguments) == 0
+    assert tree(tmp_path / "out") == before
+
+
+def test_without_it_none_is_left(arguments, tmp_path, capsys):
+    assert call(*arguments, "--no-report") == 0
+    assert not (tmp_path / "out" / "report.html").exists()
+    assert call(*arguments) == 0
+    assert (tmp_path / "out" / "report.html").exists()
+    assert call(*arguments, "--no-report") == 0
+    assert not (tmp_path / "out" / "report.html").exists()
+
+
+def test_beyond_the_limit_it_is_made_when_asked_for(arguments, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(report, "EMBEDDED", 2)
+    assert call(*arguments) == 0
+    assert f"pipeline report {tmp_path / 'out'}" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "report.html").exists()
+    assert call(*arguments, "--report") == 0
+    assert (tmp_path / "out" / "report.html").exists()
+
+
+def test_a_report_that_fails_does_not_fail_the_run(arguments, films, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(report, "pieces", lambda *_: 1 / 0)
+    assert call(*arguments) == 0
+    said = capsys.readouterr().err
+    assert "The results are complete, but report.html could not be written" in said
+    assert f"pipeline report {tmp_path / 'out'}" in said
+    assert "Traceback" not in said
+    assert not list((tmp_path / "out").glob("*report*"))
+    (films / "text.png").write_text("no image")
+    assert call(*arguments) == 1
+
+
+def test_interrupted_while_it_is_written_the_run_is_done(arguments, tmp_path, monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(report, "_films", interrupted)
+    assert call(*arguments) == 0
+    assert "The results are complete, without report.html" in capsys.readouterr().err
+    assert run_info(tmp_path / "out")["finished"]
+
+
+def test_the_card_of_changed_weights_is_not_shown(arguments, tmp_path):
+    assert call(*arguments) == 0
+    card = tmp_path / "weights" / "classify" / "card.json"
+    card.write_text(card.read_text().replace("0.9", "0.99"))
+    assert call("report", tmp_path / "out") == 0
+    text = (tmp_path / "out" / "report.html").read_text()
+    assert text.count("The card of these weights is not at hand") == 1
+    assert "0.99" not in text
+    assert "threshold: 0.25" in text
+
+
+@pytest.mark.parametrize("threshold", ["NaN", "null"])
+def test_a_threshold_that_could_not_be_fitted_is_none(arguments, tmp_path, threshold):
+    assert call(*arguments) == 0
+    path = tmp_path / "out" / "run.json"
+    path.write_text(path.read_text().replace('"threshold": 0.25', f'"threshold": {threshold}'))
+    assert call("report", tmp_path / "out") == 0
+    assert opened(tmp_path / "out" / "report.html").json("facts")["threshold"] is None
+    assert "The threshold is" not in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_overwrite_takes_it_along(arguments, tmp_path):
+    assert call(*arguments) == 0
+    (tmp_path / "c.yaml").write_text("segment: {threshold: 0.35}\n")
+    assert call(*arguments, "--config", tmp_path / "c.yaml", "--overwrite", "--no-report") == 0
+    assert not (tmp_path / "out" / "report.html").exists()
+
+
+def test_a_folder_of_neither_is_2_and_says_so(tmp_path, capsys):
+    assert call("report", tmp_path) == 2
+    assert "Give a folder of `pipeline run`" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_its_help_imports_nothing_heavy():
+    command = [sys.executable, "-X", "importtime", "-m", "pipeline.cli", "report", "--help"]
+    answer = subprocess.run(command, capture_output=True, text=True, check=True)
+    imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in answer.stderr.splitlines()}
+    assert not imported & {"cv2", "numpy", "onnxruntime", "rich"}

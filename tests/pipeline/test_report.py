@@ -1,0 +1,366 @@
+"""The report of a run: what it says, that it stands alone, and that nothing in it can do harm."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+import shutil
+import subprocess
+import tracemalloc
+from html.parser import HTMLParser
+
+import cv2
+import numpy as np
+import pytest
+
+from data.synthetic import make_film
+from pipeline import report as module
+from pipeline.about import NOTICE
+from pipeline.inputs import find_inputs
+from pipeline.journal import JournalReader, whole_file
+from pipeline.report import Tally, reason, write_report
+from pipeline.report_films import outline
+from pipeline.report_page import TEMPLATES, ReportError
+from pipeline.runner import Runner
+from tests.pipeline.fake_chain import chain, tree, write_film
+
+VOID = {"meta", "img", "input", "br", "hr", "link"}
+
+
+class Page(HTMLParser):
+    """A page taken apart; raises where tags do not match."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags, self.ids, self.data = [], [], [], {}
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        given = dict(attributes)
+        assert len(given) == len(attributes), f"an attribute twice in {tag}"
+        self.tags.append((tag, given))
+        if "id" in given:
+            self.ids.append(given["id"])
+        if tag not in VOID:
+            self.open.append((tag, given.get("id")))
+
+    def handle_startendtag(self, tag, attributes):
+        self.handle_starttag(tag, attributes)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        assert self.open[-1][0] == tag, f"{tag} ends where {self.open[-1]} is open"
+        self.open.pop()
+
+    def handle_data(self, data):
+        if self.open and self.open[-1][0] in ("script", "style"):
+            self.data[self.open[-1]] = self.data.get(self.open[-1], "") + data
+
+    def json(self, name):
+        return json.loads(self.data["script", name])
+
+
+def opened(path):
+    """The page, once all that must hold for every report holds."""
+    text = path.read_text(encoding="utf-8")
+    page = Page(text)
+    assert len(page.ids) == len(set(page.ids)), "an id twice"
+    labelled = {given.get("for") for tag, given in page.tags if tag == "label"}
+    for tag, given in page.tags:
+        assert not any(name.startswith("on") for name in given), f"a handler in {tag}"
+        assert "style" not in given, "the policy forbids it"
+        for name in ("src", "href"):
+            assert given.get(name, "data:").startswith(("data:", "#")), given[name]
+        if tag == "img":
+            assert given["alt"] or given["id"] == "bare"
+        if tag in ("input", "select"):
+            assert given["id"] in labelled
+        if tag in ("link", "iframe", "object", "embed", "base"):
+            raise AssertionError(f"{tag} in the page")
+    assert page.tags[0] == ("html", {"lang": "en"})
+    assert NOTICE in text
+    assert ("a", {"class": "skip", "href": "#main"}) in page.tags
+    (policy,) = [g["content"] for _, g in page.tags if g.get("http-equiv") == "Content-Security-Policy"]
+    assert policy.startswith("default-src 'none'; img-src data:")
+    assert "unsafe" not in policy
+    assert "http" not in policy
+    for kind in ("script", "style"):
+        code = page.data.get((kind, None))
+        if code is not None:
+            digest = base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()
+            assert f"{kind}-src 'sha256-{digest}'" in policy
+            assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)|@import|url\(", code)
+    return page
+
+
+def films_in(page):
+    return {name: page.json(name) for tag, name in page.data if tag == "script" and str(name).startswith("film-")}
+
+
+@pytest.fixture
+def films(tmp_path):
+    for number in range(4):
+        write_film(tmp_path / "films" / f"f{number}.png", number, lungs=0.05 + 0.1 * number)
+    (tmp_path / "films" / "text.png").write_text("no image")
+    write_film(tmp_path / "films" / "bright.png", 9, lungs=0.9)
+    return tmp_path / "films"
+
+
+@pytest.fixture
+def out(films, tmp_path):
+    Runner(chain(), tmp_path / "out", workers=2).run(find_inputs([films]))
+    return tmp_path / "out"
+
+
+def test_it_shows_every_film_with_what_the_run_said(out):
+    page = opened(write_report(out))
+    rows = {row["id"]: row for row in page.json("rows")}
+    assert {name: row["status"] for name, row in rows.items()} == {
+        **{f"f{number}": "ok" for number in range(4)},
+        "bright": "refused",
+        "text": "failed",
+    }
+    assert rows["f3"]["label"] == "TB"
+    assert rows["f3"]["score"] == pytest.approx(100 * rows["f3"]["p"]["TB"], abs=0.1)
+    assert rows["f3"]["regions"][0]["side"] == "right"
+    assert rows["f0"]["regions"] == []
+    assert "its content is no image" in rows["text"]["error"]
+    shown = films_in(page)
+    assert len(shown) == 6
+    numbers = {row["id"]: f"film-{number}" for number, row in enumerate(page.json("rows"))}
+    assert set(shown[numbers["f3"]]) == {"film", "from", "lungs", "heat"}
+    assert shown[numbers["text"]] == {}
+    text = (out / "report.html").read_text()
+    for said in ("<dt>films</dt><dd>6</dd>", "<dt>refused</dt><dd>1</dd>", "4 films by TB score", "has a warning"):
+        assert said in text
+    assert re.search(r"its content is no image.*</th><td>1</td><td>text\.png</td>", text)
+
+
+def test_its_pictures_are_those_of_the_film(out, films):
+    page = opened(write_report(out))
+    number = next(number for number, row in enumerate(page.json("rows")) if row["id"] == "f3")
+    one = page.json(f"film-{number}")
+    film = cv2.imdecode(np.frombuffer(base64.b64decode(one["film"]), np.uint8), cv2.IMREAD_UNCHANGED)
+    source = cv2.imread(str(films / "f3.png"), cv2.IMREAD_GRAYSCALE)
+    assert film.shape == source.shape
+    assert np.corrcoef(film.ravel(), source.ravel())[0, 1] > 0.98
+    heat = cv2.imdecode(np.frombuffer(base64.b64decode(one["heat"]), np.uint8), cv2.IMREAD_GRAYSCALE)
+    assert max(heat.shape) == 64
+    mask = cv2.imread(str(out / "masks" / "f3.png"), cv2.IMREAD_GRAYSCALE)
+    assert overlap(one["lungs"], mask) > 0.95
+
+
+def overlap(path, mask):
+    drawn = np.zeros_like(mask)
+    for part in path.strip("MZ").split("ZM"):
+        points = np.array([[int(v) for v in point.split(",")] for point in part.split()])
+        cv2.fillPoly(drawn, [points], 255)
+    return np.logical_and(drawn, mask).sum() / np.logical_or(drawn, mask).sum()
+
+
+def test_an_outline_is_in_native_pixels_and_short():
+    mask = np.zeros((2000, 3000), np.uint8)
+    cv2.ellipse(mask, (800, 1000), (400, 800), 0, 0, 360, 255, cv2.FILLED)
+    cv2.ellipse(mask, (2100, 1000), (400, 700), 10, 0, 360, 255, cv2.FILLED)
+    assert overlap(outline(mask), mask) > 0.98
+    assert len(outline(mask)) < 1000
+    assert outline(np.zeros((50, 50), np.uint8)) == ""
+
+
+@pytest.mark.parametrize("change", ["gone", "changed"])
+def test_without_its_source_a_film_is_shown_by_its_overlay(out, films, change):
+    if change == "gone":
+        (films / "f3.png").unlink()
+    else:
+        write_film(films / "f3.png", 77)
+    page = opened(write_report(out))
+    told = {row["id"]: page.json(f"film-{number}").get("from") for number, row in enumerate(page.json("rows"))}
+    assert told == {**dict.fromkeys(("f0", "f1", "f2", "bright"), "source"), "f3": "overlay", "text": None}
+
+
+NASTY = "<img src=x onerror=alert(1)>"
+
+
+def test_a_hostile_file_name_stays_a_name(tmp_path):
+    folder = tmp_path / "a<script>alert(1)<" / "script><!-- "  # the path holds </script>
+    write_film(folder / f"{NASTY}\"&amp;'$title.png", 3, lungs=0.3)
+    (folder / f"{NASTY}.png").write_text(NASTY)
+    Runner(chain(), tmp_path / "out").run(find_inputs([folder]))
+    text = write_report(tmp_path / "out").read_text()
+    page = opened(tmp_path / "out" / "report.html")
+    assert [tag for tag, given in page.tags if tag == "script" and "type" not in given] == ["script"]
+    assert [given["id"] for tag, given in page.tags if tag == "img"] == ["bare"]
+    assert "onerror=alert(1)&gt;" in text
+    assert '<!-- "' not in text
+    assert any(row["image"].endswith(f"{NASTY}\"&amp;'$title.png") for row in page.json("rows"))
+
+
+def test_the_same_folder_gives_the_same_bytes(out):
+    first = write_report(out, workers=1).read_bytes()
+    assert write_report(out, workers=4).read_bytes() == first
+
+
+def test_it_equals_that_of_another_run_of_the_same_films(out, films, tmp_path):
+    Runner(chain(), tmp_path / "again").run(find_inputs([films]))
+    write_report(out)
+    write_report(tmp_path / "again")
+    assert tree(out) == tree(tmp_path / "again")
+
+
+def test_a_run_takes_the_old_report_away(out, films):
+    write_report(out)
+    Runner(chain(), out).run(find_inputs([films]))
+    assert not (out / "report.html").exists()
+
+
+def test_a_failed_writing_leaves_the_old_report(out, monkeypatch):
+    before = write_report(out).read_bytes()
+    monkeypatch.setattr(module, "pieces", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        write_report(out)
+    assert (out / "report.html").read_bytes() == before
+    assert not list(out.glob(".*.part"))
+
+
+def test_what_is_no_results_folder_is_said(tmp_path, out):
+    with pytest.raises(ReportError, match=r"no run\.json.*pipeline run"):
+        write_report(tmp_path)
+    (out / "run.json").write_text("{}")
+    with pytest.raises(ReportError, match="not a run of this program"):
+        write_report(out)
+
+
+def test_a_folder_that_a_run_works_in_is_left_alone(out):
+    from pipeline.journal import FolderLock
+
+    lock = FolderLock(out)
+    assert lock.acquire()
+    with pytest.raises(ReportError, match="a run is working"):
+        write_report(out)
+    lock.release()
+
+
+@pytest.mark.parametrize("upto", ["segment", "classify"])
+def test_of_a_shorter_chain_it_says_what_there_is(films, tmp_path, upto):
+    Runner(chain(upto), tmp_path / "out").run(find_inputs([films]))
+    page = opened(write_report(tmp_path / "out"))
+    row = next(row for row in page.json("rows") if row["id"] == "f1")
+    assert ("score" in row) == (upto == "classify")
+    assert row["regions"] is None
+    assert ("No film has a score" in (tmp_path / "out" / "report.html").read_text()) == (upto == "segment")
+
+
+def test_beyond_the_limit_the_highest_scores_are_embedded(out):
+    write_report(out, embed=2)
+    text = (out / "report.html").read_text()
+    page = Page(text)
+    rows = page.json("rows")
+    embedded = {row["id"] for row in rows if row.get("embedded")}
+    assert embedded == {"f2", "f3"}
+    assert set(films_in(page)) == {f"film-{number}" for number, row in enumerate(rows) if row["id"] in embedded}
+    assert all(row.get("overlay") for row in rows if row["status"] == "ok")
+    assert "of the 2 films with the highest scores" in text
+
+
+def test_thousands_of_films_take_little_memory(out, monkeypatch):
+    """3,000 films of 25 KB: the page holds 75 MB, its making a few."""
+    entry = next(e for e in JournalReader(out / "journal.jsonl") if e["row"]["id"] == "f3")
+    with whole_file(out / "journal.jsonl") as file:
+        for number in range(3000):
+            one = {**entry, "row": {**entry["row"], "tb_score": f"{number / 30:.1f}"}, "key": f"{number:016x}"}
+            file.write(json.dumps(one).encode() + b"\n")
+    monkeypatch.setattr(module, "pieces", lambda *_: {"film": "A" * 25_000, "from": "source"})
+    tracemalloc.start()
+    path = write_report(out, embed=3000, workers=2)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert path.stat().st_size > 75_000_000
+    assert peak < 10_000_000
+    write_report(out, embed=100)
+    rows = Page(path.read_text()).json("rows")
+    assert len(rows) == 3000
+    assert path.stat().st_size < 3000 * 700 + 100 * 26_000
+
+
+def test_an_embedded_film_is_small(tmp_path):
+    """At most 30 KB in the page for a film of any size."""
+    pixels = np.round(make_film(1, label="TB", size=(1400, 1200)).pixels * 255).astype(np.uint8)
+    (tmp_path / "films").mkdir()
+    cv2.imwrite(str(tmp_path / "films" / "a.png"), pixels)
+    Runner(chain(), tmp_path / "out").run(find_inputs([tmp_path / "films"]))
+    page = opened(write_report(tmp_path / "out"))
+    assert page.json("film-0")["from"] == "source"
+    assert 5_000 < len(page.data["script", "film-0"]) < 30_000
+
+
+def test_reasons_are_grouped_without_names_and_numbers():
+    rows = [
+        {"status": "refused", "image": f"x/{name}", "error": error}
+        for name, error in (
+            ("a.png", "no_lungs: lungs cover 1.3 % of the film, at least 4 % are needed"),
+            ("b.png", "no_lungs: lungs cover 0.0 % of the film, at least 4 % are needed"),
+            ("c 7.png", "c 7.png: 20x30 pixels are too few"),
+        )
+    ]
+    tally = Tally.of(rows)
+    assert tally.counts == {"refused": 3}
+    assert sorted(tally.reasons["refused"].values()) == [1, 2]
+    assert reason("c 7.png: 20x30 pixels are too few", "x\\c 7.png") == "…x… pixels are too few"
+
+
+def test_the_histogram_counts_every_score():
+    scores = ["0.0", "4.9", "5.0", "99.9", "100.0"]
+    tally = Tally.of({"status": "ok", "image": "a", "tb_score": score} for score in scores)
+    assert (tally.bins[0], tally.bins[1], tally.bins[-1], sum(tally.bins)) == (2, 1, 2, 5)
+
+
+def test_texts_stand_out_from_their_ground():
+    """WCAG 2.1 AA: 4.5 : 1 for texts, 3 : 1 for edges of controls and bars, in both colour schemes and in print."""
+    style = (TEMPLATES / "report.css").read_text()
+    schemes = re.findall(r":root \{(.*?)\}", style, re.DOTALL)
+    assert len(schemes) == 3
+    for scheme in schemes:
+        colours = dict(re.findall(r"--([\w-]+): (#\w+)", scheme))
+        for name in ("text", "quiet", "accent"):
+            for ground in ("ground", "raised"):
+                assert contrast(colours[name], colours[ground]) >= 4.5, (name, ground)
+        assert contrast(colours["warn-text"], colours["warn"]) >= 4.5
+        for name in ("edge", "bar"):
+            assert contrast(colours[name], colours["ground"]) >= 3, name
+
+
+def contrast(one, other):
+    def luminance(colour):
+        digits = colour[1:] if len(colour) == 7 else "".join(2 * digit for digit in colour[1:])
+        parts = [int(digits[at : at + 2], 16) / 255 for at in (0, 2, 4)]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    light, dark = sorted((luminance(one), luminance(other)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+@pytest.mark.slow
+def test_a_browser_shows_the_table(out, tmp_path):
+    browser = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
+    if browser is None:
+        pytest.skip("no Chromium here to open the page in")
+    path = write_report(out)
+    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    command += ["--virtual-time-budget=2000", "--dump-dom", path.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    body = re.search(r'<tbody id="body".*?</tbody>', done.stdout, re.DOTALL)[0]
+    names = re.findall(r"<button type=\"button\">([^<]+)</button>", body)
+    assert names[:4] == ["f3.png", "f2.png", "f1.png", "f0.png"]
+    assert len(names) == 6
+    alts = re.findall(r'alt="([^"]+)"', body)
+    assert re.search(r"f3\.png: ok, answer TB, TB score \d+\.\d of 100, .*TB in the right lung, upper zone", alts[0])
+    assert "6 of 6 films" in done.stdout
+    assert (
+        '<th scope="col" role="columnheader" aria-sort="descending"><button type="button" data-sort="score"'
+        in done.stdout
+    )
