@@ -7,6 +7,7 @@ import sys
 import threading
 import traceback
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -21,6 +22,7 @@ from pipeline.commands import (
     command,
     data_option,
     debugging,
+    engine_options,
     log_to_stderr,
     print_figures,
     runtime_option,
@@ -38,6 +40,7 @@ _FOR_THE_USER = {
     "models.fit": ("TrainingError",),
     "pipeline.benchmark": ("BenchmarkError",),
     "pipeline.calibration": ("CalibrationError",),
+    "pipeline.cluster": ("EngineError",),
     "pipeline.evaluation": ("EvaluationError",),
     "pipeline.inputs": ("InputError",),
     "pipeline.results": ("ResultsError",),
@@ -68,6 +71,7 @@ def _parsed_shard(_context: click.Context, _option: click.Parameter, value: str 
     "--shard", metavar="I/N", callback=_parsed_shard, help="Judge the I-th of N parts, each into its own --out."
 )
 @click.option("--overwrite", is_flag=True, help="Discard what another run left in the folder.")
+@engine_options
 def run(
     inputs: tuple[str, ...],
     out: Path,
@@ -80,6 +84,8 @@ def run(
     runtime: str,
     shard: tuple[int, int] | None,
     overwrite: bool,
+    engine: str,
+    **cluster: Any,
 ) -> int:
     """Judge X-rays: files, folders (with those below) or a manifest.
 
@@ -98,12 +104,23 @@ def run(
       pipeline run films/ --out results
       pipeline run a.png b.dcm --out results --stage segment
       pipeline run films/ --out part1 --shard 1/2       (and 2/2 elsewhere; then: pipeline merge)
+      pipeline run films/ --out results --engine ray    (see docs/cluster.md)
     """
+    cluster = {name: value for name, value in cluster.items() if value is not None}
+    if cluster and engine != "ray":
+        options = ", ".join("--" + name.replace("_", "-") for name in cluster)
+        raise click.UsageError(f"{options}: for --engine ray only. Add it, or leave the option out")
+    if cluster.get("gpus_per_worker") and runtime != "keras":
+        raise click.UsageError(f"--gpus-per-worker: {runtime} runs on CPUs here. Add --runtime keras, or leave it out")
     from pipeline.chain import open_chain
     from pipeline.console import print_summary, run_progress
     from pipeline.inputs import find_inputs
     from pipeline.runner import Runner
 
+    if engine == "ray":
+        from pipeline.cluster import import_ray
+
+        import_ray()  # before all else, where it is missing
     upto = stage or STAGES[-1]
     arguments = {
         "inputs": list(inputs),
@@ -113,6 +130,8 @@ def run(
         "workers": workers,
         "batch_size": batch_size,
         "overwrite": overwrite,
+        "engine": engine,
+        **cluster,
     }
     chain = open_chain(weights, upto, runtime=runtime, config=config, site=site, arguments=arguments)
     found = find_inputs(inputs, out=out)
@@ -120,7 +139,14 @@ def run(
         said = ", ".join(f"{key} {value}" for key, value in settings.items())
         given = " and ".join(str(file) for file in (config, site) if file is not None)
         click.echo(f"from {given}, in place of what the weights decide: {name} {said}", err=True)
-    runner = Runner(chain.stages, out, identity=chain.identity, batch_size=batch_size, workers=workers)
+    options: dict[str, Any] = {"identity": chain.identity, "batch_size": batch_size, "workers": workers}
+    if engine == "ray":
+        from pipeline.engine_ray import RayRunner, opening
+
+        again = opening(weights, upto, runtime=runtime, config=config, site=site)
+        runner: Runner = RayRunner(chain.stages, out, opening=again, **options, **cluster)
+    else:
+        runner = Runner(chain.stages, out, **options)
     try:
         with run_progress(len(found)) as progress:
             summary = runner.run(found, overwrite=overwrite, shard=shard, progress=progress)

@@ -23,8 +23,12 @@ def stage_class(name: str) -> type[Stage]:
     return getattr(import_module(f"stages.{name}"), name.capitalize())
 
 
-def load_chain(weights: str | Path, upto: str = NAMES[-1], runtime: str = "onnx") -> list[Stage]:
+def load_chain(
+    weights: str | Path, upto: str = NAMES[-1], runtime: str = "onnx", *, threads: int | None = None
+) -> list[Stage]:
     """The stages up to and including `upto`, from the weights of that name or in that folder.
+
+    `runtime`, `threads`: see `models.weights.open_network`.
 
     Raises:
         models.weights.WeightsError: the weights do not exist, are incomplete or damaged.
@@ -33,4 +37,4 @@ def load_chain(weights: str | Path, upto: str = NAMES[-1], runtime: str = "onnx"
 
     chain = find(weights)
     names = NAMES[: NAMES.index(stage_class(upto).name) + 1]
-    return [stage_class(name).load(bundle_of(chain, name), runtime=runtime) for name in names]
+    return [stage_class(name).load(bundle_of(chain, name), runtime=runtime, threads=threads) for name in names]
