@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from typing import Any
 from pipeline.about import cores
 
 _STORE = 512 << 20  # bytes of shared memory for a cluster of our own; paths and entries pass through it, no pixels
+_ANSWER = 10.0  # seconds for a cluster to answer at its address
 _QUIET = ("ray", "ray.data")
 
 
@@ -79,6 +81,7 @@ def connected(address: str | None = None) -> Iterator[tuple[ModuleType, bool]]:
     on_sigterm = signal.getsignal(signal.SIGTERM)
     own = {"num_cpus": cores(), "object_store_memory": _STORE, "include_dashboard": False}
     try:
+        _knock(address)
         with _without_stderr():
             ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **(own if address == "local" else {}))
     except Exception as error:
@@ -92,6 +95,13 @@ def connected(address: str | None = None) -> Iterator[tuple[ModuleType, bool]]:
         yield ray, address == "local"
     finally:
         ray.shutdown()  # ends the workers too
+
+
+def _knock(address: str) -> None:
+    """OSError where nobody listens at HOST:PORT; Ray itself would go on trying for minutes."""
+    host, colon, port = address.rpartition(":")
+    if colon and port.isdigit() and "/" not in host:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER).close()
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -237,12 +238,13 @@ def test_what_stops_a_worker_stops_the_run_and_is_explained(cluster, tmp_path, o
 
 @needs_ray
 def test_no_cluster_at_the_address_is_explained(films, tmp_path, capsys, monkeypatch):
-    ray = import_ray()
-    monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(ray, "init", lambda address, **_: (_ for _ in ()).throw(ConnectionError(f"none at {address}")))
-    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.9:6379")
-    assert cli._call(["run", str(films), "--out", str(tmp_path / "out"), "--engine", "ray"]) == 2
-    assert "no Ray cluster at 10.0.0.9:6379" in capsys.readouterr().err
+    monkeypatch.setattr(import_ray(), "is_initialized", lambda: False)
+    with socket.socket() as taken:  # bound, but not listening
+        taken.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        assert cli._call(["run", str(films), "--out", str(tmp_path / "out"), "--engine", "ray"]) == 2
+    assert f"no Ray cluster at {address}" in capsys.readouterr().err
 
 
 @needs_ray
