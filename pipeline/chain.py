@@ -44,6 +44,7 @@ def open_chain(
     site: Path | None = None,
     label: str | None = None,
     arguments: dict[str, Any] | None = None,
+    threads: int | None = None,
 ) -> Chain:
     """Load the stages up to and including `upto`, with the settings of a config on top of what their cards decide.
 
@@ -55,6 +56,7 @@ def open_chain(
         site: a site file, see `pipeline.calibration`.
         label: class whose map and regions are shown, in place of the predicted one.
         arguments: of the command, for run.json.
+        threads: cores for each network; None lets it take all.
 
     Raises:
         models.weights.WeightsError: the weights do not exist or cannot be opened.
@@ -68,7 +70,7 @@ def open_chain(
         from configs.schema import load_config
 
         wanted = load_config(config)
-    chain = stages.load_chain(weights, upto, runtime)
+    chain = stages.load_chain(weights, upto, runtime, threads=threads)
     settings = _apply(wanted, chain) if wanted is not None else {}
     if site is not None:
         from pipeline.calibration import apply_site

@@ -7,6 +7,7 @@ import sys
 import threading
 import traceback
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -21,6 +22,7 @@ from pipeline.commands import (
     command,
     data_option,
     debugging,
+    engine_options,
     log_to_stderr,
     print_figures,
     runtime_option,
@@ -39,6 +41,7 @@ _FOR_THE_USER = {
     "models.fit": ("TrainingError",),
     "pipeline.benchmark": ("BenchmarkError",),
     "pipeline.calibration": ("CalibrationError",),
+    "pipeline.cluster": ("EngineError",),
     "pipeline.evaluation": ("EvaluationError",),
     "pipeline.inputs": ("InputError",),
     "pipeline.report_page": ("ReportError",),
@@ -76,6 +79,7 @@ def _parsed_shard(_context: click.Context, _option: click.Parameter, value: str 
     default=None,
     help="Write report.html at the end.  [default: up to 2000 films in the folder]",
 )
+@engine_options
 def run(
     inputs: tuple[str, ...],
     out: Path,
@@ -90,6 +94,8 @@ def run(
     shard: tuple[int, int] | None,
     overwrite: bool,
     report: bool | None,
+    engine: str,
+    **cluster: Any,
 ) -> int:
     """Judge X-rays: files, folders (with those below) or a manifest.
 
@@ -109,12 +115,23 @@ def run(
       pipeline run films/ --out results
       pipeline run a.png b.dcm --out results --stage segment
       pipeline run films/ --out part1 --shard 1/2       (and 2/2 elsewhere; then: pipeline merge)
+      pipeline run films/ --out results --engine ray    (see docs/cluster.md)
     """
+    cluster = {name: value for name, value in cluster.items() if value is not None}
+    if cluster and engine != "ray":
+        options = ", ".join("--" + name.replace("_", "-") for name in cluster)
+        raise click.UsageError(f"{options}: for --engine ray only. Add it, or leave the option out")
+    if cluster.get("gpus_per_worker") and runtime != "keras":
+        raise click.UsageError(f"--gpus-per-worker: {runtime} runs on CPUs here. Add --runtime keras, or leave it out")
     from pipeline.chain import open_chain
     from pipeline.console import print_summary, run_progress
     from pipeline.inputs import find_inputs
     from pipeline.runner import Runner
 
+    if engine == "ray":
+        from pipeline.cluster import import_ray
+
+        import_ray()  # before all else, where it is missing
     upto = stage or STAGES[-1]
     arguments = {
         "inputs": list(inputs),
@@ -125,15 +142,24 @@ def run(
         "workers": workers,
         "batch_size": batch_size,
         "overwrite": overwrite,
+        "engine": engine,
+        **cluster,
     }
-    settings = {"runtime": runtime, "config": config, "site": site, "label": label}
-    chain = open_chain(weights, upto, **settings, arguments=arguments)
+    how = {"runtime": runtime, "config": config, "site": site, "label": label}
+    chain = open_chain(weights, upto, **how, arguments=arguments)
     found = find_inputs(inputs, out=out)
     for name, settings in chain.settings.items():
         said = ", ".join(f"{key} {value}" for key, value in settings.items())
-        given = " and ".join(str(file) for file in (config, site) if file is not None)
-        click.echo(f"from {given}, in place of what the weights decide: {name} {said}", err=True)
-    runner = Runner(chain.stages, out, identity=chain.identity, batch_size=batch_size, workers=workers)
+        given = [str(file) for file in (config, site) if file is not None] + ["--label"] * (label is not None)
+        click.echo(f"from {' and '.join(given)}, in place of what the weights decide: {name} {said}", err=True)
+    options: dict[str, Any] = {"identity": chain.identity, "batch_size": batch_size, "workers": workers}
+    if engine == "ray":
+        from pipeline.engine_ray import RayRunner, opening
+
+        again = opening(weights, upto, **how)
+        runner: Runner = RayRunner(chain.stages, out, opening=again, **options, **cluster)
+    else:
+        runner = Runner(chain.stages, out, **options)
     try:
         with run_progress(len(found)) as progress:
             summary = runner.run(found, overwrite=overwrite, shard=shard, progress=progress)

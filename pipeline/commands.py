@@ -76,8 +76,36 @@ site_option = click.option(
     "--site", type=click.Path(path_type=Path), metavar="FILE", help="Site file of `pipeline calibrate`."
 )
 workers_option = click.option(
-    "--workers", type=click.IntRange(1), help="Threads that read, and that write.  [default: one a core]"
+    "--workers",
+    type=click.IntRange(1),
+    help="Threads that read, and write; of ray, actors.  [default: one a core]",
 )
+
+_ENGINE_OPTIONS = (
+    click.option(
+        "--engine",
+        type=click.Choice(("local", "ray")),
+        default="local",
+        show_default=True,
+        help="What spreads the work: threads of this process, or workers of a Ray cluster.",
+    ),
+    click.option("--address", metavar="HOST:PORT", help="ray: cluster.  [default: RAY_ADDRESS, or one for this run]"),
+    click.option(
+        "--cpus-per-worker", type=click.FloatRange(0, min_open=True), help="ray: cores of each.  [default: 1]"
+    ),
+    click.option(
+        "--gpus-per-worker",
+        type=click.FloatRange(0),
+        help="ray: GPUs of each, such as 0.25; for --runtime keras.  [default: 0]",
+    ),
+)
+
+
+def engine_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that say where a run works."""
+    for option in reversed(_ENGINE_OPTIONS):
+        function = option(function)
+    return function
 
 
 def print_figures(figures: dict[str, Any]) -> None:

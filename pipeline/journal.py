@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -18,10 +19,11 @@ _PART = ".part"
 def whole_file(path: Path, *, durable: bool = False) -> Iterator[IO[bytes]]:
     """A file to write that takes the name `path` only when the block ends without an error.
 
-    It is written under a temporary name in the same folder and renamed, so nobody ever sees half of it. `durable` also
-    waits until the disk has it, so that not even a power cut takes it back.
+    It is written under a temporary name in the same folder and renamed, so nobody ever sees half of it; the name is one
+    that no other process takes, should two write the same file. `durable` also waits until the disk has it, so that not
+    even a power cut takes it back.
     """
-    part = path.with_name(f".{path.name}{_PART}")
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_PART}")
     try:
         with open(part, "wb") as file:
             yield file

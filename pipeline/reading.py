@@ -13,6 +13,7 @@ from concurrent.futures import TimeoutError as NotYet
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -20,12 +21,24 @@ from data.radiograph import Radiograph, RadiographError
 from pipeline.inputs import Input
 from pipeline.isolation import IsolatedReader
 from pipeline.outputs import failed
-from pipeline.results import ResultsFolder
 from stages.base import FAILED, REFUSED, Record
 
 # Pixels that may wait between two steps of a run. A film in work takes 4 to 9 bytes a pixel: three steps, under 1 GB
 # together, and on films of 512 px this never binds.
 PIXELS = 40_000_000
+
+
+class Desk(Protocol):
+    """Where films are looked up and saved: `ResultsFolder`, or what stands in for it in another process."""
+
+    def done(self, key: str, sha256: str) -> dict[str, Any] | None:
+        """The entry of an input that needs nothing more."""
+
+    def mask(self, key: str, sha256: str, size: tuple[int, int]) -> np.ndarray | None:
+        """The mask (H, W) uint8 0/1 of an unchanged input whose lungs were found before."""
+
+    def save(self, key: str, image: str, sha256: str, record: Record, *, trace: str = "") -> dict[str, str]:
+        """Keep what became of an input; returns its row."""
 
 
 @dataclass
@@ -64,7 +77,7 @@ class Reading:
         self,
         inputs: Sequence[Input],
         ids: dict[str, str],
-        folder: ResultsFolder,
+        folder: Desk,
         reader: Callable[..., Radiograph] | None,
         *,
         workers: int,

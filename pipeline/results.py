@@ -1,4 +1,4 @@
-"""The folder that `pipeline run` leaves: its one writer and reader.
+"""The folder that `pipeline run` leaves: its one writer and reader. What lies in it of each film: `FilmFiles`.
 
 ::
 
@@ -27,16 +27,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-import cv2
 import numpy as np
 
 import stages
 from pipeline.about import NOTICE, PROGRAM
+from pipeline.filmfiles import FOLDERS, FilmFiles
 from pipeline.journal import FolderLock, Journal, sweep, whole_file, write_whole
-from pipeline.outputs import columns, csv_line, failed, pictures, plain_text, regions_of, row_of, write_coco
-from stages.base import OK, Record
-
-FOLDERS = ("masks", "crops", "heatmaps", "overlays")
+from pipeline.outputs import columns, csv_line, write_coco
+from stages.base import Record
 
 REPORT = "report.html"
 
@@ -170,9 +168,9 @@ class ResultsFolder:
         write_whole(self.path / "run.json", _json(self._run), durable=True)
         for name in FOLDERS if self.identity.last == stages.NAMES[-1] else ("masks", "crops", "overlays"):
             (self.path / name).mkdir(exist_ok=True)
-        for folder in (self.path, *(self.path / name for name in FOLDERS)):
-            if folder.is_dir():
-                sweep(folder)
+        sweep(self.path)
+        self.films = FilmFiles(self.path, self.identity.last, self._run["classes"])
+        self.films.sweep()
         self.journal = Journal(self.path / "journal.jsonl")
         self._write_table(self.journal.keys())
         self._csv = open(self.path / "results.csv", "ab", buffering=0)  # noqa: SIM115  (held until close)
@@ -219,71 +217,25 @@ class ResultsFolder:
         return {key: entry["row"]["id"] for key, entry in zip(keys, self.journal.entries(keys), strict=True)}
 
     def done(self, key: str, sha256: str) -> dict[str, Any] | None:
-        """The entry of an input that needs nothing more: unchanged, judged as far as the chain goes, files in place."""
-        entry = self.journal.get(key)
-        if entry is None or entry["row"]["sha256"] != sha256 or entry["retry"]:
-            return None
-        reached = stages.NAMES.index(entry["stage"]) >= stages.NAMES.index(self.identity.last)
-        if entry["row"]["status"] == OK and not reached:
-            return None
-        for folder, size in entry["files"].items():  # a power cut may have taken what was written last
-            try:
-                if (self.path / folder / f"{entry['row']['id']}.png").stat().st_size != size:
-                    return None
-            except OSError:
-                return None
-        return entry
+        """The entry of an input that needs nothing more; see `FilmFiles.done`."""
+        return self.films.done(self.journal.get(key), sha256)
 
     def mask(self, key: str, sha256: str, size: tuple[int, int]) -> np.ndarray | None:
         """The mask (H, W) uint8 0/1 of an unchanged input whose lungs were found before; None where there is none."""
-        entry = self.journal.get(key)
-        if entry is None or entry["row"]["sha256"] != sha256 or "masks" not in entry["files"]:
-            return None
-        try:
-            data = (self.path / "masks" / f"{entry['row']['id']}.png").read_bytes()
-        except OSError:
-            return None
-        mask = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE) if data else None
-        return (mask > 127).astype(np.uint8) if mask is not None and mask.shape == tuple(size) else None
+        return self.films.mask(self.journal.get(key), sha256, size)
 
     def save(self, key: str, image: str, sha256: str, record: Record, *, trace: str = "") -> dict[str, str]:
-        """Write all that is left of an input, then its line in the journal; returns its row.
-
-        A record that cannot be turned into files fails alone. `trace` is the traceback of a failure that nobody
-        foresaw; such inputs are tried again by the next run.
+        """Write all that is left of an input, then its line in the journal; returns its row. See `FilmFiles.write`.
 
         Raises:
             OSError: the disk or the folder takes no more.
         """
-        name = record.radiograph.id
-        try:
-            row, files = row_of(record), pictures(record)
-            regions = None if record.regions is None else regions_of(record, self._run["classes"])
-        except Exception as error:
-            record, trace = failed(Record(record.radiograph), "writing", error)
-            row, files, regions = row_of(record), {}, None
-        for folder in FOLDERS:
-            path = self.path / folder / f"{name}.png"
-            if folder in files:
-                write_whole(path, files[folder])
-            else:
-                path.unlink(missing_ok=True)  # of an earlier version of the input
-        row |= {"image": plain_text(image), "id": name, "sha256": sha256}
-        entry = {
-            "stage": self.identity.last,
-            "retry": bool(trace) or not sha256,
-            "row": row,
-            "regions": regions,
-            "files": {folder: len(data) for folder, data in files.items()},
-            "trace": trace,
-        }
-        with self._guard:
-            self.journal.append(key, entry)
-            self._csv.write(csv_line(self.columns, row))
-        return row
+        entry = self.films.write(image, sha256, record, trace=trace)
+        self.adopt(key, entry)
+        return entry["row"]
 
     def adopt(self, key: str, entry: dict[str, Any]) -> None:
-        """Take over the entry of an input from another folder, whose pictures are here already."""
+        """Take over the entry of an input whose pictures are here already: of another process, or another folder."""
         with self._guard:
             self.journal.append(key, entry)
             self._csv.write(csv_line(self.columns, entry["row"]))

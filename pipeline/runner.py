@@ -20,7 +20,7 @@ from pipeline.inputs import Input, assign_ids
 from pipeline.isolation import SECONDS
 from pipeline.merge import write_places
 from pipeline.outputs import failed
-from pipeline.reading import PIXELS, Film, Reading
+from pipeline.reading import PIXELS, Desk, Film, Reading
 from pipeline.results import Identity, ResultsFolder
 from stages.base import FAILED, OK, REFUSED, Record, Stage
 
@@ -54,6 +54,24 @@ class Summary:
     def exit_code(self) -> int:
         """0 when all inputs are ok, 1 when some were refused or failed."""
         return 1 if self.counts[REFUSED] or self.counts[FAILED] else 0
+
+
+class Tally:
+    """What became of a call's inputs so far: see the fields of `Summary`. `progress` is told of each."""
+
+    def __init__(self, progress: Callable[[int], None] | None = None) -> None:
+        self.counts: Counter[str] = Counter()
+        self.problems: list[tuple[str, str, str]] = []
+        self.already = 0
+        self._progress = progress or (lambda done: None)
+
+    def add(self, row: dict[str, str], *, already: bool = False) -> None:
+        """Count an input by its row; `already`: it was done before."""
+        self.already += already
+        self.counts[row["status"]] += 1
+        if row["status"] != OK and len(self.problems) < _SHOWN:
+            self.problems.append((row["status"], row["image"], row["error"]))
+        self._progress(sum(self.counts.values()))
 
 
 @dataclass
@@ -116,14 +134,14 @@ class Runner:
                     places = {one.key: place for place, one in enumerate(inputs) if one.shard(shard[1]) == shard[0]}
                     write_places(self.out, places)
                     inputs = [one for one in inputs if one.key in places]
-                work = _Work(self, folder, inputs, ids, progress or (lambda done: None))
-                work.go()
+                tally = Tally(progress)
+                self.judge(folder, inputs, ids, tally)
                 seconds = {name: self._seconds[name] for name in ("read", *identity.stages, "write")}
                 seconds["total"] = time.monotonic() - begun
                 total = folder.finish([item.key for item in inputs], seconds, started, _now())
-                counts = {status: work.counts[status] for status in (OK, REFUSED, FAILED)}
+                counts = {status: tally.counts[status] for status in (OK, REFUSED, FAILED)}
                 others = sum(total.values()) - len(inputs)
-                return Summary(self.out, counts, work.already, others, work.problems, seconds)
+                return Summary(self.out, counts, tally.already, others, tally.problems, seconds)
         except OSError as error:
             raise RunError(
                 f"{error.filename or self.out}: {error.strerror or error}. Make room or change the access rights, "
@@ -132,6 +150,15 @@ class Runner:
         finally:
             cv2.setNumThreads(threads)
 
+    def judge(self, folder: Desk, inputs: Sequence[Input], ids: dict[str, str], tally: Tally) -> None:
+        """Judge the inputs that are not done yet, under the names `ids`, and save each."""
+        _Work(self, folder, inputs, ids, tally).go()
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Spent a part so far, of all threads together."""
+        return dict(self._seconds)
+
     @contextmanager
     def timed(self, part: str) -> Iterator[None]:
         """Count the seconds of a block."""
@@ -139,26 +166,27 @@ class Runner:
         try:
             yield
         finally:
-            with self._guard:
-                self._seconds[part] += time.perf_counter() - begun
+            self.spent({part: time.perf_counter() - begun})
+
+    def spent(self, seconds: dict[str, float]) -> None:
+        """Count seconds that other clocks measured, by part."""
+        with self._guard:
+            self._seconds.update(seconds)
 
 
 class _Work:
-    """One call of `Runner.run`: the queues between its steps."""
+    """One call of `Runner.judge`: the queues between its steps."""
 
     def __init__(
         self,
         runner: Runner,
-        folder: ResultsFolder,
+        folder: Desk,
         inputs: Sequence[Input],
         ids: dict[str, str],
-        progress: Callable[[int], None],
+        tally: Tally,
     ) -> None:
-        self.runner, self.folder, self.progress = runner, folder, progress
+        self.runner, self.folder, self.tally = runner, folder, tally
         self.workers = runner.workers or cores()
-        self.counts: Counter[str] = Counter()
-        self.problems: list[tuple[str, str, str]] = []
-        self.already = 0
         self.first = runner.stages[0]
         self.reading = Reading(
             inputs,
@@ -181,8 +209,7 @@ class _Work:
             batch: list[Film] = []
             for film in self.reading:
                 if film.done is not None:
-                    self.already += 1
-                    self._count(film.done["row"])
+                    self.tally.add(film.done["row"], already=True)
                 elif not film.record.ok:
                     self._write(film)
                 else:
@@ -247,13 +274,7 @@ class _Work:
             self.room.give(film.pixels)
 
     def _reap(self, saved: Future[dict[str, str]]) -> None:
-        self._count(saved.result())
-
-    def _count(self, row: dict[str, str]) -> None:
-        self.counts[row["status"]] += 1
-        if row["status"] != OK and len(self.problems) < _SHOWN:
-            self.problems.append((row["status"], row["image"], row["error"]))
-        self.progress(sum(self.counts.values()))
+        self.tally.add(saved.result())
 
 
 class _Room:

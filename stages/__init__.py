@@ -38,8 +38,12 @@ def stored_names(chain: Path) -> list[str]:
     return list(NAMES)
 
 
-def load_chain(weights: str | Path, upto: str = NAMES[-1], runtime: str = "onnx") -> list[Stage]:
+def load_chain(
+    weights: str | Path, upto: str = NAMES[-1], runtime: str = "onnx", *, threads: int | None = None
+) -> list[Stage]:
     """The stages up to and including `upto`, from the weights of that name or in that folder.
+
+    `runtime`, `threads`: see `models.weights.open_network`.
 
     Raises:
         models.weights.WeightsError: the weights do not exist, are incomplete or damaged.
@@ -48,4 +52,4 @@ def load_chain(weights: str | Path, upto: str = NAMES[-1], runtime: str = "onnx"
 
     chain = find(weights)
     names = [name for name in stored_names(chain) if NAMES.index(name) <= NAMES.index(stage_class(upto).name)]
-    return [stage_class(name).load(bundle_of(chain, name), runtime=runtime) for name in names]
+    return [stage_class(name).load(bundle_of(chain, name), runtime=runtime, threads=threads) for name in names]

@@ -83,8 +83,8 @@ class Stage(ABC):
 
     @classmethod
     @abstractmethod
-    def load(cls, bundle: Path, *, runtime: str = "onnx") -> Stage:
-        """The stage as stored in the folder `bundle`. `runtime`: see `models.weights.open_network`."""
+    def load(cls, bundle: Path, *, runtime: str = "onnx", threads: int | None = None) -> Stage:
+        """The stage as stored in the folder `bundle`. `runtime`, `threads`: see `models.weights.open_network`."""
 
     @classmethod
     @abstractmethod

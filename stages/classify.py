@@ -108,9 +108,9 @@ class Classify(Stage):
         self.offsets = np.array([decisions.get("offsets", {}).get(name, 0.0) for name in self.classes])
 
     @classmethod
-    def load(cls, bundle: Path, *, runtime: str = "onnx") -> Classify:
+    def load(cls, bundle: Path, *, runtime: str = "onnx", threads: int | None = None) -> Classify:
         """The stage as stored in `bundle`."""
-        return cls(open_network(bundle, runtime), read_card(bundle), fingerprint(bundle))
+        return cls(open_network(bundle, runtime, threads), read_card(bundle), fingerprint(bundle))
 
     def run(self, records: Sequence[Record]) -> list[Record]:
         """Fill in `probabilities`, `label`, `tb_score`, and the Grad-CAM `maps` with their `frame`."""

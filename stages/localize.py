@@ -170,8 +170,8 @@ class Localize(Stage):
         self.max_regions: int = decisions["max_regions"]
 
     @classmethod
-    def load(cls, bundle: Path, *, runtime: str = "onnx") -> Localize:
-        """The stage as stored in `bundle`; it has no network, so every `runtime` is the same."""
+    def load(cls, bundle: Path, *, runtime: str = "onnx", threads: int | None = None) -> Localize:
+        """The stage as stored in `bundle`; it has no network, so `runtime` and `threads` change nothing."""
         return cls(read_card(bundle), fingerprint(bundle))
 
     def run(self, records: Sequence[Record]) -> list[Record]:

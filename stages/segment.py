@@ -85,9 +85,9 @@ class Segment(Stage):
         self.min_fraction: float = decisions["min_fraction"]
 
     @classmethod
-    def load(cls, bundle: Path, *, runtime: str = "onnx") -> Segment:
+    def load(cls, bundle: Path, *, runtime: str = "onnx", threads: int | None = None) -> Segment:
         """The stage as stored in `bundle`."""
-        return cls(open_network(bundle, runtime), read_card(bundle), fingerprint(bundle))
+        return cls(open_network(bundle, runtime, threads), read_card(bundle), fingerprint(bundle))
 
     def run(self, records: Sequence[Record]) -> list[Record]:
         """Fill in `mask`, `lung_box` and `lung_fraction`; refuse films with too little lung."""

@@ -32,7 +32,7 @@ class Fake(Stage):
             setattr(self, name, value)
 
     @classmethod
-    def load(cls, bundle, *, runtime="onnx"):
+    def load(cls, bundle, *, runtime="onnx", threads=None):
         return cls()
 
     @classmethod

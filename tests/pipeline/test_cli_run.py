@@ -36,7 +36,7 @@ def weights(tmp_path, monkeypatch):
         card = one.card | {"training": {"settings": trained.get(one.name, {})}}
         (folder / one.name / "card.json").write_text(json.dumps(card))
 
-    def load_chain(weights, upto="localize", runtime="onnx"):
+    def load_chain(weights, upto="localize", runtime="onnx", threads=None):
         loaded = fake_chain.chain(upto)
         for one in loaded:
             one.card = json.loads((folder / one.name / "card.json").read_text())

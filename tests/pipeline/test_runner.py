@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from data.radiograph import Radiograph, RadiographError, read
-from pipeline import results
+from pipeline import filmfiles
 from pipeline.inputs import find_inputs
 from pipeline.reading import file_hash
 from pipeline.results import ResultsError, rows, run_info
@@ -226,7 +226,7 @@ def test_other_weights_are_refused(films, tmp_path):
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES])
 def test_a_disk_that_takes_no_more_stops_the_run_and_keeps_the_rest(films, tmp_path, monkeypatch, number):
-    write, calls = results.write_whole, []
+    write, calls = filmfiles.write_whole, []
 
     def full(path, data, **more):
         calls.append(path)
@@ -234,7 +234,7 @@ def test_a_disk_that_takes_no_more_stops_the_run_and_keeps_the_rest(films, tmp_p
             raise OSError(number, os.strerror(number), str(path))
         write(path, data, **more)
 
-    monkeypatch.setattr(results, "write_whole", full)
+    monkeypatch.setattr(filmfiles, "write_whole", full)
     with pytest.raises(RunError, match=os.strerror(number)) as caught:
         go(films, tmp_path / "out", batch_size=1)
     assert "goes on where it stopped" in str(caught.value)

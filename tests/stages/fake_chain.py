@@ -46,7 +46,7 @@ class FakeSegment(Stage):
         self.refuse = refuse
 
     @classmethod
-    def load(cls, bundle, *, runtime="onnx"):
+    def load(cls, bundle, *, runtime="onnx", threads=None):
         return cls()
 
     @classmethod
