@@ -35,7 +35,7 @@ def arguments(films, tmp_path, monkeypatch):
         card = one.card | {"licence": "MIT", "training": training, "figures": {"test": {"auc_tb": figure}}}
         (tmp_path / "weights" / one.name / "card.json").write_text(json.dumps(card))
 
-    def load_chain(weights, upto="localize", runtime="onnx"):
+    def load_chain(weights, upto="localize", runtime="onnx", threads=None):
         loaded = fake_chain.chain(upto)
         for one in loaded:
             one.card = json.loads((tmp_path / "weights" / one.name / "card.json").read_text())
