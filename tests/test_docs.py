@@ -45,3 +45,22 @@ def test_the_table_of_experiments_is_that_of_their_files():
     spec.loader.exec_module(experiments)
     page = experiments.PAGE.read_text(encoding="utf-8")
     assert experiments.filled(page) == page, "run python docs/experiments/run.py"
+
+
+def test_the_reference_names_every_command():
+    import click
+
+    from pipeline.cli import cli
+
+    def names(group, prefix):
+        for name, one in group.commands.items():
+            yield from names(one, f"{prefix} {name}") if isinstance(one, click.Group) else [f"{prefix} {name}"]
+
+    page = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
+    assert [name for name in names(cli, "pipeline") if f"`{name}" not in page] == []
+
+
+def test_links_between_pages_lead_somewhere():
+    for page in [ROOT / "README.md", ROOT / "benchmarks" / "README.md", *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8")):
+            assert target.startswith("http") or (page.parent / target).exists(), f"{page.name}: {target}"
