@@ -48,7 +48,7 @@ def lung_crop(record: Record, size: int) -> tuple[np.ndarray, np.ndarray, Frame]
     if record.mask is None:
         lungs = np.ones(crop.shape, np.uint8)
     else:
-        lungs = (frame.to_grid(record.mask * np.float32(1)) >= 0.5).astype(np.uint8)
+        lungs = (frame.to_grid(record.mask * np.uint8(255)) >= 128).astype(np.uint8)
     inside = crop[lungs > 0]
     low, high = np.percentile(inside, [1, 99]) if inside.size else (0.0, 1.0)
     scaled = _DARKEST + (_BRIGHTEST - _DARKEST) * (crop - low) / max(high - low, 1e-3)

@@ -187,7 +187,8 @@ class Localize(Stage):
                 continue
             judged, certain = self.judged(record)
             seen = focus(record, self.classes.index(judged))
-            record.heatmap = np.clip(seen.frame.to_native(seen.heat), 0.0, 1.0)
+            heatmap = seen.frame.to_native(seen.heat)
+            record.heatmap = np.clip(heatmap, 0.0, 1.0, out=heatmap)
             record.regions = self.regions(seen, judged, record.probabilities[judged]) if certain else []
         return list(records)
 
