@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from models.backend import keras
 
 _keras = keras()
@@ -10,15 +13,21 @@ _ops = _keras.ops
 
 @_keras.saving.register_keras_serializable(package="cxr")
 class DiceCrossEntropy(_keras.losses.Loss):
-    """Soft Dice loss plus binary cross-entropy, on probabilities.
+    """Soft Dice loss plus binary cross-entropy, on probabilities; each with a weight, 0 leaves it out.
 
     Inputs are (N, H, W, 1) in [0, 1]. The Dice term is taken film by film (Milletari et al. 2016, V-Net, with
     the sums unsquared), so that small lungs weigh as much as large ones. 0 is perfect.
     """
 
-    def __init__(self, dice_weight: float = 1.0, name: str = "dice_cross_entropy", **kwargs: object) -> None:
+    def __init__(
+        self,
+        dice_weight: float = 1.0,
+        entropy_weight: float = 1.0,
+        name: str = "dice_cross_entropy",
+        **kwargs: object,
+    ) -> None:
         super().__init__(name=name, **kwargs)
-        self.dice_weight = dice_weight
+        self.dice_weight, self.entropy_weight = dice_weight, entropy_weight
 
     def call(self, y_true: object, y_pred: object) -> object:
         """One loss a film, shape (N,)."""
@@ -28,11 +37,11 @@ class DiceCrossEntropy(_keras.losses.Loss):
         total = _ops.sum(y_true, axes) + _ops.sum(y_pred, axes)
         dice = 1.0 - (2.0 * common + 1.0) / (total + 1.0)
         entropy = _ops.mean(_ops.binary_crossentropy(y_true, y_pred), axes)
-        return self.dice_weight * dice + entropy
+        return self.dice_weight * dice + self.entropy_weight * entropy
 
     def get_config(self) -> dict:
         """What the loss is made again from."""
-        return {**super().get_config(), "dice_weight": self.dice_weight}
+        return {**super().get_config(), "dice_weight": self.dice_weight, "entropy_weight": self.entropy_weight}
 
 
 @_keras.saving.register_keras_serializable(package="cxr")
@@ -59,3 +68,50 @@ class DiceScore(_keras.metrics.Metric):
     def result(self) -> object:
         """The mean so far, 0 before any film."""
         return self.total / _ops.maximum(self.count, 1.0)
+
+
+# By name, for one class a film and for several labels a film. A scalar alpha only scales the loss: 1 keeps it the
+# cross-entropy's where gamma is 0.
+_CLASSIFICATION: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
+    "cross_entropy": (_keras.losses.CategoricalCrossentropy, _keras.losses.BinaryCrossentropy),
+    "focal": (
+        lambda **more: _keras.losses.CategoricalFocalCrossentropy(alpha=1.0, gamma=2.0, **more),
+        lambda **more: _keras.losses.BinaryFocalCrossentropy(gamma=2.0, **more),
+    ),
+}
+
+_SEGMENTATION: dict[str, Callable[[], Any]] = {
+    "dice_cross_entropy": DiceCrossEntropy,
+    "dice": lambda: DiceCrossEntropy(entropy_weight=0.0, name="dice"),
+    "cross_entropy": _keras.losses.BinaryCrossentropy,
+    "focal": lambda: _keras.losses.BinaryFocalCrossentropy(gamma=2.0),
+}
+
+
+def classification_loss(name: str, multi_label: bool, label_smoothing: float = 0.0) -> Any:
+    """The classifier's loss on probabilities (N, classes).
+
+    Args:
+        name: "cross_entropy", or "focal" (Lin et al. 2017, gamma 2), which films already judged well hardly move.
+        multi_label: each class is a question of its own (binary), in place of one class a film (categorical).
+        label_smoothing: share of the target spread evenly.
+
+    Raises:
+        ValueError: no loss of that name.
+    """
+    return _named(_CLASSIFICATION, name)[int(multi_label)](label_smoothing=label_smoothing)
+
+
+def segmentation_loss(name: str) -> Any:
+    """The segmentation network's loss on probabilities (N, H, W, 1): dice_cross_entropy, dice, cross_entropy or focal.
+
+    Raises:
+        ValueError: no loss of that name.
+    """
+    return _named(_SEGMENTATION, name)()
+
+
+def _named(losses: dict[str, Any], name: str) -> Any:
+    if name not in losses:
+        raise ValueError(f"loss must be one of {', '.join(losses)}. Received: {name!r}")
+    return losses[name]

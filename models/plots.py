@@ -40,7 +40,8 @@ def training_curves(history: Path, path: Path) -> Path:
     """Loss and each metric by epoch, train and val together, from a history.csv; the best val epoch is marked."""
     with history.open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    names = [n for n in rows[0] if n not in ("epoch", "phase") and not n.startswith("val_")] if rows else ["loss"]
+    beside = ("epoch", "phase", "learning_rate")
+    names = [n for n in rows[0] if n not in beside and not n.startswith("val_")] if rows else ["loss"]
     names.sort(key=lambda name: name != "loss")
     figure, axes = _figure(5.2 * len(names), 3.8, len(names))
     epochs = np.arange(1, len(rows) + 1)

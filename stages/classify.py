@@ -140,6 +140,7 @@ class Classify(Stage):
         from models.classifiers import build_classifier
         from models.export import save_bundle
         from models.fit import PHASE_SETTINGS, Phase, average_with_start, fit, set_batchnorm_momentum
+        from models.losses import classification_loss
         from models.probe import Lesions, solve_head
         from models.training_log import summary, training_bar
 
@@ -212,7 +213,7 @@ class Classify(Stage):
                 train,
                 val,
                 out,
-                loss=k.losses.CategoricalCrossentropy(label_smoothing=settings.label_smoothing),
+                loss=classification_loss(settings.loss, False, settings.label_smoothing),
                 metrics=lambda: [k.metrics.CategoricalAccuracy(name="accuracy")],
                 monitor="val_loss",
                 mode="min",
