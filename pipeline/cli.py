@@ -39,6 +39,7 @@ _FOR_THE_USER = {
     "models.fit": ("TrainingError",),
     "pipeline.benchmark": ("BenchmarkError",),
     "pipeline.calibration": ("CalibrationError",),
+    "pipeline.compare": ("CompareError",),
     "pipeline.evaluation": ("EvaluationError",),
     "pipeline.inputs": ("InputError",),
     "pipeline.results": ("ResultsError",),
