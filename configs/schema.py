@@ -28,12 +28,36 @@ class Fit(_Section):
     epochs: int = Field(10, ge=1)
     batch_size: int = Field(16, ge=1)
     learning_rate: float = Field(1e-3, gt=0)
-    schedule: Literal["constant", "cosine"] = "cosine"
+    schedule: Literal["constant", "cosine", "plateau", "exponential"] = Field(
+        "cosine",
+        description="of the learning rate: unchanged; falling at each step; or halved when val no longer improves",
+    )
+    final_learning_rate: float | None = Field(
+        None,
+        gt=0,
+        description="where the schedule ends; null: at a hundredth of learning_rate (not used by constant)",
+    )
+    plateau_patience: int = Field(3, ge=1, description="plateau: epochs without improvement before the rate is halved")
+    early_stopping: int | None = Field(
+        None, ge=1, description="stop after this many epochs without improvement on val; null: never"
+    )
+    optimizer: Literal["adamw", "adam", "sgd", "rmsprop"] = Field(
+        "adamw", description="sgd has a Nesterov momentum of 0.9; adam with weight decay is adamw"
+    )
     weight_decay: float = Field(1e-4, ge=0)
     ema: float = Field(0.0, ge=0, lt=1, description="momentum of the running average of the weights; 0 switches it off")
     augment: bool = True
     sources: list[str] | None = Field(None, description="train on these sources only; null takes all that fit")
     leave_out: list[str] = Field([], description="sources never trained on, where `sources` is null")
+
+    @model_validator(mode="after")
+    def _falling(self) -> Fit:
+        if self.final_learning_rate is not None and self.final_learning_rate > self.learning_rate:
+            raise ValueError(
+                f"final_learning_rate must not be above learning_rate, {self.learning_rate}. Received: "
+                f"{self.final_learning_rate}"
+            )
+        return self
 
 
 class SegmentFit(Fit):
@@ -70,6 +94,7 @@ class SegmentConfig(_Section):
     threshold: float = Field(0.5, gt=0, lt=1)
     margin: float = Field(0.05, ge=0, le=0.5, description="added to the lung box on each side, as a share of it")
     min_fraction: float = Field(0.04, ge=0, lt=1, description="refuse a film with less lung than this share of it")
+    loss: Literal["dice_cross_entropy", "dice", "cross_entropy", "focal"] = "dice_cross_entropy"
     fit: SegmentFit = SegmentFit()
 
 
@@ -99,6 +124,9 @@ class ClassifyConfig(_Section):
     )
     lesion_weight: float = Field(
         0.3, ge=0, description="how much boxes of lesions, where the manifest has any, count beside the films' classes"
+    )
+    loss: Literal["cross_entropy", "focal"] = Field(
+        "cross_entropy", description="of the second step; the first solves the last layer for cross-entropy"
     )
     label_smoothing: float = Field(0.05, ge=0, lt=0.5)
     balance: Literal["none", "class", "class_source"] = Field(

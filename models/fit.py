@@ -5,7 +5,7 @@ A training's folder::
     checkpoint/state.json                 phase, epoch, history so far, name of the weights file
     checkpoint/<phase>-<epoch>.weights.h5 weights and optimizer state after that epoch
     checkpoint/best.weights.h5            weights of the best epoch on val
-    history.csv                           one row an epoch, rewritten whole after each
+    history.csv                           one row an epoch, rewritten whole after each; learning_rate is that at its end
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from models.backend import keras
+from models.optimizers import better, make_optimizer, plateau_rate, stalled
 from models.weights import write_text
 
 if TYPE_CHECKING:
@@ -40,7 +41,17 @@ BATCHNORM_MOMENTUM = 0.97
 
 START_FILE = "after-start.weights.h5"  # kept to the end, for `average_with_start`
 START = "start"  # the phase of the history's row that `start` makes
-PHASE_SETTINGS = {"epochs", "learning_rate", "schedule", "weight_decay", "ema"}
+PHASE_SETTINGS = {
+    "epochs",
+    "learning_rate",
+    "schedule",
+    "final_learning_rate",
+    "plateau_patience",
+    "early_stopping",
+    "optimizer",
+    "weight_decay",
+    "ema",
+}
 
 
 class TrainingError(RuntimeError):
@@ -49,15 +60,24 @@ class TrainingError(RuntimeError):
 
 @dataclass(frozen=True)
 class Phase:
-    """One step of a training: `epochs` epochs with one optimizer setting.
+    """One step of a training: `epochs` epochs with one optimizer setting, as in `configs.schema.Fit`.
 
-    `prepare` is called on the model before the phase's first step (to freeze or unfreeze layers).
+    Attributes:
+        epochs: at most; `early_stopping` epochs on end without a better figure end the phase before.
+        schedule: "constant"; "cosine" or "exponential" from `learning_rate` to `final_learning_rate`, step by step;
+            "plateau" halves the rate after `plateau_patience` epochs without a better figure, down to
+            `final_learning_rate` (None: a hundredth of `learning_rate`).
+        prepare: called on the model before the phase's first step, to freeze or unfreeze layers.
     """
 
     name: str
     epochs: int
     learning_rate: float
     schedule: str = "cosine"
+    final_learning_rate: float | None = None
+    plateau_patience: int = 3
+    early_stopping: int | None = None
+    optimizer: str = "adamw"
     weight_decay: float = 1e-4
     ema: float = 0.0
     prepare: Callable[[K.Model], None] = lambda model: None
@@ -111,7 +131,8 @@ def fit(
         train: batches of the train split; val: of the val split, neither shuffled nor augmented.
         out: the training's folder.
         loss, metrics: for `compile`; `metrics` is called afresh for each phase.
-        monitor: history column that picks the best epoch, such as "val_loss"; `mode` is "min" or "max".
+        monitor: history column that picks the best epoch, such as "val_loss"; `mode` is "min" or "max". Plateau and
+            early stopping follow it too, each phase from its own first epoch on.
         settings: text of all that the training depends on; a folder made with another text is refused.
         start: called on a fresh training, to bring the model to where the phases begin; returns the figures of its row
             in the history. Not called again when the training goes on.
@@ -132,7 +153,8 @@ def fit(
     if start is not None and not history:
         _begin(model, start, val, loss, metrics(), monitor, state, history, out)
     for number, phase in enumerate(phases):
-        done = sum(row["phase"] == phase.name for row in history)
+        figures = _figures_of(phase, history, monitor)
+        done = len(figures)
         later = any(row["phase"] in {p.name for p in phases[number + 1 :]} for row in history)
         if later:
             continue
@@ -141,7 +163,7 @@ def fit(
         if state["weights"]:
             # The optimizer's state belongs to its phase; a new phase takes the weights alone.
             _load(model, folder / state["weights"], with_optimizer=state["weights"].startswith(phase.name + "-"))
-        if done >= phase.epochs:
+        if done >= phase.epochs or stalled(phase, figures, mode):
             continue
         last = number == len(phases) - 1
         keeper = _keeper(model, phase, history, folder, out, state, key, monitor, mode, last, val, on_batch)
@@ -202,16 +224,16 @@ def forget(out: Path) -> None:
 
 
 def _compile(model: K.Model, phase: Phase, steps: int, loss: Any, metrics: list) -> None:
-    k = keras()
-    rate: Any = phase.learning_rate
-    if phase.schedule == "cosine":
-        rate = k.optimizers.schedules.CosineDecay(phase.learning_rate, max(1, phase.epochs * steps), alpha=0.01)
-    ema = {"use_ema": True, "ema_momentum": phase.ema} if phase.ema else {}
-    optimizer = k.optimizers.AdamW(rate, weight_decay=phase.weight_decay, clipnorm=1.0, **ema)
+    optimizer = make_optimizer(phase, steps)
     # XLA is Keras' default where it works; on the CPU it trains these networks three times slower (UNet 256 px on 4
     # cores: 3.5 images/s with it, 11 without).
     model.compile(optimizer=optimizer, loss=loss, weighted_metrics=metrics, jit_compile=False)
     model.optimizer.build(model.trainable_variables)  # in mixed precision it is wrapped, to scale the loss
+
+
+def _figures_of(phase: Phase, history: list[dict[str, Any]], monitor: str) -> list[float]:
+    """The monitored figure after each finished epoch of a phase."""
+    return [row[monitor] for row in history if row["phase"] == phase.name]
 
 
 def _load(model: K.Model, path: Path, *, with_optimizer: bool) -> None:
@@ -264,6 +286,8 @@ def _keeper(
 
         def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
             self.epoch = epoch
+            if phase.schedule == "plateau":
+                model.optimizer.learning_rate = plateau_rate(phase, _figures_of(phase, history, monitor), mode)
             _reseed(model, len(history))
 
         def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
@@ -279,10 +303,8 @@ def _keeper(
                 model.optimizer.finalize_variable_values(model.trainable_variables)
             figures = model.evaluate(val, verbose=0, return_dict=True)
             row |= {f"val_{name}": float(value) for name, value in figures.items()}
-            better = state["best"] is None or (
-                row[monitor] < state["best"] if mode == "min" else row[monitor] > state["best"]
-            )
-            if last and better:
+            row["learning_rate"] = float(k.ops.convert_to_numpy(model.optimizer.learning_rate))
+            if last and better(row[monitor], state["best"], mode):
                 state["best"] = row[monitor]
                 _save(model, folder / "best.weights.h5")
             if raw is not None:
@@ -302,8 +324,11 @@ def _keeper(
                 phase.name,
                 epoch + 1,
                 phase.epochs,
-                "  ".join(f"{n} {v:.4f}" for n, v in row.items()),
+                "  ".join(f"{n} {v:.4g}" if n == "learning_rate" else f"{n} {v:.4f}" for n, v in row.items()),
             )
+            if stalled(phase, _figures_of(phase, history, monitor), mode):
+                log.info("%s: %s has not improved for %d epochs, stopped", phase.name, monitor, phase.early_stopping)
+                model.stop_training = True
 
     return Keeper()
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from models.backend import keras
 
 _keras = keras()
@@ -10,15 +13,21 @@ _ops = _keras.ops
 
 @_keras.saving.register_keras_serializable(package="cxr")
 class DiceCrossEntropy(_keras.losses.Loss):
-    """Soft Dice loss plus binary cross-entropy, on probabilities.
+    """Soft Dice loss plus binary cross-entropy, on probabilities; each with a weight, 0 leaves it out.
 
     Inputs are (N, H, W, 1) in [0, 1]. The Dice term is taken film by film (Milletari et al. 2016, V-Net, with
     the sums unsquared), so that small lungs weigh as much as large ones. 0 is perfect.
     """
 
-    def __init__(self, dice_weight: float = 1.0, name: str = "dice_cross_entropy", **kwargs: object) -> None:
+    def __init__(
+        self,
+        dice_weight: float = 1.0,
+        entropy_weight: float = 1.0,
+        name: str = "dice_cross_entropy",
+        **kwargs: object,
+    ) -> None:
         super().__init__(name=name, **kwargs)
-        self.dice_weight = dice_weight
+        self.dice_weight, self.entropy_weight = dice_weight, entropy_weight
 
     def call(self, y_true: object, y_pred: object) -> object:
         """One loss a film, shape (N,)."""
@@ -28,11 +37,11 @@ class DiceCrossEntropy(_keras.losses.Loss):
         total = _ops.sum(y_true, axes) + _ops.sum(y_pred, axes)
         dice = 1.0 - (2.0 * common + 1.0) / (total + 1.0)
         entropy = _ops.mean(_ops.binary_crossentropy(y_true, y_pred), axes)
-        return self.dice_weight * dice + entropy
+        return self.dice_weight * dice + self.entropy_weight * entropy
 
     def get_config(self) -> dict:
         """What the loss is made again from."""
-        return {**super().get_config(), "dice_weight": self.dice_weight}
+        return {**super().get_config(), "dice_weight": self.dice_weight, "entropy_weight": self.entropy_weight}
 
 
 @_keras.saving.register_keras_serializable(package="cxr")
@@ -44,17 +53,19 @@ class KnownLabelsCrossEntropy(_keras.losses.Loss):
     Args:
         weights: (K, 2) what a film counts where it has the label, and where not; None counts all alike.
         label_smoothing: how far targets are moved from 0 and 1 towards 0.5.
+        gamma: above 0 it is the focal loss (Lin et al. 2017), which films already judged well hardly move.
     """
 
     def __init__(
         self,
         weights: list[list[float]] | None = None,
         label_smoothing: float = 0.0,
+        gamma: float = 0.0,
         name: str = "known_labels_cross_entropy",
         **kwargs: object,
     ) -> None:
         super().__init__(name=name, **kwargs)
-        self.weights, self.label_smoothing = weights, label_smoothing
+        self.weights, self.label_smoothing, self.gamma = weights, label_smoothing, gamma
 
     def call(self, y_true: object, y_pred: object) -> object:
         """One loss a film, shape (N,): the sum over its known labels, divided by K."""
@@ -68,11 +79,14 @@ class KnownLabelsCrossEntropy(_keras.losses.Loss):
         smooth = there * (1 - self.label_smoothing) + self.label_smoothing / 2
         p = _ops.clip(y_pred, 1e-7, 1 - 1e-7)
         entropy = -(smooth * _ops.log(p) + (1 - smooth) * _ops.log(1 - p))
+        if self.gamma:
+            entropy = entropy * (1 - (there * p + (1 - there) * (1 - p))) ** self.gamma
         return _ops.mean(count * entropy, axis=-1)
 
     def get_config(self) -> dict:
         """What the loss is made again from."""
-        return {**super().get_config(), "weights": self.weights, "label_smoothing": self.label_smoothing}
+        more = {"weights": self.weights, "label_smoothing": self.label_smoothing, "gamma": self.gamma}
+        return {**super().get_config(), **more}
 
 
 @_keras.saving.register_keras_serializable(package="cxr")
@@ -121,3 +135,54 @@ class DiceScore(_keras.metrics.Metric):
     def result(self) -> object:
         """The mean so far, 0 before any film."""
         return self.total / _ops.maximum(self.count, 1.0)
+
+
+# By name, for one class a film and for several labels a film. A scalar alpha only scales the loss: 1 keeps it the
+# cross-entropy's where gamma is 0.
+_CLASSIFICATION: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
+    "cross_entropy": (_keras.losses.CategoricalCrossentropy, KnownLabelsCrossEntropy),
+    "focal": (
+        lambda **more: _keras.losses.CategoricalFocalCrossentropy(alpha=1.0, gamma=2.0, **more),
+        lambda **more: KnownLabelsCrossEntropy(gamma=2.0, **more),
+    ),
+}
+
+_SEGMENTATION: dict[str, Callable[[], Any]] = {
+    "dice_cross_entropy": DiceCrossEntropy,
+    "dice": lambda: DiceCrossEntropy(entropy_weight=0.0, name="dice"),
+    "cross_entropy": _keras.losses.BinaryCrossentropy,
+    "focal": lambda: _keras.losses.BinaryFocalCrossentropy(gamma=2.0),
+}
+
+
+def classification_loss(
+    name: str, multi_label: bool, label_smoothing: float = 0.0, weights: list[list[float]] | None = None
+) -> Any:
+    """The classifier's loss on probabilities (N, classes).
+
+    Args:
+        name: "cross_entropy", or "focal" (Lin et al. 2017, gamma 2), which films already judged well hardly move.
+        multi_label: each class is a question of its own (`KnownLabelsCrossEntropy`), in place of one class a film.
+        label_smoothing: share of the target spread evenly.
+        weights: of the labels, where a film may have several; see there.
+
+    Raises:
+        ValueError: no loss of that name.
+    """
+    more = {"weights": weights} if multi_label else {}
+    return _named(_CLASSIFICATION, name)[int(multi_label)](label_smoothing=label_smoothing, **more)
+
+
+def segmentation_loss(name: str) -> Any:
+    """The segmentation network's loss on probabilities (N, H, W, 1): dice_cross_entropy, dice, cross_entropy or focal.
+
+    Raises:
+        ValueError: no loss of that name.
+    """
+    return _named(_SEGMENTATION, name)()
+
+
+def _named(losses: dict[str, Any], name: str) -> Any:
+    if name not in losses:
+        raise ValueError(f"loss must be one of {', '.join(losses)}. Received: {name!r}")
+    return losses[name]

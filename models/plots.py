@@ -6,7 +6,7 @@ import csv
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#777777"  # Okabe and Ito: told apart by all
+COLOURS = [BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", GREY]
 
 
 def _figure(width: float, height: float, columns: int = 1) -> tuple[Figure, list[Axes]]:
@@ -40,7 +41,8 @@ def training_curves(history: Path, path: Path) -> Path:
     """Loss and each metric by epoch, train and val together, from a history.csv; the best val epoch is marked."""
     with history.open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    names = [n for n in rows[0] if n not in ("epoch", "phase") and not n.startswith("val_")] if rows else ["loss"]
+    beside = ("epoch", "phase", "learning_rate")
+    names = [n for n in rows[0] if n not in beside and not n.startswith("val_")] if rows else ["loss"]
     names.sort(key=lambda name: name != "loss")
     figure, axes = _figure(5.2 * len(names), 3.8, len(names))
     epochs = np.arange(1, len(rows) + 1)
@@ -63,6 +65,27 @@ def training_curves(history: Path, path: Path) -> Path:
     return _save(figure, path)
 
 
+def compared_curves(runs: Sequence[tuple[str, Sequence[dict[str, Any]]]], names: Sequence[str], path: Path) -> Path:
+    """Each metric on val by epoch, all runs in one picture.
+
+    Args:
+        runs: name and history, one dict an epoch with columns val_<name>; a run without a metric is left out there.
+        names: of the metrics, such as "loss", "accuracy".
+    """
+    figure, axes = _figure(5.2 * len(names), 3.8, len(names))
+    for axis, name in zip(axes, names, strict=True):
+        for number, (run, history) in enumerate(runs):
+            values = np.array([row.get(f"val_{name}", np.nan) for row in history], float)
+            style = {"color": COLOURS[number % len(COLOURS)], "linestyle": ("-", "--", ":")[number // len(COLOURS) % 3]}
+            if np.isfinite(values).any():
+                axis.plot(np.arange(1, len(values) + 1), values, marker="o", markersize=3, label=run, **style)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.set(xlabel="epoch", ylabel=f"val {name}", title=f"{name} on val")
+        if axis.lines:
+            axis.legend(frameon=False, fontsize=8)
+    return _save(figure, path)
+
+
 def roc_and_precision_recall(
     curves: dict[str, tuple[np.ndarray, np.ndarray]], threshold: float, path: Path, positive: str = "TB"
 ) -> Path:
@@ -72,12 +95,11 @@ def roc_and_precision_recall(
     from models.metrics import auroc, average_precision, sensitivity, specificity
 
     figure, (roc, recall) = _figure(10.5, 4.8, 2)
-    colours = [BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", GREY]
     for number, (name, (y, score)) in enumerate(curves.items()):
         y = np.asarray(y, bool)
         if y.all() or not y.any():
             continue
-        colour = colours[number % len(colours)]
+        colour = COLOURS[number % len(COLOURS)]
         false, true, _ = roc_curve(y, score)
         roc.plot(false, true, color=colour, label=f"{name}: {auroc(y, score):.3f} (n={len(y)})")
         roc.plot(1 - specificity(y, score, threshold), sensitivity(y, score, threshold), "o", color=colour)
@@ -168,10 +190,9 @@ def films_by_class(bars: dict[str, dict[str, int]], path: Path) -> Path:
     classes = sorted({name for counts in bars.values() for name in counts})
     figure, (axis,) = _figure(8, 1.6 + 0.35 * len(bars))
     start = np.zeros(len(bars))
-    colours = [BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", GREY]
     for number, name in enumerate(classes):
         films = np.array([counts.get(name, 0) for counts in bars.values()])
-        colour = colours[number % len(colours)]
+        colour = COLOURS[number % len(COLOURS)]
         axis.barh(list(bars), films, left=start, color=colour, edgecolor="white", label=f"{name} ({films.sum()})")
         start += films
     for row, total in enumerate(start):

@@ -42,6 +42,7 @@ _FOR_THE_USER = {
     "pipeline.benchmark": ("BenchmarkError",),
     "pipeline.calibration": ("CalibrationError",),
     "pipeline.cluster": ("EngineError",),
+    "pipeline.compare": ("CompareError",),
     "pipeline.evaluation": ("EvaluationError",),
     "pipeline.inputs": ("InputError",),
     "pipeline.report_page": ("ReportError",),

@@ -1,4 +1,4 @@
-"""The commands beside the chain: calibrate, data, report, benchmark, info, samples. Imports nothing heavy."""
+"""The commands beside the chain, from calibrate to samples. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -70,6 +70,40 @@ def calibrate(
             f"Only {said['films']['n']} films: the intervals are wide. With {MANY} or more they narrow.", err=True
         )
     click.echo(f"Use it: pipeline run INPUT --out DIR --site {path}")
+    return DONE
+
+
+@command
+@click.argument("runs", nargs=-1, required=True, metavar="RUN RUN...")
+@click.option("--split", default="test", show_default=True, metavar="NAME", help="Evaluation taken of trained runs.")
+@click.option(
+    "--out", type=click.Path(file_okay=False, path_type=Path), metavar="FOLDER", help="Folder for tables and curves."
+)
+def compare(runs: tuple[str, ...], split: str, out: Path | None) -> int:
+    """Put trained runs side by side: figures, curves, cost, and whether they differ by more than chance.
+
+    RUN is a folder that `pipeline train --out` made (its classifier is compared), one stage's folder in it, such as
+    my-weights/segment, a folder of `pipeline evaluate --out`, or the name of shipped weights. Speed is measured here.
+
+    \b
+    Leaves in the folder given by --out:
+      compare.md     the table and the paired tests, as printed
+      compare.csv    a row a run
+      pairs.csv      a row a pair: DeLong's test of AUROC, McNemar's of accuracy, on the films that both judged
+      compare.png    loss and accuracy on val by epoch
+
+    \b
+    Example:
+      pipeline compare weights-a weights-b --out compared
+    """
+    from pipeline.compare import compare as put_together
+    from pipeline.compare_report import as_text, write
+
+    comparison = put_together(runs, split=split)
+    click.echo(as_text(comparison))
+    if out is not None:
+        write(comparison, out)
+        click.echo(f"\nWritten: {out / 'compare.md'}")
     return DONE
 
 

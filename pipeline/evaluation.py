@@ -148,6 +148,6 @@ def _table(films: list[dict[str, Any]]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n", restval="")
     writer.writeheader()
-    for film in films:
-        writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in film.items()})
+    for film in films:  # nine digits: scores near 1 keep their order, and figures made from the file are the same
+        writer.writerow({k: f"{v:.9g}" if isinstance(v, float) else v for k, v in film.items()})
     return text.getvalue()

@@ -161,7 +161,7 @@ class Classify(Stage):
         from models.export import save_bundle
         from models.fit import PHASE_SETTINGS, Phase, TrainingError, average_with_start, fit, set_batchnorm_momentum
         from models.gradcam import has_linear_head
-        from models.losses import KnownLabelsAccuracy, KnownLabelsCrossEntropy
+        from models.losses import KnownLabelsAccuracy, classification_loss
         from models.plots import label_counts
         from models.probe import Lesions, solve_head
         from models.training_log import summary, training_bar
@@ -250,10 +250,8 @@ class Classify(Stage):
             return {"loss": loss}
 
         training = with_prior(model, config.multi_label)
-        if several is None:
-            loss = k.losses.CategoricalCrossentropy(label_smoothing=settings.label_smoothing)
-        else:
-            loss = KnownLabelsCrossEntropy(several.tolist(), settings.label_smoothing)
+        weights = None if several is None else several.tolist()
+        loss = classification_loss(settings.loss, config.multi_label, settings.label_smoothing, weights)
         with training_bar(cls.name, [phase]) as on_batch:
             history = fit(
                 training,

@@ -122,7 +122,7 @@ class Segment(Stage):
         from models.backend import keras
         from models.export import save_bundle
         from models.fit import PHASE_SETTINGS, Phase, fit, set_batchnorm_momentum
-        from models.losses import DiceCrossEntropy, DiceScore
+        from models.losses import DiceScore, segmentation_loss
         from models.training_log import summary, training_bar
         from models.unet import build_unet
 
@@ -158,7 +158,7 @@ class Segment(Stage):
                 train,
                 val,
                 out,
-                loss=DiceCrossEntropy(),
+                loss=segmentation_loss(settings.loss),
                 metrics=lambda: [DiceScore()],
                 monitor="val_dice",
                 mode="max",

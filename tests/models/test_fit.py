@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import csv
+from typing import get_args
 
 import numpy as np
 import pytest
 
+from configs.schema import ClassifyConfig, Fit, SegmentConfig
 from models.backend import keras
 
 k = keras()
 
 from data.batches import Batches  # noqa: E402
 from models.fit import Phase, TrainingError, average_with_start, fit, set_batchnorm_momentum  # noqa: E402
+from models.losses import classification_loss, segmentation_loss  # noqa: E402
+from models.optimizers import OPTIMIZERS, make_optimizer, plateau_rate, stalled  # noqa: E402
 
 
 def make_model():
@@ -172,3 +176,177 @@ def test_a_start_alone_may_be_called_again(tmp_path):
     assert [row["phase"] for row in history] == [row["phase"] for row in resumed] == ["start"]
     for one, two in zip(first.get_weights(), again.get_weights(), strict=True):
         np.testing.assert_allclose(one, two, atol=1e-6)
+
+
+def choices(section, field):
+    return get_args(section.model_fields[field].annotation)
+
+
+def rate_after(phase, steps):
+    """The rate of a phase of 2 epochs of 10 steps once `steps` are done."""
+    optimizer = make_optimizer(phase, 10)
+    optimizer.build([k.Variable([1.0])])
+    optimizer.iterations.assign(steps)
+    return float(k.ops.convert_to_numpy(optimizer.learning_rate))
+
+
+@pytest.mark.parametrize(
+    ("schedule", "final", "expected"),
+    [  # rates at the start, half way and at the end
+        ("constant", None, [1e-2, 1e-2, 1e-2]),
+        ("constant", 1e-3, [1e-2, 1e-2, 1e-2]),
+        ("cosine", None, [1e-2, (1e-2 + 1e-4) / 2, 1e-4]),
+        ("cosine", 2e-3, [1e-2, 6e-3, 2e-3]),
+        ("exponential", None, [1e-2, 1e-3, 1e-4]),
+        ("exponential", 1e-6, [1e-2, 1e-4, 1e-6]),
+        ("plateau", 1e-3, [1e-2, 1e-2, 1e-2]),  # by epoch, see below
+    ],
+)
+def test_the_rate_follows_the_schedule(schedule, final, expected):
+    phase = Phase("fit", 2, 1e-2, schedule, final_learning_rate=final)
+    assert [rate_after(phase, steps) for steps in (0, 10, 20)] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("figures", "mode", "expected"),
+    [  # patience 2, floor 0.2
+        ([], "min", 1.0),
+        ([5, 4, 3, 2], "min", 1.0),
+        ([5, 5], "min", 1.0),
+        ([5, 5, 6], "min", 0.5),
+        ([5, 5, 6, 4, 4], "min", 0.5),
+        ([5, 5, 5, 5, 5], "min", 0.25),
+        ([5] * 20, "min", 0.2),
+        ([1, 2, 3], "max", 1.0),
+        ([3, 2, 2.9], "max", 0.5),
+        ([3, float("nan"), float("nan")], "max", 0.5),
+        ([float("nan"), 3, 2, 1], "min", 1.0),
+    ],
+)
+def test_a_plateau_halves_the_rate(figures, mode, expected):
+    phase = Phase("fit", 9, 1.0, "plateau", final_learning_rate=0.2, plateau_patience=2)
+    assert plateau_rate(phase, figures, mode) == expected
+
+
+@pytest.mark.parametrize(
+    ("figures", "mode", "expected"),
+    [
+        ([], "min", False),
+        ([5, 5], "min", False),
+        ([5, 5, 5], "min", True),
+        ([5, 6, 4, 7], "min", False),
+        ([5, 6, 4, 7, 4], "min", True),
+        ([5, 6, 7], "max", False),
+        ([7, 5, 6], "max", True),
+    ],
+)
+def test_early_stopping_counts_epochs_without_improvement(figures, mode, expected):
+    assert stalled(Phase("fit", 9, 1.0, early_stopping=2), figures, mode) is expected
+    assert stalled(Phase("fit", 9, 1.0), figures, mode) is False
+
+
+# A rate of this size makes val_loss go up and down: the rate falls and both phases end before their last epoch.
+RESTLESS = [
+    Phase("head", 9, 0.5, "plateau", plateau_patience=1, early_stopping=2, prepare=freeze(True)),
+    Phase("fine", 9, 0.5, "plateau", plateau_patience=1, early_stopping=1, ema=0.5, prepare=freeze(False)),
+]
+
+
+@pytest.fixture(scope="module")
+def restless(tmp_path_factory):
+    return run(tmp_path_factory.mktemp("restless"), phases=RESTLESS)
+
+
+def test_plateau_and_early_stopping_take_effect(restless):
+    _, history, _ = restless
+    for phase in RESTLESS:
+        rows = [row for row in history if row["phase"] == phase.name]
+        figures = [row["val_loss"] for row in rows]
+        assert len(rows) < phase.epochs
+        assert min(range(len(rows)), key=figures.__getitem__) == len(rows) - 1 - phase.early_stopping
+        assert [row["learning_rate"] for row in rows] == pytest.approx(
+            [plateau_rate(phase, figures[:done], "min") for done in range(len(rows))], rel=1e-6
+        )
+    assert min(row["learning_rate"] for row in history) < 0.5
+
+
+@pytest.mark.parametrize("which", ["before the stop of head", "after the stop of head"])
+def test_resumed_with_plateau_and_early_stopping_ends_like_an_undisturbed_one(tmp_path, restless, which):
+    whole, history, seen = restless
+    heads = [entry for entry in seen if entry[0] == "head"]
+    stop_at = heads[-1] if which.startswith("before") else seen[len(heads)]
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, stop_at=stop_at, phases=RESTLESS)
+    again, resumed, _ = run(tmp_path, phases=RESTLESS)
+    assert [row["phase"] for row in resumed] == [row["phase"] for row in history]
+    assert [row["learning_rate"] for row in resumed] == [row["learning_rate"] for row in history]
+    assert [row["val_loss"] for row in resumed] == pytest.approx([row["val_loss"] for row in history], rel=1e-4)
+    for one, two in zip(whole.get_weights(), again.get_weights(), strict=True):
+        np.testing.assert_allclose(one, two, atol=1e-4)
+
+
+def test_a_training_that_stopped_early_does_nothing_more(tmp_path):
+    phases = [Phase("head", 9, 1e-9, early_stopping=1, schedule="constant", weight_decay=0, prepare=freeze(True))]
+    _, history, _ = run(tmp_path, phases=phases)
+    _, again, seen = run(tmp_path, phases=phases)
+    assert seen == []
+    assert again == history
+
+
+def test_the_settings_and_what_they_name_agree():
+    assert choices(Fit, "optimizer") == tuple(OPTIMIZERS)
+    for schedule in choices(Fit, "schedule"):
+        make_optimizer(Phase("fit", 1, 1e-3, schedule), 1)
+    for name in choices(ClassifyConfig, "loss"):
+        for multi_label in (False, True):
+            assert classification_loss(name, multi_label, 0.1).get_config()["label_smoothing"] == 0.1
+    for name in choices(SegmentConfig, "loss"):
+        segmentation_loss(name)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("decay", [0, 1e-2])
+def test_weight_decay_reaches_every_optimizer(name, decay):
+    weights = k.Variable(np.ones(4, np.float32))
+    optimizer = make_optimizer(Phase("fit", 1, 0.1, "constant", optimizer=name, weight_decay=decay), 1)
+    optimizer.apply([k.ops.zeros(4)], [weights])
+    np.testing.assert_allclose(k.ops.convert_to_numpy(weights), 1 - 0.1 * decay, rtol=1e-6)
+
+
+def test_unknown_names_are_refused_with_the_choices():
+    with pytest.raises(ValueError, match=r"adamw, adam, sgd, rmsprop.*'lion'"):
+        make_optimizer(Phase("fit", 1, 1e-3, optimizer="lion"), 1)
+    with pytest.raises(ValueError, match=r"constant, cosine, plateau, exponential.*'step'"):
+        make_optimizer(Phase("fit", 1, 1e-3, "step"), 1)
+    with pytest.raises(ValueError, match=r"cross_entropy, focal.*'hinge'"):
+        classification_loss("hinge", False)
+    with pytest.raises(ValueError, match=r"dice_cross_entropy, dice, cross_entropy, focal.*'hinge'"):
+        segmentation_loss("hinge")
+
+
+def test_losses_take_the_values_of_their_formulas():
+    truth, guess = np.array([[1.0, 0.0]]), np.array([[0.8, 0.2]])
+    losses = {
+        (name, several): float(classification_loss(name, several)(truth, guess))
+        for name in ("cross_entropy", "focal")
+        for several in (False, True)
+    }
+    entropy = -np.log(0.8)
+    assert losses == pytest.approx(
+        {
+            ("cross_entropy", False): entropy,
+            ("cross_entropy", True): entropy,
+            ("focal", False): 0.2**2 * entropy,
+            ("focal", True): 0.2**2 * entropy,
+        },
+        rel=1e-4,
+    )
+    mask, found = np.ones((1, 2, 2, 1), np.float32), np.full((1, 2, 2, 1), 0.8, np.float32)
+    dice = 1 - (2 * 3.2 + 1) / (4 + 3.2 + 1)
+    expected = {
+        "dice_cross_entropy": dice + entropy,
+        "dice": dice,
+        "cross_entropy": entropy,
+        "focal": 0.2**2 * entropy,
+    }
+    assert {name: float(segmentation_loss(name)(mask, found)) for name in expected} == pytest.approx(expected, rel=1e-4)

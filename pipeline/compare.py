@@ -1,0 +1,365 @@
+"""Trained runs side by side, for `pipeline compare`: figures, cost, and whether differences are more than chance."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import time
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import stages
+from models.fit import START
+from models.weights import CARD_FILE, KERAS_FILE, SERVING_FILE, SHIPPED, open_network, read_card, shipped
+
+ALL_PAIRS = 4  # up to this many runs every pair is tested, of more each against the first
+BATCH, ROUNDS = 8, 15  # of the measurement of speed
+# The history column that picked the best epoch, and where it was to go; see `stages`.
+MONITORS = {"classify": ("val_loss", min), "segment": ("val_dice", max)}
+FIGURES = {
+    "segment": ("dice", "iou", "hd95_px"),
+    "classify": ("accuracy", "auroc"),
+    "localize": ("hit_rate", "iou", "ap50", "cam_in_lungs"),
+}
+
+
+class CompareError(ValueError):
+    """Runs that cannot be compared; names the folder and what is missing there."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run left: any of its parts may be missing.
+
+    Attributes:
+        folder: as given. name: the part of it that tells the runs apart.
+        bundle: the trained stage's folder, None where `folder` is an evaluation.
+        evaluation: folder of metrics.json.
+        history: one dict an epoch, numbers as float, blank as NaN.
+    """
+
+    folder: Path
+    name: str
+    stage: str
+    bundle: Path | None = None
+    evaluation: Path | None = None
+    metrics: dict[str, Any] = field(default_factory=dict)
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Film:
+    """One row of a classify evaluation's films.csv. `truth` is the class, or of several labels the positive one's."""
+
+    truth: str
+    positive: bool
+    score: float
+    right: bool
+    several: bool  # labels a film
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """`rows` has one dict a run, `pairs` one a tested pair, `notes` what a reader must know."""
+
+    runs: list[Run]
+    rows: list[dict[str, Any]]
+    pairs: list[dict[str, Any]]
+    notes: list[str]
+
+
+def compare(folders: Sequence[str | Path], *, split: str = "test") -> Comparison:
+    """Put runs side by side and test the differences of their classifiers on the films that both judged.
+
+    Args:
+        folders: chains of weights (their classifier is compared), folders of one trained stage, evaluation folders, or
+            names of shipped weights.
+        split: the evaluation taken from a trained run.
+
+    Raises:
+        CompareError: a folder is no run or cannot be read, the runs are of different stages, or two evaluations
+            disagree about a film's true class.
+    """
+    if len(folders) < 2:
+        raise CompareError(f"a comparison needs two runs or more. Received: {len(folders)}")
+    names = _names([str(folder) for folder in folders])
+    runs = [_read(str(folder), name, split) for folder, name in zip(folders, names, strict=True)]
+    if len({run.stage for run in runs}) > 1:
+        said = ", ".join(f"{run.folder}: {run.stage}" for run in runs)
+        raise CompareError(f"runs of one stage can be compared. Received: {said}. Give such as RUN/classify")
+    notes = _notes(runs, split)
+    pairs = _pairs(runs, notes) if runs[0].stage == "classify" else []
+    speeds = _milliseconds([run.bundle for run in runs])
+    rows = [figures_of(run) | cost_of(run, speed) for run, speed in zip(runs, speeds, strict=True)]
+    columns = list(dict.fromkeys(key for row in sorted(rows, key=len, reverse=True) for key in row))
+    return Comparison(runs, [{key: row.get(key) for key in columns} for row in rows], pairs, notes)
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+def _names(folders: Sequence[str]) -> list[str]:
+    """Each folder's path below what all have in common, shipped weights by name; a number behind those alike."""
+    paths = [os.path.abspath(folder) for folder in folders if folder not in shipped()]
+    common = os.path.commonpath(paths) if len({os.path.splitdrive(path)[0] for path in paths}) == 1 else ""
+    below = {path: os.path.relpath(path, common) if common else path for path in paths}
+    below |= {path: os.path.basename(path) for path, name in below.items() if name == "."}
+    short = [f"{folder} (shipped)" if folder in shipped() else below[os.path.abspath(folder)] for folder in folders]
+    count = [short[: number + 1].count(name) for number, name in enumerate(short)]
+    return [name if number == 1 else f"{name} ({number})" for name, number in zip(short, count, strict=True)]
+
+
+def _read(given: str, name: str, split: str) -> Run:
+    folder = SHIPPED / given if given in shipped() else Path(given)
+    if (folder / "metrics.json").is_file():
+        metrics = _json(folder / "metrics.json")
+        stage = metrics.get("stage")
+        if stage not in stages.NAMES:
+            raise CompareError(f"{folder / 'metrics.json'} names no stage. Make it again: pipeline evaluate")
+        return Run(folder, name, stage, evaluation=folder, metrics=metrics)
+    bundle = folder if (folder / CARD_FILE).is_file() else folder / "classify"
+    if not (bundle / CARD_FILE).is_file():
+        trained = [stage for stage in stages.NAMES if (folder / stage / CARD_FILE).is_file()]
+        more = f"; of it {', '.join(trained)} can be compared, such as {folder / trained[0]}" if trained else ""
+        raise CompareError(
+            f"{folder} is not a run: it has no classify/{CARD_FILE} (a trained chain), no {CARD_FILE} (a trained stage)"
+            f" and no metrics.json (an evaluation){more}. Train it to the end (pipeline train --out), or evaluate"
+        )
+    evaluation = bundle / "evaluation" / split
+    has_figures = (evaluation / "metrics.json").is_file()
+    return Run(
+        folder,
+        name,
+        read_card(bundle).get("stage", bundle.name),
+        bundle,
+        evaluation if has_figures else None,
+        _json(evaluation / "metrics.json") if has_figures else {},
+        _history(bundle / "history.csv"),
+    )
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CompareError(f"{path} cannot be read ({error}). Make it again: pipeline evaluate") from error
+    if not isinstance(content, dict):
+        raise CompareError(f"{path} holds no figures. Make it again: pipeline evaluate")
+    return content
+
+
+def _table(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _history(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        return []
+    return [{name: value if name == "phase" else _number(value) for name, value in row.items()} for row in _table(path)]
+
+
+def _number(text: str | None) -> float:
+    try:
+        return float(text or "nan")
+    except ValueError:
+        return float("nan")
+
+
+def _films(run: Run) -> dict[str, Film]:
+    """The judged films of a classify evaluation, by image; those whose truth is unknown are left out."""
+    path = run.evaluation / "films.csv"
+    if not path.is_file():
+        raise CompareError(f"{run.evaluation} has metrics.json but no films.csv. Make it again: pipeline evaluate")
+    rows = _table(path)
+    positive = run.metrics.get("positive")
+    several = bool(rows) and f"true_{positive}" in rows[0]
+    needed = {"image", "status", f"p_{positive}"} | ({f"true_{positive}"} if several else {"label", "predicted"})
+    missing = sorted(needed - set(rows[0] if rows else ()))
+    if rows and missing:
+        raise CompareError(f"{path} lacks the column(s) {', '.join(missing)}. Make it again: pipeline evaluate")
+    threshold = run.metrics.get("threshold")
+    threshold = threshold.get(positive) if isinstance(threshold, dict) else threshold
+    films = {}
+    for row in rows:
+        score = _number(row[f"p_{positive}"])
+        if row["status"] != "ok" or np.isnan(score):
+            continue
+        if not several:
+            right = row["predicted"] == row["label"]
+            films[row["image"]] = Film(row["label"], row["label"] == positive, score, right, False)
+        elif (truth := _number(row[f"true_{positive}"])) in (0, 1):
+            right = (score >= (0.5 if threshold is None else threshold)) == bool(truth)
+            films[row["image"]] = Film(f"{positive} {truth:.0f}", bool(truth), score, right, True)
+    return films
+
+
+def _notes(runs: Sequence[Run], split: str) -> list[str]:
+    notes = [
+        f"{run.folder} has no evaluation of the split {split!r}: its figures are blank. Make one: pipeline evaluate"
+        for run in runs
+        if run.evaluation is None
+    ]
+    if len({run.metrics["split_hash"] for run in runs if "split_hash" in run.metrics}) > 1:
+        notes.append("The runs were judged on different films: their figures do not compare, only the paired tests do.")
+    return notes
+
+
+# --- figures ---------------------------------------------------------------------------------------------------------
+
+
+def figures_of(run: Run) -> dict[str, Any]:
+    """One run's best epoch and evaluation, by column of compare.csv; what is unknown is left out."""
+    row: dict[str, Any] = {"run": str(run.folder)}
+    if run.history:
+        best = best_epoch(run.history, run.stage)
+        row |= {"epochs": len(run.history), "best_epoch": int(best["epoch"])}
+        for name in curve_names(run.history):
+            row |= {f"train_{name}": best.get(name), f"val_{name}": best.get(f"val_{name}")}
+    metrics = run.metrics
+    if not metrics:
+        return row
+    row |= {"split": metrics.get("split"), "source": metrics.get("source"), "n": metrics.get("n_judged")}
+    positive = metrics.get("positive")
+    for name in FIGURES[run.stage]:
+        figure = metrics.get(f"auc_{str(positive).lower()}" if name == "auroc" else name)
+        if isinstance(figure, dict) and "ci95" in figure:
+            row |= {name: figure["value"], f"{name}_low": figure["ci95"][0], f"{name}_high": figure["ci95"][1]}
+    if run.stage == "classify":
+        row["positive"] = positive
+        classes = metrics.get("per_class", {})
+        counted = [values for values in classes.values() if values.get("support")]
+        names = ("precision", "recall", "f1")
+        if counted:  # a class that is never answered has no precision: 0 in the mean, as scikit-learn has it
+            row |= {f"{name}_macro": float(np.mean([v.get(name) or 0.0 for v in counted])) for name in names}
+        row |= {f"{name}_positive": classes.get(positive, {}).get(name) for name in names}
+    return row
+
+
+def best_epoch(history: Sequence[dict[str, Any]], stage: str) -> dict[str, Any]:
+    """The row whose weights the training kept: best on val in its last phase, or its start; see `models.fit.fit`."""
+    column, better = MONITORS[stage]
+    rows = [row for row in history if row["phase"] in (START, history[-1]["phase"])]
+    known = [row for row in rows if np.isfinite(row.get(column, np.nan))]
+    return better(known, key=lambda row: row[column]) if known else rows[-1]
+
+
+def curve_names(history: Sequence[dict[str, Any]]) -> list[str]:
+    """Loss, and then the metrics that the history has of val."""
+    names = [name.removeprefix("val_") for name in history[0] if name.startswith("val_")]
+    return sorted(names, key=lambda name: name != "loss")
+
+
+def cost_of(run: Run, milliseconds: float | None) -> dict[str, Any]:
+    """Parameters (those that training leaves alone too), milliseconds an image, and the serving file's megabytes."""
+    row: dict[str, Any] = {}
+    if run.bundle is not None and (run.bundle / KERAS_FILE).is_file():
+        row["parameters"] = _parameters(run.bundle / KERAS_FILE)
+    if milliseconds is not None:
+        row["ms_per_image"] = milliseconds
+        row["serving_mb"] = (run.bundle / SERVING_FILE).stat().st_size / 1e6
+    return row
+
+
+def _parameters(path: Path) -> int:
+    """Counted in the file, which spares the seconds that TensorFlow takes to load."""
+    import h5py
+
+    sizes: list[int] = []
+    try:
+        with zipfile.ZipFile(path) as bundle, h5py.File(io.BytesIO(bundle.read("model.weights.h5"))) as file:
+            file.visititems(lambda _, item: sizes.append(item.size) if isinstance(item, h5py.Dataset) else None)
+    except (OSError, KeyError, zipfile.BadZipFile) as error:
+        raise CompareError(f"{path} cannot be read ({error}). Is the file whole? Train the stage again") from error
+    return sum(sizes)
+
+
+def _milliseconds(bundles: Sequence[Path | None]) -> list[float | None]:
+    """Median milliseconds an image of each bundle's serving file under ONNX Runtime, in batches of 8.
+
+    The bundles take turns in this process, so that whatever else the machine does falls on all alike.
+    """
+    networks = {
+        number: (open_network(bundle), _batch(bundle / SERVING_FILE))
+        for number, bundle in enumerate(bundles)
+        if bundle is not None and (bundle / SERVING_FILE).is_file()
+    }
+    seconds: dict[int, list[float]] = {number: [] for number in networks}
+    for _ in range(ROUNDS + 1):
+        for number, (network, batch) in networks.items():
+            begun = time.perf_counter()
+            network(batch)
+            seconds[number].append(time.perf_counter() - begun)
+    # the first round warms up
+    return [
+        1e3 * float(np.median(seconds[number][1:])) / BATCH if number in seconds else None
+        for number in range(len(bundles))
+    ]
+
+
+def _batch(path: Path) -> np.ndarray:
+    """Grey pictures of the size that the network takes, (8, H, W, C) float32."""
+    import onnx
+
+    shape = onnx.load(path).graph.input[0].type.tensor_type.shape.dim
+    return np.full((BATCH, *(axis.dim_value for axis in shape[1:])), 0.5, np.float32)
+
+
+# --- paired tests ----------------------------------------------------------------------------------------------------
+
+
+def _pairs(runs: Sequence[Run], notes: list[str]) -> list[dict[str, Any]]:
+    films = {number: _films(run) for number, run in enumerate(runs) if run.evaluation is not None}
+    every = combinations(range(len(runs)), 2)
+    chosen = every if len(runs) <= ALL_PAIRS else ((0, number) for number in range(1, len(runs)))
+    pairs = []
+    for one, two in chosen:
+        if one not in films or two not in films:
+            continue
+        positives = [runs[number].metrics.get("positive") for number in (one, two)]
+        between = f"{runs[one].name} and {runs[two].name}"
+        common = [image for image in films[one] if image in films[two]]
+        if positives[0] != positives[1]:
+            notes.append(f"{between} have different positive classes ({positives[0]}, {positives[1]}): not tested.")
+        elif not common:
+            notes.append(f"{between} judged no film in common (by the column image of films.csv): not tested.")
+        else:
+            first, second = ([films[number][image] for image in common] for number in (one, two))
+            _same_truth(runs[one], runs[two], common, first, second)
+            pairs.append({"first": runs[one].name, "second": runs[two].name, **_tested(first, second)})
+    return pairs
+
+
+def _same_truth(one: Run, two: Run, images: Sequence[str], first: Sequence[Film], second: Sequence[Film]) -> None:
+    differing = [
+        (image, a.truth, b.truth)
+        for image, a, b in zip(images, first, second, strict=True)
+        if a.positive != b.positive or (a.several == b.several and a.truth != b.truth)
+    ]
+    if differing:
+        image, a, b = differing[0]
+        raise CompareError(
+            f"{one.evaluation} and {two.evaluation} disagree about the truth of {len(differing)} film(s), such as "
+            f"{image}: {a!r} and {b!r}. Evaluate both with the same manifest"
+        )
+
+
+def _tested(first: Sequence[Film], second: Sequence[Film]) -> dict[str, Any]:
+    from models.significance import delong, mcnemar
+
+    y = np.array([film.positive for film in first])
+    scores = [np.array([film.score for film in films]) for films in (first, second)]
+    areas = delong(y, *scores)
+    row = {"n": len(y), "auroc_first": areas.first, "auroc_second": areas.second, "p_delong": areas.p}
+    if first[0].several == second[0].several:  # else "right" means different things
+        right = mcnemar(*(np.array([film.right for film in films]) for films in (first, second)))
+        row |= {"accuracy_first": right.first, "accuracy_second": right.second, "p_mcnemar": right.p}
+    return row
