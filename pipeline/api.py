@@ -217,7 +217,5 @@ def _of_array(pixels: np.ndarray) -> Radiograph:
     else:
         scaled = pixels.astype(np.float32)
     if not np.isfinite(scaled).all() or scaled.min() < 0 or scaled.max() > 1:
-        raise ValueError(
-            f"pixels must lie in [0, 1]. Received: {scaled.min():g} to {scaled.max():g}; scale them first"
-        )
+        raise ValueError(f"pixels must lie in [0, 1]. Received: {scaled.min():g} to {scaled.max():g}; scale them first")
     return Radiograph(scaled, "array", "array", pixels.shape, None, "array", 8 * pixels.dtype.itemsize, {})

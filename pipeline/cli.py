@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from pipeline import cli_tools  # noqa: F401  (whose commands join the group)
+from pipeline import cli_tools, cli_web  # noqa: F401  (whose commands join the group)
 from pipeline.commands import (
     DONE,
     INTERRUPTED,
@@ -43,6 +43,7 @@ _FOR_THE_USER = {
     "pipeline.inputs": ("InputError",),
     "pipeline.results": ("ResultsError",),
     "pipeline.runner": ("RunError",),
+    "pipeline.web": ("WebError",),
 }
 
 

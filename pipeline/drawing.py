@@ -31,7 +31,7 @@ def overlay(record: Record) -> np.ndarray:
     strip = max(18, round(0.03 * min(LONGEST, max(SHORTEST, height, width))))
     scale = min(max(1.0, SHORTEST / max(height, width)), LONGEST / width, (LONGEST - strip) / height)
     h, w = max(1, round(height * scale)), max(1, round(width * scale))
-    canvas = cv2.cvtColor(_stretched(resize(record.radiograph.pixels, h, w)), cv2.COLOR_GRAY2BGR)
+    canvas = cv2.cvtColor(stretched(resize(record.radiograph.pixels, h, w)), cv2.COLOR_GRAY2BGR)
     if record.heatmap is not None:
         _draw_heat(canvas, resize(record.heatmap, h, w), _certainty(record))
     if record.mask is not None:
@@ -43,7 +43,8 @@ def overlay(record: Record) -> np.ndarray:
     return np.vstack([canvas, _caption(record, w, strip)])
 
 
-def _stretched(film: np.ndarray) -> np.ndarray:
+def stretched(film: np.ndarray) -> np.ndarray:
+    """A film (H, W) float as uint8, from its 0.5th to its 99.5th percentile: for looking only."""
     step = max(1, round((film.size / 50_000) ** 0.5))  # sorting a part of the pixels tells the same
     low, high = np.percentile(film[::step, ::step], [0.5, 99.5])
     return np.round(np.clip((film - low) / max(high - low, 1e-3), 0, 1) * 255).astype(np.uint8)
