@@ -35,14 +35,15 @@ from pipeline.web.answers import (
     result_model,
     result_of,
 )
-from pipeline.web.jobs import Desk, Film, Job
+from pipeline.web.films import Film
+from pipeline.web.jobs import Desk, Job
 from pipeline.web.security import Guard, problem
 from pipeline.web.settings import Settings
 from pipeline.web.uploads import receive
 
 PAGES = Path(__file__).parent / "pages"
 MOST_FILES = 200  # films of one job; larger ones are for `pipeline run`
-_ZIPPED = ("results.csv", "regions.json", "run.json", "run.log")  # and the pictures; not the journal
+_ZIPPED = ("results.csv", "regions.json", "run.json")  # and the pictures; not what is for who runs the server
 
 # Codes of RadiographError that have an HTTP status of their own; all others are 422.
 _STATUS = {"not_an_image": 415, "too_large": 413}

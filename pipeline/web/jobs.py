@@ -1,4 +1,4 @@
-"""Jobs: a bounded queue of films, one thread that owns the chain, folders that are deleted when nobody asks any more."""
+"""Jobs: a bounded queue of films, one thread that owns the chain, folders deleted when nobody asks any more."""
 
 from __future__ import annotations
 
@@ -17,45 +17,25 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
 
-import cv2
-import numpy as np
-
-from data.geometry import resize
-from data.radiograph import Radiograph, RadiographError
 from pipeline.chain import Chain
-from pipeline.drawing import stretched
 from pipeline.isolation import IsolatedReader
 from pipeline.journal import FolderLock, write_whole
-from pipeline.outputs import failed, regions_of, row_of
+from pipeline.outputs import regions_of, row_of
 from pipeline.results import ResultsFolder
 from pipeline.web.answers import PICTURES, ApiError
+from pipeline.web.films import Film, screen_png, through, where
 from pipeline.web.metrics import Metrics
 from pipeline.web.settings import Settings
 from pipeline.web.uploads import Upload
-from stages.base import FAILED, REFUSED, Record
+from stages.base import FAILED
 
-SHOWN_SIDE = 1600  # pixels of film.png's long side: it is for screens; the results have their native size
 _PREFIX = "cxr-web-"
 _SWEEP = 2.0  # seconds between two looks at what is to be deleted
 _SPARE = 200_000_000  # bytes that the disk has free at least when an upload begins
 _STUCK = 300.0  # seconds on one film, above --timeout, after which the server calls itself stuck
 
 _log = logging.getLogger("cxr.web")
-
-
-@dataclass
-class Film:
-    """A film of a job. `row` and `boxes` are there once it is done; `crashed` where the chain raised on it."""
-
-    id: str
-    upload: Upload
-    state: str = "waiting"
-    row: dict[str, str] | None = None
-    boxes: list[dict[str, Any]] | None = None
-    problem: RadiographError | None = None
-    crashed: bool = False
 
 
 @dataclass
@@ -324,7 +304,7 @@ class Desk:
             self._end(job)
 
     def _judge(self, job: Job, film: Film) -> None:
-        record, trace = self._record(film)
+        record, trace = through(film, self._reader, self.chain.stages)
         sha256, name = film.upload.sha256, film.upload.name
         if job.results is None:
             film.row = row_of(record) | {"image": name, "id": film.id, "sha256": sha256}
@@ -332,34 +312,13 @@ class Desk:
             if job.writer is None:
                 job.started = _now()
                 job.writer = ResultsFolder(job.results, self.chain.identity, total=len(job.films))
-            film.row = job.writer.save(film.id, name, sha256, record, trace=trace)
+            film.row = job.writer.save(
+                film.id, name, sha256, record, trace=trace if self.settings.keep is not None else ""
+            )
             if record.radiograph.pixels.size > 1:
-                write_whole(job.folder / "view" / f"{film.id}.png", _film_png(record.radiograph.pixels))
+                write_whole(job.folder / "view" / f"{film.id}.png", screen_png(record.radiograph.pixels))
         if record.regions is not None:
             film.boxes = regions_of(record, self.classes)
-
-    def _record(self, film: Film) -> tuple[Record, str]:
-        """The film through the chain, and the traceback where it raised."""
-        try:
-            if film.upload.problem is not None:
-                raise film.upload.problem
-            record = Record(self._reader(film.upload.path, id=film.id))
-        except RadiographError as error:
-            film.problem = error
-            return _unread(film, REFUSED if error.refused else FAILED, f"{film.id}: {error.reason}"), ""
-        except Exception as error:
-            film.crashed = True
-            _log.error("reading a film raised %s", where(error))
-            return failed(_unread(film, FAILED, ""), "reading", error)
-        record.radiograph.source = film.id
-        for stage in self.chain.stages:
-            try:
-                (record,) = stage.run([record])
-            except Exception as error:
-                film.crashed = True
-                _log.error("stage %s raised %s", stage.name, where(error))
-                return failed(Record(record.radiograph), stage.name, error)
-        return record, ""
 
     def _end(self, job: Job) -> None:
         """Close a job's results, once; delete it where it was discarded."""
@@ -392,27 +351,6 @@ class Desk:
         late = [job for job in over if now - job.touched > limit]
         for job in {job.id: job for job in [*late, *over[: max(0, len(over) - self.settings.max_jobs)]]}.values():
             self.discard(job)
-
-
-def _unread(film: Film, status: str, error: str) -> Record:
-    return Record(Radiograph(np.zeros((1, 1), np.float32), film.id, film.id, (0, 0)), status, error)
-
-
-def _film_png(pixels: np.ndarray) -> bytes:
-    """A film (H, W) as an 8-bit PNG for screens."""
-    scale = min(1.0, SHOWN_SIDE / max(pixels.shape))
-    height, width = (max(1, round(side * scale)) for side in pixels.shape)
-    image = stretched(resize(pixels, height, width) if scale < 1 else pixels)
-    return cv2.imencode(".png", image, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes()
-
-
-def where(error: BaseException) -> str:
-    """The type of an error and the line that raised it. Not its text: that may quote a film's header."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    place = f" at {Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}" if trace is not None else ""
-    return f"{type(error).__name__}{place}"
 
 
 def _sweep_leftovers() -> None:

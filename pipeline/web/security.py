@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pipeline.web.answers import ApiError
-from pipeline.web.jobs import where
+from pipeline.web.films import where
 from pipeline.web.metrics import Metrics
 from pipeline.web.settings import Settings
 
