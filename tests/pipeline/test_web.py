@@ -117,8 +117,8 @@ def test_a_job_ends_as_a_results_folder(client):
     assert [row["image"] for row in rows] == ["a.png", "b.txt", "c.png"]
     for row, result in zip(rows, results, strict=True):
         for name, text in row.items():
-            assert text == "" if result[name] in (None, "") else float(text) == result[name] or True
-            assert (str(result[name]) == text) or float(text or 0) == (result[name] or 0)
+            value = result[name]
+            assert (text == "") if value in (None, "") else (text == value or float(text) == value), name
     assert "masks/film-0001.png" in packed.namelist()
     assert not [name for name in packed.namelist() if "journal" in name or ".." in name or name.startswith("/")]
 
@@ -183,13 +183,12 @@ def test_what_is_no_film_is_refused_by_its_content(data, status, code):
 
 
 @pytest.mark.parametrize(
-    "data", [dicom(), dicom("1.2.840.10008.1.2.1.99"), dicom()[132:]], ids=["dicom", "deflated", "old"]
+    "data",
+    [dicom(), dicom("1.2.840.10008.1.2.1.99"), dicom()[132:]],
+    ids=["as it is", "deflated", "without preamble"],
 )
 def test_dicom_is_known_by_its_content(client, data):
-    if data[:2] != b"\x02\x00":
-        assert client.post("/v1/analyze", files=one(data, "x.jpg")).json()["status"] == "ok"
-    else:
-        assert client.post("/v1/analyze", files=one(data, "x.jpg")).status_code in (200, 422)
+    assert client.post("/v1/analyze", files=one(data, "x.jpg")).json()["status"] == "ok"
 
 
 def test_bytes_are_bounded_stated_or_not(own_tmp):
@@ -276,19 +275,14 @@ def test_a_large_job_keeps_nobody_waiting():
     with serving(gate.chain) as client:
         job = client.post("/v1/jobs", files=several(*[(str(n), png(n)) for n in range(5)])).json()["id"]
         assert gate.entered.wait(60)
-        small = client.post("/v1/jobs", files=one()).json()["id"]
-        order = []
-        for stage in gate.chain.stages[1:2]:
-            judged = stage.run
-            stage.run = lambda records, judged=judged: (
-                order.append(records[0].radiograph.pixels.sum()),
-                judged(records),
-            )[1]
+        small = client.post("/v1/jobs", files=one(png(size=(72, 80)))).json()["id"]
+        sizes, stage = [], gate.chain.stages[1]
+        inner = stage.run
+        stage.run = lambda records: (sizes.append(records[0].radiograph.size), inner(records))[1]
         gate.open.set()
         done(client, small)
         done(client, job)
-        expected = [cv2.imdecode(np.frombuffer(png(0), np.uint8), 0).sum() / 255]
-        assert np.flatnonzero(np.isclose(order, expected, rtol=1e-6)).max() <= 2  # not behind all five
+        assert sizes.index((72, 80)) <= 2  # not behind all five
 
 
 def test_a_crash_in_the_chain_costs_one_film_and_tells_nothing(caplog):
