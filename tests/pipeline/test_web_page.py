@@ -145,7 +145,7 @@ def test_the_zip_is_fetched_and_the_job_deleted(page, server, tmp_path):
     page.run("document.querySelector('#zip').click()")
     page.wait("document.querySelector('#said').textContent.includes('downloaded')")
     page.wait("new Promise((resolve) => setTimeout(() => resolve(true), 300))")
-    assert [path.suffix for path in tmp_path.iterdir()][0] in (".zip", ".crdownload")
+    assert next(path.suffix for path in tmp_path.iterdir()) in (".zip", ".crdownload")
     page.run("document.querySelector('#discard').click()")
     page.wait("document.querySelector('#said').textContent === 'Deleted from the server'")
     assert page.run("document.querySelector('#result').hidden")
@@ -183,8 +183,9 @@ def contrast(page, selector):
     """WCAG 2 contrast of an element's text on the first ground behind it that is not see-through."""
     colours = page.run(
         f"""(() => {{ let one = document.querySelector({selector!r}); const text = getComputedStyle(one).color;
-        let ground = getComputedStyle(one).backgroundColor;
-        while (ground === 'rgba(0, 0, 0, 0)') {{ one = one.parentElement; ground = getComputedStyle(one).backgroundColor; }}
+        const behind = () => getComputedStyle(one).backgroundColor;
+        while (behind() === 'rgba(0, 0, 0, 0)') one = one.parentElement;
+        const ground = behind();
         return [text, ground].map((c) => c.match(/[\\d.]+/g).slice(0, 3).map(Number)); }})()"""
     )
 
