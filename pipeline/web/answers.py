@@ -152,7 +152,7 @@ _WHEN = {
     408: "The upload stalled.",
     413: "Too many bytes, pixels or files.",
     415: "Not multipart/form-data, or the file is no image that can be read.",
-    422: "What was sent does not fit: no field `file`, a film that is damaged or no chest film, or an id of another form.",
+    422: "What was sent does not fit: no field `file`, a film that is damaged or no chest film, or a malformed id.",
     429: "The queue is full; try again after the seconds in Retry-After.",
     500: "The server failed on it.",
     503: "The server is stopping, or its disk is full.",
