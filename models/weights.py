@@ -144,7 +144,7 @@ def open_network(bundle: Path, runtime: str = "onnx", threads: int | None = None
 
 
 def _onnx(path: Path, threads: int | None) -> Network:
-    # It reports its use to its maker unless told not to, and leaves a file .ses in the temporary folder (1.31.1, Linux).
+    # It reports its use to its maker unless told not to, and leaves a file .ses in the temporary folder (seen: 1.31.1).
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime
 

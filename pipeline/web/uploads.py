@@ -11,6 +11,7 @@ from typing import BinaryIO
 
 from fastapi import Request
 from fastapi.concurrency import run_in_threadpool
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 
 from data.radiograph import RadiographError
@@ -56,7 +57,7 @@ async def receive(request: Request, folder: Path, settings: Settings, most: int)
         raise ApiError(
             415, "not_multipart", f"the content type is {shown}. Send multipart/form-data with the film as field `file`"
         )
-    if not re.search(r";\s*boundary=", kind, re.IGNORECASE):
+    if not parse_options_header(kind)[1].get(b"boundary"):
         raise ApiError(400, "malformed", "the content type names no boundary. Let your HTTP library set the header")
     # Small texts beside the files do no harm; more fields than that are no form of ours.
     async with request.form(max_files=most + 1, max_fields=16) as form:
