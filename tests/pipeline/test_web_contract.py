@@ -14,7 +14,7 @@ pytest.importorskip("fastapi", reason="the extra [web] is not installed")
 schemathesis = pytest.importorskip("schemathesis")
 
 import cv2  # noqa: E402
-import httpx  # noqa: E402
+import httpx2 as httpx  # noqa: E402
 from hypothesis import HealthCheck, given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 from schemathesis.checks import load_all_checks  # noqa: E402

@@ -19,7 +19,7 @@ import pytest
 
 pytest.importorskip("fastapi", reason="the extra [web] is not installed")
 
-import httpx
+import httpx2 as httpx
 
 from data.synthetic import write_samples
 from pipeline import Pipeline
