@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from data.radiograph import MAX_PIXELS
@@ -34,7 +34,7 @@ class Settings:
 
     host: str = "127.0.0.1"
     port: int = 8000
-    api_key: str | None = None
+    api_key: str | None = field(default=None, repr=False)
     allow_hosts: tuple[str, ...] = ()
     keep: Path | None = None
     max_upload_mb: float = 64

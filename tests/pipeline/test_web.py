@@ -6,6 +6,7 @@ import csv
 import io
 import logging
 import os
+import socket
 import struct
 import subprocess
 import sys
@@ -24,12 +25,12 @@ pytest.importorskip("fastapi", reason="the extra [web] is not installed")
 
 from fastapi.testclient import TestClient
 
-from pipeline.web import WebError
+from pipeline.web import WebError, security
 from pipeline.web.app import create_app
 from pipeline.web.settings import Settings
 from pipeline.web.uploads import shown_name
 from tests.pipeline.fake_chain import film
-from tests.pipeline.web_server import fake
+from tests.pipeline.web_server import fake, listening
 
 KEY = "0123456789abcdefSECRET"
 
@@ -143,6 +144,15 @@ def bomb():
     return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header)) + bytes(64)
 
 
+def pages(count):
+    """A TIFF of several pages."""
+    from PIL import Image
+
+    file, images = io.BytesIO(), [Image.fromarray(film(seed)) for seed in range(count)]
+    images[0].save(file, "TIFF", save_all=True, append_images=images[1:])
+    return file.getvalue()
+
+
 def dicom(syntax="1.2.840.10008.1.2.1", rows=72, data=None, modality="DX"):
     from pydicom.dataset import FileDataset, FileMetaDataset
     from pydicom.uid import UID
@@ -170,10 +180,11 @@ def dicom(syntax="1.2.840.10008.1.2.1", rows=72, data=None, modality="DX"):
         (dicom(rows=40_000), 413, "too_large"),
         (dicom("1.2.840.10008.1.2.1.99", data=bytes(20_000_000)), 413, "too_large"),
         (dicom(modality="CT"), 422, "not_a_radiograph"),
+        (pages(3), 422, "multi_frame"),
         (png()[:-30], 422, "truncated"),
         (png(size=(16, 16)), 422, "too_small"),
     ],
-    ids=["gif", "html", "empty", "bomb", "large dicom", "deflate bomb", "ct", "cut", "small"],
+    ids=["gif", "html", "empty", "bomb", "large dicom", "deflate bomb", "ct", "pages", "cut", "small"],
 )
 def test_what_is_no_film_is_refused_by_its_content(data, status, code):
     with serving(max_megapixels=1) as client:
@@ -233,6 +244,21 @@ def test_bytes_are_bounded_stated_or_not(own_tmp):
 def test_malformed_requests(client, path, content, headers, status, code):
     refused(client.post(path, content=content, headers=headers), status, code)
     assert client.get("/healthz").json()["queue"] == 0
+
+
+def test_an_upload_that_stalls_is_ended(monkeypatch):
+    monkeypatch.setattr(security, "_IDLE", 0.05)
+    with listening() as address:
+        host, port = address.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=60) as connection:
+            start = "POST /v1/analyze HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n"
+            connection.sendall(f"{start}Content-Type: multipart/form-data; boundary=b\r\n\r\n--b\r\n".encode())
+            answer = b""
+            while b"stalled" not in answer:
+                more = connection.recv(4096)
+                assert more, answer
+                answer += more
+        assert answer.startswith(b"HTTP/1.1 408 ")
 
 
 def test_one_film_is_one(client):
@@ -473,6 +499,7 @@ def test_elsewhere_only_with_a_key(host):
     with pytest.raises(WebError, match="CXR_API_KEY"):
         Settings(host=host).check()
     Settings(host=host, api_key=KEY).check()
+    assert KEY not in repr(Settings(api_key=KEY))
     with pytest.raises(WebError, match="16"):
         Settings(host=host, api_key="short").check()
 
