@@ -22,10 +22,10 @@ from schemathesis.generation import GenerationMode  # noqa: E402
 from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance  # noqa: E402
 
 from tests.pipeline.fake_chain import film  # noqa: E402
-from tests.pipeline.web_server import listening  # noqa: E402
+from tests.pipeline.web_server import KEY, listening  # noqa: E402
 
 EXAMPLES = int(os.environ.get("CXR_FUZZ", "8"))
-KEY = "0123456789abcdefSECRET"
+
 FILM = cv2.imencode(".png", film(1, lungs=0.35))[1].tobytes()
 
 load_all_checks()

@@ -14,12 +14,12 @@ pytest.importorskip("fastapi", reason="the extra [web] is not installed")
 
 from tests.pipeline.chromium import BROWSER, tab
 from tests.pipeline.fake_chain import write_film
-from tests.pipeline.web_server import listening
+from tests.pipeline.web_server import KEY, listening
 
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed: apt-get install chromium")
 
 EVIL = "<img src=x onerror=alert(1)>.png"
-KEY = "0123456789abcdefSECRET"
+
 DONE = "document.querySelector('#said').textContent.includes(' done') && !document.querySelector('#zip').disabled"
 
 
