@@ -144,7 +144,8 @@ def open_network(bundle: Path, runtime: str = "onnx", threads: int | None = None
 
 
 def _onnx(path: Path, threads: int | None) -> Network:
-    # It reports its use to its maker unless told not to, and leaves a file .ses in the temporary folder (seen: 1.31.1).
+    # Its Linux package has telemetry that is on unless told not to be, and leaves a file .ses in the temporary folder
+    # (seen in 1.31.1).
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime
 
