@@ -144,6 +144,9 @@ def open_network(bundle: Path, runtime: str = "onnx", threads: int | None = None
 
 
 def _onnx(path: Path, threads: int | None) -> Network:
+    # Its Linux package has telemetry that is on unless told not to be, and leaves a file .ses in the temporary folder
+    # (seen in 1.31.1).
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from pipeline import cli_tools  # noqa: F401  (whose commands join the group)
+from pipeline import cli_tools, cli_web  # noqa: F401  (whose commands join the group)
 from pipeline.commands import (
     DONE,
     INTERRUPTED,
@@ -48,6 +48,7 @@ _FOR_THE_USER = {
     "pipeline.report_page": ("ReportError",),
     "pipeline.results": ("ResultsError",),
     "pipeline.runner": ("RunError",),
+    "pipeline.web": ("WebError",),
 }
 
 

@@ -1,0 +1,27 @@
+"""`pipeline serve`: a page and a JSON API over the chain. Needs the extra `[web]`; nothing heavy is imported here."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+_NEEDED = {"fastapi": "fastapi", "uvicorn": "uvicorn", "python_multipart": "python-multipart"} | {
+    "prometheus_client": "prometheus-client"
+}
+
+
+class WebError(ValueError):
+    """The server cannot start as it was called; says what to do."""
+
+
+def check_installed() -> None:
+    """Whether the extra is there.
+
+    Raises:
+        WebError: a package of it is missing.
+    """
+    missing = [package for module, package in _NEEDED.items() if find_spec(module) is None]
+    if missing:
+        raise WebError(
+            f"pipeline serve needs {', '.join(missing)}, which is not installed. "
+            "Install it: pip install 'cxr-pipeline[web]'"
+        )
