@@ -10,7 +10,6 @@ import time
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,6 @@ import stages
 from models.fit import START
 from models.weights import CARD_FILE, KERAS_FILE, SERVING_FILE, SHIPPED, open_network, read_card, shipped
 
-ALL_PAIRS = 4  # up to this many runs every pair is tested, of more each against the first
 BATCH, ROUNDS = 8, 15  # of the measurement of speed
 # The history column that picked the best epoch, and where it was to go; see `stages`.
 MONITORS = {"classify": ("val_loss", min), "segment": ("val_dice", max)}
@@ -56,17 +54,6 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Film:
-    """One row of a classify evaluation's films.csv. `truth` is the class, or of several labels the positive one's."""
-
-    truth: str
-    positive: bool
-    score: float
-    right: bool
-    several: bool  # labels a film
-
-
-@dataclass(frozen=True)
 class Comparison:
     """`rows` has one dict a run, `pairs` one a tested pair, `notes` what a reader must know."""
 
@@ -88,6 +75,8 @@ def compare(folders: Sequence[str | Path], *, split: str = "test") -> Comparison
         CompareError: a folder is no run or cannot be read, the runs are of different stages, or two evaluations
             disagree about a film's true class.
     """
+    from pipeline.compare_pairs import paired_tests
+
     if len(folders) < 2:
         raise CompareError(f"a comparison needs two runs or more. Received: {len(folders)}")
     names = _names([str(folder) for folder in folders])
@@ -96,7 +85,7 @@ def compare(folders: Sequence[str | Path], *, split: str = "test") -> Comparison
         said = ", ".join(f"{run.folder}: {run.stage}" for run in runs)
         raise CompareError(f"runs of one stage can be compared. Received: {said}. Give such as RUN/classify")
     notes = _notes(runs, split)
-    pairs = _pairs(runs, notes) if runs[0].stage == "classify" else []
+    pairs = paired_tests(runs, notes) if runs[0].stage == "classify" else []
     speeds = _milliseconds([run.bundle for run in runs])
     rows = [figures_of(run) | cost_of(run, speed) for run, speed in zip(runs, speeds, strict=True)]
     columns = list(dict.fromkeys(key for row in sorted(rows, key=len, reverse=True) for key in row))
@@ -156,7 +145,8 @@ def _json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _table(path: Path) -> list[dict[str, str]]:
+def read_table(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file."""
     with path.open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 
@@ -164,42 +154,18 @@ def _table(path: Path) -> list[dict[str, str]]:
 def _history(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
-    return [{name: value if name == "phase" else _number(value) for name, value in row.items()} for row in _table(path)]
+    return [
+        {name: value if name == "phase" else number_of(value) for name, value in row.items()}
+        for row in read_table(path)
+    ]
 
 
-def _number(text: str | None) -> float:
+def number_of(text: str | None) -> float:
+    """A cell as a number, NaN where it holds none."""
     try:
         return float(text or "nan")
     except ValueError:
         return float("nan")
-
-
-def _films(run: Run) -> dict[str, Film]:
-    """The judged films of a classify evaluation, by image; those whose truth is unknown are left out."""
-    path = run.evaluation / "films.csv"
-    if not path.is_file():
-        raise CompareError(f"{run.evaluation} has metrics.json but no films.csv. Make it again: pipeline evaluate")
-    rows = _table(path)
-    positive = run.metrics.get("positive")
-    several = bool(rows) and f"true_{positive}" in rows[0]
-    needed = {"image", "status", f"p_{positive}"} | ({f"true_{positive}"} if several else {"label", "predicted"})
-    missing = sorted(needed - set(rows[0] if rows else ()))
-    if rows and missing:
-        raise CompareError(f"{path} lacks the column(s) {', '.join(missing)}. Make it again: pipeline evaluate")
-    threshold = run.metrics.get("threshold")
-    threshold = threshold.get(positive) if isinstance(threshold, dict) else threshold
-    films = {}
-    for row in rows:
-        score = _number(row[f"p_{positive}"])
-        if row["status"] != "ok" or np.isnan(score):
-            continue
-        if not several:
-            right = row["predicted"] == row["label"]
-            films[row["image"]] = Film(row["label"], row["label"] == positive, score, right, False)
-        elif (truth := _number(row[f"true_{positive}"])) in (0, 1):
-            right = (score >= (0.5 if threshold is None else threshold)) == bool(truth)
-            films[row["image"]] = Film(f"{positive} {truth:.0f}", bool(truth), score, right, True)
-    return films
 
 
 def _notes(runs: Sequence[Run], split: str) -> list[str]:
@@ -207,6 +173,11 @@ def _notes(runs: Sequence[Run], split: str) -> list[str]:
         f"{run.folder} has no evaluation of the split {split!r}: its figures are blank. Make one: pipeline evaluate"
         for run in runs
         if run.evaluation is None
+    ]
+    notes += [
+        f"Films of {run.name} may have several labels: its accuracy and AUROC are means over the labels."
+        for run in runs
+        if run.metrics.get("multi_label")
     ]
     if len({run.metrics["split_hash"] for run in runs if "split_hash" in run.metrics}) > 1:
         notes.append("The runs were judged on different films: their figures do not compare, only the paired tests do.")
@@ -230,7 +201,8 @@ def figures_of(run: Run) -> dict[str, Any]:
     row |= {"split": metrics.get("split"), "source": metrics.get("source"), "n": metrics.get("n_judged")}
     positive = metrics.get("positive")
     for name in FIGURES[run.stage]:
-        figure = metrics.get(f"auc_{str(positive).lower()}" if name == "auroc" else name)
+        area = f"auc_{positive.lower()}" if positive else "auc"
+        figure = metrics.get(area if name == "auroc" else name)
         if isinstance(figure, dict) and "ci95" in figure:
             row |= {name: figure["value"], f"{name}_low": figure["ci95"][0], f"{name}_high": figure["ci95"][1]}
     if run.stage == "classify":
@@ -239,9 +211,16 @@ def figures_of(run: Run) -> dict[str, Any]:
         counted = [values for values in classes.values() if values.get("support")]
         names = ("precision", "recall", "f1")
         if counted:  # a class that is never answered has no precision: 0 in the mean, as scikit-learn has it
-            row |= {f"{name}_macro": float(np.mean([v.get(name) or 0.0 for v in counted])) for name in names}
-        row |= {f"{name}_positive": classes.get(positive, {}).get(name) for name in names}
+            row |= {f"{name}_macro": float(np.mean([_of_class(v, name) or 0.0 for v in counted])) for name in names}
+        if positive:
+            row |= {f"{name}_positive": _of_class(classes.get(positive, {}), name) for name in names}
     return row
+
+
+def _of_class(values: dict[str, Any], name: str) -> float | None:
+    """A figure of `per_class`: a number, or with an interval where a film may have several labels."""
+    figure = values.get("sensitivity" if name == "recall" and "recall" not in values else name)
+    return figure.get("value") if isinstance(figure, dict) else figure
 
 
 def best_epoch(history: Sequence[dict[str, Any]], stage: str) -> dict[str, Any]:
@@ -311,55 +290,3 @@ def _batch(path: Path) -> np.ndarray:
 
     shape = onnx.load(path).graph.input[0].type.tensor_type.shape.dim
     return np.full((BATCH, *(axis.dim_value for axis in shape[1:])), 0.5, np.float32)
-
-
-# --- paired tests ----------------------------------------------------------------------------------------------------
-
-
-def _pairs(runs: Sequence[Run], notes: list[str]) -> list[dict[str, Any]]:
-    films = {number: _films(run) for number, run in enumerate(runs) if run.evaluation is not None}
-    every = combinations(range(len(runs)), 2)
-    chosen = every if len(runs) <= ALL_PAIRS else ((0, number) for number in range(1, len(runs)))
-    pairs = []
-    for one, two in chosen:
-        if one not in films or two not in films:
-            continue
-        positives = [runs[number].metrics.get("positive") for number in (one, two)]
-        between = f"{runs[one].name} and {runs[two].name}"
-        common = [image for image in films[one] if image in films[two]]
-        if positives[0] != positives[1]:
-            notes.append(f"{between} have different positive classes ({positives[0]}, {positives[1]}): not tested.")
-        elif not common:
-            notes.append(f"{between} judged no film in common (by the column image of films.csv): not tested.")
-        else:
-            first, second = ([films[number][image] for image in common] for number in (one, two))
-            _same_truth(runs[one], runs[two], common, first, second)
-            pairs.append({"first": runs[one].name, "second": runs[two].name, **_tested(first, second)})
-    return pairs
-
-
-def _same_truth(one: Run, two: Run, images: Sequence[str], first: Sequence[Film], second: Sequence[Film]) -> None:
-    differing = [
-        (image, a.truth, b.truth)
-        for image, a, b in zip(images, first, second, strict=True)
-        if a.positive != b.positive or (a.several == b.several and a.truth != b.truth)
-    ]
-    if differing:
-        image, a, b = differing[0]
-        raise CompareError(
-            f"{one.evaluation} and {two.evaluation} disagree about the truth of {len(differing)} film(s), such as "
-            f"{image}: {a!r} and {b!r}. Evaluate both with the same manifest"
-        )
-
-
-def _tested(first: Sequence[Film], second: Sequence[Film]) -> dict[str, Any]:
-    from models.significance import delong, mcnemar
-
-    y = np.array([film.positive for film in first])
-    scores = [np.array([film.score for film in films]) for films in (first, second)]
-    areas = delong(y, *scores)
-    row = {"n": len(y), "auroc_first": areas.first, "auroc_second": areas.second, "p_delong": areas.p}
-    if first[0].several == second[0].several:  # else "right" means different things
-        right = mcnemar(*(np.array([film.right for film in films]) for films in (first, second)))
-        row |= {"accuracy_first": right.first, "accuracy_second": right.second, "p_mcnemar": right.p}
-    return row

@@ -5,7 +5,7 @@ The folder that `--out DIR` names::
     DIR/
       compare.md    the table, the paired tests and the notes, to read
       compare.csv   one row a run, for programs
-      pairs.csv     one row a pair of runs: paired tests (classify only)
+      pairs.csv     one row a pair of runs and a class: paired tests (classify only)
       compare.png   loss and accuracy on val by epoch, where a run has a history
 """
 
@@ -41,10 +41,11 @@ def as_text(comparison: Comparison) -> str:
         table.append([word, *(_cell(row, key) for row in rows)])
     parts = [_markdown(table)]
     if comparison.pairs:
-        head = ["paired tests", "films", "AUROC", "p (DeLong)", "accuracy", "p (McNemar)"]
+        head = ["paired tests", "class", "films", "AUROC", "p (DeLong)", "accuracy", "p (McNemar)"]
         lines = [
             [
                 f"{pair['first']} against {pair['second']}",
+                pair["class"],
                 str(pair["n"]),
                 f"{_plain(pair['auroc_first'])}, {_plain(pair['auroc_second'])}",
                 _plain(pair["p_delong"]),

@@ -163,24 +163,50 @@ def test_of_many_runs_each_is_tested_against_the_first(tmp_path, count, pairs):
         assert {pair["first"] for pair in said} == {"0"}
 
 
-def test_evaluations_of_several_labels_a_film(tmp_path):
-    def several(seed):
-        films = make_films(seed)
-        kept = [{k: v for k, v in film.items() if k not in ("label", "predicted")} for film in films]
-        for row, film in zip(kept, films, strict=True):
-            row |= {"true_TB": int(film["label"] == "TB"), "true_NORM": int(film["label"] != "TB")}
-        kept[0]["true_TB"], kept[1]["true_TB"] = "", -1  # nobody knows
-        return kept
+def several_labels(seed):
+    """Rows of films.csv where a film may have several labels; of two films nobody knows whether they have TB."""
+    rows = []
+    for number, film in enumerate(make_films(seed)):
+        row = {k: v for k, v in film.items() if k not in ("label", "predicted")}
+        there = film["label"] == "TB"
+        rows.append(row | {"true_TB": "" if number < 2 else int(there), "true_NORM": int(not there)})
+    return rows
 
-    a = make_evaluation(tmp_path / "a", several(1), threshold={"TB": 0.5, "NORM": 0.5})
-    b = make_evaluation(tmp_path / "b", several(2))
+
+def test_evaluations_of_several_labels_a_film(tmp_path):
+    """As `stages.label_figures` makes them."""
+
+    def figure(value):
+        return {"value": value, "ci95": [value - 0.1, value + 0.1], "n": 30}
+
+    tb = {"precision": figure(0.8), "sensitivity": figure(0.7), "f1": figure(0.75), "threshold": 0.5, "support": 15}
+    norm = {"precision": figure(0.6), "sensitivity": figure(0.5), "f1": figure(0.55), "threshold": 0.4, "support": 15}
+    never = {"precision": figure(0.1), "sensitivity": figure(0.1), "f1": figure(0.1), "support": 0}
+    more = {"positive": None, "multi_label": True, "threshold": None, "auc": figure(0.77)}
+    more["per_class"] = {"TB": tb, "NORM": norm, "never": never}
+    a = make_evaluation(tmp_path / "a", several_labels(1), **more)
+    b = make_evaluation(tmp_path / "b", several_labels(2), **more)
     c = make_evaluation(tmp_path / "c", make_films(2))
-    both, mixed, _ = compare([a, b, c]).pairs
+    said = compare([a, b, c])
+    row = said.rows[0]
+    assert (row["auroc"], row["auroc_low"]) == (0.77, pytest.approx(0.67))
+    assert (row["precision_macro"], row["recall_macro"]) == (pytest.approx(0.7), pytest.approx(0.6))
+    assert row["positive"] is row["f1_positive"] is None
+    assert any("of a may have several labels" in note for note in said.notes)
+
+    pairs = {(pair["first"], pair["second"], pair["class"]): pair for pair in said.pairs}
+    assert list(pairs) == [("a", "b", "TB"), ("a", "b", "NORM"), ("a", "c", "TB"), ("b", "c", "TB")]
+    both, mixed = pairs["a", "b", "TB"], pairs["a", "c", "TB"]
     assert both["n"] == mixed["n"] == 28
     assert both["p_delong"] == mixed["p_delong"]
     assert both["accuracy_second"] == pytest.approx(np.mean([f["label"] == f["predicted"] for f in make_films(2)[2:]]))
+    normal = pairs["a", "b", "NORM"]
+    assert normal["n"] == 30
+    right = [(film["p_NORM"] >= 0.4) == (film["label"] == "NORM") for film in make_films(2)]
+    assert normal["accuracy_second"] == pytest.approx(np.mean(right))
     assert "p_mcnemar" not in mixed  # "right" means another thing in each
-    assert "-" in as_text(compare([a, c])).splitlines()[-3].split("|")[-2]
+    (line,) = (line for line in as_text(said).splitlines() if "a against c" in line)
+    assert [cell.strip() for cell in line.split("|")[-3:-1]] == ["-, -", "-"]
 
 
 def test_what_cannot_be_tested_is_noted(tmp_path):
@@ -192,7 +218,7 @@ def test_what_cannot_be_tested_is_noted(tmp_path):
     notes = "\n".join(said.notes)
     assert "judged on different films" in notes
     assert "no film in common" in notes
-    assert "different positive classes (TB, NORM)" in notes
+    assert "no positive class in common (TB and NORM)" in notes
 
 
 def test_a_run_without_an_evaluation_has_blank_figures(tiny_chain):
