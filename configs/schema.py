@@ -67,6 +67,12 @@ class SegmentConfig(_Section):
     threshold: float = Field(0.5, gt=0, lt=1)
     margin: float = Field(0.05, ge=0, le=0.5, description="added to the lung box on each side, as a share of it")
     min_fraction: float = Field(0.04, ge=0, lt=1, description="refuse a film with less lung than this share of it")
+    min_side: int = Field(96, ge=1, description="refuse a film whose shorter side has fewer pixels")
+    min_age: float | None = Field(
+        15,
+        ge=0,
+        description="refuse patients under so many years, by DICOM header; null for weights of children",
+    )
     fit: SegmentFit = SegmentFit()
 
 

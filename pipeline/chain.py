@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 # Settings that a trained stage obeys when it runs; all others concern its training.
 RUN_SETTINGS = {
-    "segment": ("threshold", "margin", "min_fraction"),
+    "segment": ("threshold", "margin", "min_fraction", "min_side", "min_age"),
     "localize": ("threshold", "min_area", "max_regions"),
 }
 
@@ -42,6 +42,7 @@ def open_chain(
     runtime: str = "onnx",
     config: str | None = None,
     site: Path | None = None,
+    refuse: bool = True,
     arguments: dict[str, Any] | None = None,
 ) -> Chain:
     """Load the stages up to and including `upto`, with the settings of a config on top of what their cards decide.
@@ -52,6 +53,7 @@ def open_chain(
             differ from what the weights were trained with (a fitted threshold stays when the config of the training is
             given again).
         site: a site file, see `pipeline.calibration`.
+        refuse: False lets films go on that cannot be judged, with warnings.
         arguments: of the command, for run.json.
 
     Raises:
@@ -74,6 +76,9 @@ def open_chain(
         calibrated = apply_site(site, chain)
         if calibrated:
             settings.setdefault("classify", {}).update(calibrated)
+    if not refuse:
+        chain[0].refuse = False
+        settings.setdefault(chain[0].name, {})["refuse"] = False
     folder = find(weights)
     about = {
         "weights": weights,
@@ -122,7 +127,7 @@ def _fingerprint(stage: Stage, settings: dict[str, Any] | None) -> str:
 
 
 def _hashes(bundle: Path, runtime: str) -> dict[str, str]:
-    from models.weights import CARD_FILE, RUNTIMES
+    from models.weights import CARD_FILE, QUALITY_FILE, RUNTIMES
 
-    names = (CARD_FILE, RUNTIMES[runtime])
+    names = (CARD_FILE, RUNTIMES[runtime], QUALITY_FILE)
     return {name: file_hash(bundle / name) for name in names if (bundle / name).is_file()}

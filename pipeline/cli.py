@@ -68,6 +68,7 @@ def _parsed_shard(_context: click.Context, _option: click.Parameter, value: str 
 @click.option(
     "--shard", metavar="I/N", callback=_parsed_shard, help="Judge the I-th of N parts, each into its own --out."
 )
+@click.option("--no-refuse", is_flag=True, help="Judge films too that should not be; why not, stands in `warnings`.")
 @click.option("--overwrite", is_flag=True, help="Discard what another run left in the folder.")
 def run(
     inputs: tuple[str, ...],
@@ -80,6 +81,7 @@ def run(
     batch_size: int,
     runtime: str,
     shard: tuple[int, int] | None,
+    no_refuse: bool,
     overwrite: bool,
 ) -> int:
     """Judge X-rays: files, folders (with those below) or a manifest.
@@ -113,13 +115,16 @@ def run(
         "site": str(site) if site is not None else None,
         "workers": workers,
         "batch_size": batch_size,
+        "no_refuse": no_refuse,
         "overwrite": overwrite,
     }
-    chain = open_chain(weights, upto, runtime=runtime, config=config, site=site, arguments=arguments)
+    chain = open_chain(
+        weights, upto, runtime=runtime, config=config, site=site, refuse=not no_refuse, arguments=arguments
+    )
     found = find_inputs(inputs, out=out)
     for name, settings in chain.settings.items():
         said = ", ".join(f"{key} {value}" for key, value in settings.items())
-        given = " and ".join(str(file) for file in (config, site) if file is not None)
+        given = " and ".join(str(file) for file in (config, site, "--no-refuse" if no_refuse else None) if file)
         click.echo(f"from {given}, in place of what the weights decide: {name} {said}", err=True)
     runner = Runner(chain.stages, out, identity=chain.identity, batch_size=batch_size, workers=workers)
     try:

@@ -231,9 +231,14 @@ class ResultsFolder:
         return entry
 
     def mask(self, key: str, sha256: str, size: tuple[int, int]) -> np.ndarray | None:
-        """The mask (H, W) uint8 0/1 of an unchanged input whose lungs were found before; None where there is none."""
+        """The mask (H, W) uint8 0/1 of an unchanged input whose lungs were found before; None where there is none.
+
+        Nor of a film with warnings: its lungs are found again, and the warnings with them.
+        """
         entry = self.journal.get(key)
         if entry is None or entry["row"]["sha256"] != sha256 or "masks" not in entry["files"]:
+            return None
+        if entry["row"].get("warnings"):
             return None
         try:
             data = (self.path / "masks" / f"{entry['row']['id']}.png").read_bytes()

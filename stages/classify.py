@@ -15,6 +15,7 @@ from models.weights import LICENCE, fingerprint, open_network, read_card, write_
 from stages.base import Record, Stage
 from stages.classify_targets import UNKNOWN, balance_weights, source_priors, zones_with_lesions
 from stages.films import sources_of, stream
+from stages.uncertain import threshold_interval, uncertain
 
 if TYPE_CHECKING:
     from configs.schema import Config
@@ -92,6 +93,7 @@ class Classify(Stage):
         self.pool: str = decisions.get("pool", "all")
         self.temperature: float = decisions["temperature"]
         self.threshold: float = decisions["threshold"]
+        self.threshold_ci95: list[float] | None = decisions.get("threshold_ci95")
         # Added to the logits divided by the temperature; a site brings its own, see pipeline.calibration.
         self.offsets = np.array([decisions.get("offsets", {}).get(name, 0.0) for name in self.classes])
 
@@ -125,6 +127,8 @@ class Classify(Stage):
         record.probabilities = {name: float(value) for name, value in zip(self.classes, values, strict=True)}
         positive = record.probabilities[self.positive]
         record.tb_score = 100.0 * positive
+        if doubt := uncertain(positive, self.threshold, self.threshold_ci95):
+            record.extra["warnings"] = [*record.extra.get("warnings", ()), *doubt]
         others = [name for name in self.classes if name != self.positive]
         record.label = (
             self.positive if positive >= self.threshold else max(others, key=record.probabilities.__getitem__)
@@ -342,8 +346,8 @@ def _calibrate(
     targets: np.ndarray,
     rows: Sequence[dict[str, Any]],
     target_sensitivity: float,
-) -> dict[str, float]:
-    """Temperature, and the operating threshold that reaches the target sensitivity, from the val films."""
+) -> dict[str, Any]:
+    """Temperature, and the operating threshold with its 95 % interval that reaches the target sensitivity, from the val films."""
     from models.metrics import fit_temperature, softmax, threshold_for_sensitivity
 
     logits = np.concatenate(
@@ -371,4 +375,5 @@ def _calibrate(
         target_sensitivity,
         len(rows),
     )
-    return {"temperature": round(temperature, 4), "threshold": round(threshold, 4)}
+    interval = threshold_interval(labels == positive, scores, target_sensitivity, [row["patient"] for row in rows])
+    return {"temperature": round(temperature, 4), "threshold": round(threshold, 4), "threshold_ci95": interval}
