@@ -347,7 +347,7 @@ def _calibrate(
     rows: Sequence[dict[str, Any]],
     target_sensitivity: float,
 ) -> dict[str, Any]:
-    """Temperature, and the operating threshold with its 95 % interval that reaches the target sensitivity, from the val films."""
+    """Temperature, and the operating threshold for the target sensitivity with its 95 % interval, from val films."""
     from models.metrics import fit_temperature, softmax, threshold_for_sensitivity
 
     logits = np.concatenate(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +12,7 @@ import numpy as np
 from data.radiograph import Radiograph
 from models.weights import QUALITY_FILE
 from stages.films import stream
-from stages.quality import COMPARED, EDGES, View, aligned, distances, measure, unlikeness
+from stages.quality import COMPARED, EDGES, aligned, distances, measure, unlikeness
 
 if TYPE_CHECKING:
     from data.manifest import Manifest
@@ -40,15 +39,16 @@ def fit(pairs: np.ndarray, measured: dict[str, np.ndarray]) -> dict[str, np.ndar
         `limit` () of `unlikeness`; `edges` (4,), limits on how far lung touches an edge; `mirror` (2048,), weights
         of the log odds that a film is not mirrored; `films` (), their number.
     """
+    from sklearn.decomposition import PCA
+
     many = _varied(pairs)
     fitted: dict[str, np.ndarray] = {"films": np.array(len(pairs))}
     means, axes, spreads = [], [], []
     for part in (0, 1):
-        x = many[:, part].reshape(len(many), -1).astype(float)
-        means.append(x.mean(axis=0))
-        values, vectors = np.linalg.eigh(np.cov((x - means[-1]).T))
-        axes.append(vectors[:, ::-1][:, :_COMPONENTS].T)
-        spreads.append(np.sqrt(values[::-1][:_COMPONENTS]))
+        found = PCA(_COMPONENTS, svd_solver="randomized", random_state=0).fit(many[:, part].reshape(len(many), -1))
+        means.append(found.mean_)
+        axes.append(found.components_)
+        spreads.append(np.sqrt(found.explained_variance_))
     fitted |= {"mean": np.float32(means), "axes": np.float16(axes), "spread": np.float32(spreads)}
     compared = np.column_stack([distances(pairs, fitted), measured["texture"], measured["doubt"]])
     assert compared.shape[1] == len(COMPARED)
@@ -89,12 +89,7 @@ def fit_bundle(bundle: Path, stage: Segment, data: Manifest) -> bool:
     Returns:
         Whether it was written: with fewer than 100 films that can be used, it is not.
     """
-    pairs, rows = [], []
-    for view in _views(_drawn(data), stage):
-        pair = aligned(view)
-        if pair is not None:
-            pairs.append(pair)
-            rows.append(measure(view))
+    pairs, measured, _ = collect(stage, data)
     if len(pairs) < LEAST:
         log.warning(
             "%d films do not say what a chest X-ray may look like, at least %d are needed: films that cannot be judged "
@@ -103,23 +98,41 @@ def fit_bundle(bundle: Path, stage: Segment, data: Manifest) -> bool:
             LEAST,
         )
         return False
-    measured = {name: np.array([row[name] for row in rows]) for name in rows[0]}
-    part = bundle / f"{QUALITY_FILE}.part"
-    with open(part, "wb") as file:
-        np.savez_compressed(file, **fit(np.stack(pairs), measured))
-    part.replace(bundle / QUALITY_FILE)
+    write(bundle, fit(pairs, measured))
     return True
 
 
-def _views(data: Manifest, stage: Segment) -> Iterator[View]:
-    batch: list[Radiograph] = []
-    for _, record in stream(data, description="quality"):
+def write(bundle: Path, fitted: dict[str, np.ndarray]) -> None:
+    """Write `quality.npz`, whole or not at all."""
+    part = bundle / f"{QUALITY_FILE}.part"
+    with open(part, "wb") as file:
+        np.savez_compressed(file, **fitted)
+    part.replace(bundle / QUALITY_FILE)
+
+
+def collect(stage: Segment, data: Manifest) -> tuple[np.ndarray, dict[str, np.ndarray], np.ndarray]:
+    """What `fit` needs of at most 3000 films in which any lung was found: pairs, measures, and their sources (N,)."""
+    pairs, measured, sources = [], [], []
+    batch: list[tuple[str, Radiograph]] = []
+
+    def look() -> None:
+        for (source, _), view in zip(batch, stage.views([film for _, film in batch]), strict=True):
+            pair = aligned(view)
+            if pair is not None:
+                pairs.append(pair)
+                measured.append(measure(view))
+                sources.append(source)
+        batch.clear()
+
+    for row, record in stream(_drawn(data), description="quality"):
         if record.ok:
-            batch.append(record.radiograph)
+            batch.append((row["source"], record.radiograph))
         if len(batch) == 16:
-            yield from stage.views(batch)
-            batch = []
-    yield from stage.views(batch)
+            look()
+    look()
+    names = measured[0] if measured else ()
+    columns = {name: np.array([one[name] for one in measured]) for name in names}
+    return np.array(pairs, np.float32), columns, np.array(sources)
 
 
 def _drawn(data: Manifest) -> Manifest:

@@ -45,3 +45,11 @@ def test_the_table_of_experiments_is_that_of_their_files():
     spec.loader.exec_module(experiments)
     page = experiments.PAGE.read_text(encoding="utf-8")
     assert experiments.filled(page) == page, "run python docs/experiments/run.py"
+
+
+def test_the_tables_of_refusals_are_those_of_their_file():
+    spec = importlib.util.spec_from_file_location("quality", ROOT / "docs" / "experiments" / "quality.py")
+    quality = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(quality)
+    page = quality.PAGE.read_text(encoding="utf-8")
+    assert quality.filled(page) == page, "run python docs/experiments/quality.py"

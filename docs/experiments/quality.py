@@ -25,11 +25,12 @@ from data.manifest import Manifest, read_manifest
 from data.radiograph import Radiograph, RadiographError, read
 from models.weights import bundle_of, find
 from stages.base import Record
-from stages.quality_fit import fit_bundle
+from stages.quality import COMPARED, distances, unlikeness
+from stages.quality_fit import collect, fit, write
 from stages.segment import Segment
 
 HERE = Path(__file__).parent
-PAGE, RESULTS = HERE.parent / "quality.md", HERE / "quality.json"
+PAGE, RESULTS = HERE.parent / "quality.md", HERE.parent / "quality.json"
 FRONTAL = {
     **{"montgomery": "external", "shenzhen": "test", "nih": "test", "ieee8023": "test"},
     **{"rahman": "val", "tbx11k": "test", "kermany": "test"},
@@ -149,7 +150,7 @@ def wilson(hits: int, n: int) -> tuple[float, float]:
     """The 95 % interval of a share (Wilson 1927)."""
     z, p = 1.96, hits / n
     middle, half = p + z * z / (2 * n), z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return (middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)
+    return max(0.0, (middle - half) / (1 + z * z / n)), min(1.0, (middle + half) / (1 + z * z / n))
 
 
 def measure_all(stage: Segment, data: Manifest) -> dict[str, Any]:
@@ -177,6 +178,20 @@ def measure_all(stage: Segment, data: Manifest) -> dict[str, Any]:
     return out
 
 
+def left_out(pairs: np.ndarray, measured: dict[str, np.ndarray], sources: np.ndarray) -> dict[str, Any]:
+    """Training films of each source found unlike by a fit on the others: what a new hospital may expect."""
+    out = {}
+    for source in sorted(set(sources)):
+        away = sources == source
+        fitted = fit(pairs[~away], {name: values[~away] for name, values in measured.items()})
+        compared = np.column_stack([distances(pairs[away], fitted), *(measured[name][away] for name in COMPARED[4:])])
+        hits, n = int((unlikeness(compared, fitted) > 1).sum()), int(away.sum())
+        low, high = wilson(hits, n)
+        node = {"refused": hits, "n": n, "ci95": [round(low, 4), round(high, 4)], "codes": {}, "warnings": {}}
+        out[f"{source}, left out of the fit"] = node
+    return out
+
+
 def table(results: dict[str, Any], kinds: list[str]) -> str:
     """A Markdown table of the results on some kinds."""
     lines = ["| | refused | 95 % interval | codes | warnings |", "|---|---|---|---|---|"]
@@ -195,11 +210,13 @@ def filled(page: str) -> str:
     """The page with its tables as the results file has them."""
     results = json.loads(RESULTS.read_text(encoding="utf-8"))
     films = [f"{source}, {split}" for source, split in FRONTAL.items()]
+    away = [kind for kind in results if kind.endswith("left out of the fit")]
     upright = [kind for kind in results if kind.startswith("upright")]
     parts = {
         "frontal": [*films, *upright],
+        "left out": away,
         "altered": list(KINDS),
-        "others": [kind for kind in results if kind not in (*films, *upright, *KINDS)],
+        "others": [kind for kind in results if kind not in (*films, *upright, *away, *KINDS)],
     }
     for name, kinds in parts.items():
         begin, end = (marker.format(name) for marker in MARKERS)
@@ -217,9 +234,10 @@ def main() -> None:
     told = parser.parse_args()
     data = read_manifest(told.data)
     bundle = bundle_of(find(told.weights), "segment")
+    pairs, measured, sources = collect(Segment.load(bundle), data.select(split="train"))
     if told.fit:
-        fit_bundle(bundle, Segment.load(bundle), data.select(split="train"))
-    results = measure_all(Segment.load(bundle), data)
+        write(bundle, fit(pairs, measured))
+    results = measure_all(Segment.load(bundle), data) | left_out(pairs, measured, sources)
     RESULTS.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     PAGE.write_text(filled(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
 
