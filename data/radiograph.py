@@ -177,6 +177,7 @@ def check_size(name: str, height: int, width: int) -> None:
             name,
             f"{width}x{height} pixels are too few; at least {MIN_SIDE} a side are needed. Export the film larger",
             "too_small",
+            refused=True,
         )
 
 

@@ -3,7 +3,7 @@
 A chain of weights is a folder with one bundle a stage::
 
     tb/
-      segment/    model.keras  model.onnx  card.json
+      segment/    model.keras  model.onnx  card.json  quality.npz
       classify/   model.keras  model.onnx  card.json
       localize/   card.json                              (decisions only: it has no network of its own)
 
@@ -25,6 +25,7 @@ import numpy as np
 
 SHIPPED = Path(__file__).parent / "weights"
 KERAS_FILE, SERVING_FILE, CARD_FILE = "model.keras", "model.onnx", "card.json"
+QUALITY_FILE = "quality.npz"  # of the segmentation: what `stages.quality` compares films with
 LICENCE = "MIT for the weights' files; the training images keep their own terms, see docs/model-card.md"
 
 # What can run a network, and the file that it takes.
@@ -101,12 +102,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 def fingerprint(bundle: Path) -> str:
-    """16 hex digits over all that decides what the stage answers: the serving graph and the card's decisions."""
+    """16 hex digits over all that decides what the stage answers: serving graph, quality file, the card's decisions."""
     digest = hashlib.sha256(json.dumps(read_card(bundle)["decisions"], sort_keys=True).encode())
-    serving = bundle / SERVING_FILE
-    if serving.is_file():
-        stat = serving.stat()
-        digest.update(_file_hash(str(serving), stat.st_size, stat.st_mtime_ns).encode())
+    for path in (bundle / SERVING_FILE, bundle / QUALITY_FILE):
+        if path.is_file():
+            stat = path.stat()
+            digest.update(_file_hash(str(path), stat.st_size, stat.st_mtime_ns).encode())
     return digest.hexdigest()[:16]
 
 

@@ -202,6 +202,7 @@ def apply_site(path: Path, chain: Sequence[Stage]) -> dict[str, Any]:
             "temperature": float(said["temperature"]),
             "offsets": {str(name): float(value) for name, value in said["offsets"].items()},
             "threshold": float(said["threshold"]),
+            "threshold_ci95": [float(v) for v in said["threshold_ci95"]] if "threshold_ci95" in said else None,
         }
         made_with = dict(said["weights"])
     except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
@@ -221,6 +222,7 @@ def apply_site(path: Path, chain: Sequence[Stage]) -> dict[str, Any]:
                     f"{', '.join(stage.classes)}. Calibrate again with these weights"
                 )
             stage.temperature, stage.threshold = settings["temperature"], settings["threshold"]
+            stage.threshold_ci95 = settings["threshold_ci95"]
             stage.offsets = np.array([settings["offsets"][name] for name in stage.classes])
             return settings
     return {}

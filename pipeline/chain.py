@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 # Settings that a trained stage obeys when it runs; all others concern its training.
 RUN_SETTINGS = {
-    "segment": ("threshold", "margin", "min_fraction"),
+    "segment": ("threshold", "margin", "min_fraction", "min_side", "min_age"),
     "localize": ("threshold", "min_area", "max_regions", "label"),
 }
 
@@ -43,6 +43,7 @@ def open_chain(
     config: str | None = None,
     site: Path | None = None,
     label: str | None = None,
+    refuse: bool = True,
     arguments: dict[str, Any] | None = None,
     threads: int | None = None,
 ) -> Chain:
@@ -55,6 +56,7 @@ def open_chain(
             given again).
         site: a site file, see `pipeline.calibration`.
         label: class whose map and regions are shown, in place of the predicted one.
+        refuse: False lets films go on that cannot be judged, with warnings.
         arguments: of the command, for run.json.
         threads: cores for each network; None lets it take all.
 
@@ -84,6 +86,9 @@ def open_chain(
 
             raise ConfigError(f"--label must be one of {', '.join(chain[-1].classes)}. Received: {label!r}")
         chain[-1].label = settings.setdefault("localize", {})["label"] = label
+    if not refuse:
+        chain[0].refuse = False
+        settings.setdefault(chain[0].name, {})["refuse"] = False
     folder = find(weights)
     about = {
         "weights": weights,
@@ -132,7 +137,7 @@ def _fingerprint(stage: Stage, settings: dict[str, Any] | None) -> str:
 
 
 def _hashes(bundle: Path, runtime: str) -> dict[str, str]:
-    from models.weights import CARD_FILE, RUNTIMES
+    from models.weights import CARD_FILE, QUALITY_FILE, RUNTIMES
 
-    names = (CARD_FILE, RUNTIMES[runtime])
+    names = (CARD_FILE, RUNTIMES[runtime], QUALITY_FILE)
     return {name: file_hash(bundle / name) for name in names if (bundle / name).is_file()}

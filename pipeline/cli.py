@@ -75,6 +75,7 @@ def _parsed_shard(_context: click.Context, _option: click.Parameter, value: str 
 @click.option(
     "--shard", metavar="I/N", callback=_parsed_shard, help="Judge the I-th of N parts, each into its own --out."
 )
+@click.option("--no-refuse", is_flag=True, help="Judge films too that should not be; why not, stands in `warnings`.")
 @click.option("--overwrite", is_flag=True, help="Discard what another run left in the folder.")
 @click.option(
     "--report/--no-report",
@@ -94,6 +95,7 @@ def run(
     batch_size: int,
     runtime: str,
     shard: tuple[int, int] | None,
+    no_refuse: bool,
     overwrite: bool,
     report: bool | None,
     engine: str,
@@ -143,16 +145,18 @@ def run(
         "label": label,
         "workers": workers,
         "batch_size": batch_size,
+        "no_refuse": no_refuse,
         "overwrite": overwrite,
         "engine": engine,
         **cluster,
     }
-    how = {"runtime": runtime, "config": config, "site": site, "label": label}
+    how = {"runtime": runtime, "config": config, "site": site, "label": label, "refuse": not no_refuse}
     chain = open_chain(weights, upto, **how, arguments=arguments)
     found = find_inputs(inputs, out=out)
     for name, settings in chain.settings.items():
         said = ", ".join(f"{key} {value}" for key, value in settings.items())
-        given = [str(file) for file in (config, site) if file is not None] + ["--label"] * (label is not None)
+        given = [str(file) for file in (config, site) if file is not None]
+        given += ["--label"] * (label is not None) + ["--no-refuse"] * no_refuse
         click.echo(f"from {' and '.join(given)}, in place of what the weights decide: {name} {said}", err=True)
     options: dict[str, Any] = {"identity": chain.identity, "batch_size": batch_size, "workers": workers}
     if engine == "ray":

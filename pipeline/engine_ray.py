@@ -293,6 +293,7 @@ def opening(
     config: str | None = None,
     site: Path | None = None,
     label: str | None = None,
+    refuse: bool = True,
 ) -> Callable[..., Chain]:
     """`open_chain` with these arguments, for processes in other working folders: paths are absolute, names stay."""
     from models.weights import shipped
@@ -305,6 +306,7 @@ def opening(
         config=os.path.abspath(config) if config is not None and os.path.isfile(config) else config,
         site=Path(os.path.abspath(site)) if site is not None else None,
         label=label,
+        refuse=refuse,
     )
 
 

@@ -51,8 +51,13 @@ class FilmFiles:
         return entry
 
     def mask(self, entry: dict[str, Any] | None, sha256: str, size: tuple[int, int]) -> np.ndarray | None:
-        """The mask (H, W) uint8 0/1 that an earlier chain found on an unchanged film; None where there is none."""
+        """The mask (H, W) uint8 0/1 that an earlier chain found on an unchanged film; None where there is none.
+
+        Nor of a film with warnings: its lungs are found again, and the warnings with them.
+        """
         if entry is None or entry["row"]["sha256"] != sha256 or "masks" not in entry["files"]:
+            return None
+        if entry["row"].get("warnings"):
             return None
         try:
             data = (self.path / "masks" / f"{entry['row']['id']}.png").read_bytes()

@@ -162,7 +162,8 @@ class Reading:
                 record = Record(self.reader(item.path, id=name))
             except RadiographError as error:
                 status = REFUSED if error.refused else FAILED
-                return Film(item, sha256, unread(item, name, status, str(error)))
+                text = f"{error.code}: {error}" if error.refused else str(error)
+                return Film(item, sha256, unread(item, name, status, text))
             except Exception as error:
                 record, trace = failed(unread(item, name, FAILED, ""), "reading", error)
                 return Film(item, sha256, record, trace=trace)

@@ -221,7 +221,7 @@ class ResultsFolder:
         return self.films.done(self.journal.get(key), sha256)
 
     def mask(self, key: str, sha256: str, size: tuple[int, int]) -> np.ndarray | None:
-        """The mask (H, W) uint8 0/1 of an unchanged input whose lungs were found before; None where there is none."""
+        """The mask (H, W) uint8 0/1 of an unchanged input whose lungs were found before; see `FilmFiles.mask`."""
         return self.films.mask(self.journal.get(key), sha256, size)
 
     def save(self, key: str, image: str, sha256: str, record: Record, *, trace: str = "") -> dict[str, str]:

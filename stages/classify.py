@@ -18,6 +18,7 @@ from stages.classify_calibration import mix_offsets, one_class, several_labels, 
 from stages.classify_targets import UNKNOWN, balance_weights, label_weights, one_hot, source_priors, zones_with_lesions
 from stages.classify_targets import several_labels as targets_of
 from stages.films import sources_of, stream
+from stages.uncertain import uncertain
 
 if TYPE_CHECKING:
     from configs.schema import Config
@@ -104,6 +105,7 @@ class Classify(Stage):
         self.temperature: float = decisions["temperature"]
         self.threshold: float = decisions["threshold"]
         self.thresholds: dict[str, float] = decisions.get("thresholds", {})  # of several labels a film
+        self.threshold_ci95: list[float] | None = decisions.get("threshold_ci95")
         # Added to the logits divided by the temperature; a site brings its own, see pipeline.calibration.
         self.offsets = np.array([decisions.get("offsets", {}).get(name, 0.0) for name in self.classes])
 
@@ -145,6 +147,8 @@ class Classify(Stage):
             record.label = "|".join(there)
             return
         positive = record.probabilities[self.positive]
+        if doubt := uncertain(positive, self.threshold, self.threshold_ci95):
+            record.extra["warnings"] = [*record.extra.get("warnings", ()), *doubt]
         others = [name for name in self.classes if name != self.positive]
         record.label = (
             self.positive if positive >= self.threshold else max(others, key=record.probabilities.__getitem__)
@@ -290,7 +294,7 @@ class Classify(Stage):
             decisions |= more
         card = {"stage": cls.name, "decisions": decisions, "licence": LICENCE}
         write_card(out, card)
-        decisions |= cls.load(out)._calibrated(*crops["val"][:3], settings.target_sensitivity)
+        decisions |= cls.load(out)._calibrated(*crops["val"][:4], settings.target_sensitivity)
         write_card(out, card | {"training": summary(out, parts, settings.model_dump(mode="json"), history, data)})
         return out
 
@@ -324,7 +328,12 @@ class Classify(Stage):
         )
 
     def _calibrated(
-        self, crops: np.ndarray, lungs: np.ndarray, targets: np.ndarray, target_sensitivity: float
+        self,
+        crops: np.ndarray,
+        lungs: np.ndarray,
+        targets: np.ndarray,
+        rows: Sequence[dict[str, Any]],
+        target_sensitivity: float,
     ) -> dict[str, Any]:
         """The decisions that the val films' logits make; see `stages.classify_calibration`."""
         pairs = list(zip(crops, lungs, strict=True))
@@ -339,7 +348,8 @@ class Classify(Stage):
         if self.multi_label:
             return several_labels(logits, targets, self.offsets, self.classes)
         positive = self.classes.index(self.positive)
-        return one_class(logits, targets.argmax(axis=1), self.offsets, positive, target_sensitivity)
+        patients = [row["patient"] for row in rows]
+        return one_class(logits, targets.argmax(axis=1), self.offsets, positive, target_sensitivity, patients)
 
 
 def usable_films(data: Manifest, classes: Sequence[str], multi_label: bool) -> Manifest:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+
+from stages.uncertain import threshold_interval
 
 log = logging.getLogger("cxr.classify")
 
@@ -29,12 +32,18 @@ def weight_offsets(classes: Sequence[str], weights: np.ndarray) -> dict[str, flo
 
 
 def one_class(
-    logits: np.ndarray, labels: np.ndarray, offsets: np.ndarray, positive: int, target_sensitivity: float
-) -> dict[str, float]:
-    """Temperature, and the operating threshold that reaches the target sensitivity, on films of one class each.
+    logits: np.ndarray,
+    labels: np.ndarray,
+    offsets: np.ndarray,
+    positive: int,
+    target_sensitivity: float,
+    patients: Sequence[str],
+) -> dict[str, Any]:
+    """Temperature, and the operating threshold for the target sensitivity with its 95 % interval, one class a film.
 
     Args:
         logits: (N, classes). labels: (N,) int class numbers. offsets: (classes,), added to the divided logits.
+        patients: N names.
     """
     from models.metrics import fit_temperature, softmax, threshold_for_sensitivity
 
@@ -48,7 +57,8 @@ def one_class(
         target_sensitivity,
         len(labels),
     )
-    return {"temperature": round(temperature, 4), "threshold": round(threshold, 4)}
+    interval = threshold_interval(labels == positive, scores, target_sensitivity, patients)
+    return {"temperature": round(temperature, 4), "threshold": round(threshold, 4), "threshold_ci95": interval}
 
 
 def several_labels(

@@ -40,7 +40,9 @@ def stream(
             empty = Radiograph(
                 np.zeros((1, 1), np.float32), Path(row["image"]).stem, str(path), (0, 0), None, "", 0, {}
             )
-            return Record(empty, REFUSED if error.refused else FAILED, str(error))
+            if error.refused:
+                return Record(empty, REFUSED, f"{error.code}: {error}")
+            return Record(empty, FAILED, str(error))
 
     def batches() -> Iterator[tuple[dict[str, Any], Record]]:
         with ThreadPoolExecutor(4) as pool:

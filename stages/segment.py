@@ -11,10 +11,11 @@ import cv2
 import numpy as np
 
 from data.geometry import Box, Frame, bounding_box
-from data.radiograph import RadiographError
+from data.radiograph import Radiograph, RadiographError
 from models.weights import LICENCE, fingerprint, open_network, read_card, write_card
 from stages.base import Record, Stage
 from stages.films import read_mask, sources_of, stream
+from stages.quality import Finding, Quality, View, by_header, shown
 
 if TYPE_CHECKING:
     from configs.schema import Config
@@ -40,12 +41,16 @@ def preprocess(pixels: np.ndarray, size: int) -> tuple[np.ndarray, Frame]:
         (size, size) float32 in [0, 1], and the frame that leads back to native pixels.
     """
     frame = Frame.letterbox(pixels.shape, size)
-    grid = frame.to_grid(pixels)
+    return stretch(frame.to_grid(pixels)), frame
+
+
+def stretch(grid: np.ndarray) -> np.ndarray:
+    """Grey levels (h, w) from the 1st to the 99th percentile of what is not black border; float32 in [0, 1]."""
     film = grid[grid > 0.02]
     if film.size == 0:
-        return grid, frame
+        return grid
     low, high = np.percentile(film, [1, 99])
-    return np.clip((grid - low) / max(high - low, 1e-3), 0.0, 1.0).astype(np.float32), frame
+    return np.clip((grid - low) / max(high - low, 1e-3), 0.0, 1.0).astype(np.float32)
 
 
 def clean(mask: np.ndarray) -> np.ndarray:
@@ -76,43 +81,88 @@ class Segment(Stage):
 
     name: ClassVar[str] = "segment"
 
-    def __init__(self, network: Network, card: dict[str, Any], fingerprint: str = "") -> None:
-        self.network, self.card, self.fingerprint = network, card, fingerprint
+    def __init__(
+        self, network: Network, card: dict[str, Any], fingerprint: str = "", quality: Quality | None = None
+    ) -> None:
+        self.network, self.card, self.fingerprint, self.quality = network, card, fingerprint, quality
+        self.refuse = True  # False: films that cannot be judged go on, with what speaks against them as warnings
         decisions = card["decisions"]
         self.size: int = decisions["size"]
         self.threshold: float = decisions["threshold"]
         self.margin: float = decisions["margin"]
         self.min_fraction: float = decisions["min_fraction"]
+        self.min_side: int = decisions.get("min_side", 96)
+        self.min_age: float | None = decisions.get("min_age", 15)
 
     @classmethod
     def load(cls, bundle: Path, *, runtime: str = "onnx", threads: int | None = None) -> Segment:
         """The stage as stored in `bundle`."""
-        return cls(open_network(bundle, runtime, threads), read_card(bundle), fingerprint(bundle))
+        network = open_network(bundle, runtime, threads)
+        return cls(network, read_card(bundle), fingerprint(bundle), Quality.load(bundle))
 
     def run(self, records: Sequence[Record]) -> list[Record]:
-        """Fill in `mask`, `lung_box` and `lung_fraction`; refuse films with too little lung."""
+        """Fill in `mask`, `lung_box` and `lung_fraction`; refuse films that cannot be judged (see `stages.quality`)."""
         todo = [record for record in records if record.ok]
-        if todo:
-            grids, frames = zip(*(preprocess(r.radiograph.pixels, self.size) for r in todo), strict=True)
-            lungs = self.network(np.stack(grids)[..., None])["lungs"][..., 0]
-            for record, frame, probability in zip(todo, frames, lungs, strict=True):
-                self.restore(record, postprocess(probability, frame, self.threshold))
+        for record, view in zip(todo, self.views([record.radiograph for record in todo]), strict=True):
+            frame = Frame.letterbox(record.radiograph.size, self.size)
+            self._fill(record, postprocess(view.lungs, frame, self.threshold))
+            against, besides = by_header(record.radiograph, self.min_side, self.min_age), []
+            if self.quality is not None:
+                found, besides = self.quality.findings(record.radiograph, view, self._seen)
+                against += found
+            self._conclude(record, [*against, *self._too_little_lung(record)], besides)
         return list(records)
 
+    def views(self, films: Sequence[Radiograph]) -> list[View]:
+        """Films as the network sees them, with what it answers."""
+        frames = [Frame.letterbox(film.size, self.size) for film in films]
+        raws = [frame.to_grid(film.pixels) for film, frame in zip(films, frames, strict=True)]
+        return self._seen(raws, [shown(frame) for frame in frames])
+
+    def _seen(self, raws: Sequence[np.ndarray], places: Sequence[tuple[slice, slice]]) -> list[View]:
+        """The views of grids (s, s), each with the rows and columns of it that the film covers."""
+        if not raws:
+            return []
+        greys = [stretch(raw) for raw in raws]
+        answers = self.network(np.stack(greys)[..., None])["lungs"][..., 0]
+        views = []
+        for raw, grey, lungs, place in zip(raws, greys, answers, places, strict=True):
+            mask = np.zeros(lungs.shape, np.uint8)
+            mask[place] = clean(lungs >= self.threshold)[place]
+            views.append(View(raw, grey, lungs, mask, place))
+        return views
+
     def restore(self, record: Record, mask: np.ndarray) -> Record:
-        """Take over a mask (H, W) 0/1 made before: all that this stage fills in follows from it."""
+        """Take over a mask (H, W) 0/1 of a film that nothing spoke against: all that this stage fills in follows."""
+        self._fill(record, mask)
+        self._conclude(record, self._too_little_lung(record), [])
+        return record
+
+    def _fill(self, record: Record, mask: np.ndarray) -> None:
         record.mask = mask.astype(np.uint8)
         record.lung_fraction = float(record.mask.mean())
         box = bounding_box(record.mask)
         height, width = record.mask.shape
         if box is not None:
             record.lung_box = box.grown(self.margin).rounded().intersect(Box(0, 0, width, height))
-        if record.lung_fraction < self.min_fraction:
-            record.refuse(
-                f"no_lungs: lungs cover {100 * record.lung_fraction:.1f} % of the film, at least "
-                f"{100 * self.min_fraction:.0f} % are needed. Is it an upright frontal chest X-ray?"
+
+    def _too_little_lung(self, record: Record) -> list[Finding]:
+        if record.lung_fraction >= self.min_fraction and record.lung_box is not None:
+            return []
+        return [
+            Finding(
+                "no_lungs",
+                f"lungs cover {100 * record.lung_fraction:.1f} % of the film, at least "
+                f"{100 * self.min_fraction:.0f} % are needed. Is it an upright frontal chest X-ray?",
             )
-        return record
+        ]
+
+    def _conclude(self, record: Record, against: Sequence[Finding], besides: Sequence[Finding]) -> None:
+        """Refuse a film that something speaks against; or go on with warnings, if there is lung to go on with."""
+        if against and (self.refuse or record.lung_box is None):
+            record.refuse(str(against[0]))
+        elif against or besides:
+            record.extra["warnings"] = [*record.extra.get("warnings", ()), *map(str, (*against, *besides))]
 
     @classmethod
     def train(cls, data: Manifest, config: Config, out: Path, chain: Sequence[Stage] = ()) -> Path:
@@ -125,6 +175,7 @@ class Segment(Stage):
         from models.losses import DiceScore, segmentation_loss
         from models.training_log import summary, training_bar
         from models.unet import build_unet
+        from stages.quality_fit import fit_bundle
 
         settings = config.segment
         masked = data.select(has_mask=True, source=sources_of(data, settings.fit))
@@ -166,9 +217,10 @@ class Segment(Stage):
                 on_batch=on_batch,
             )
         save_bundle(model, out)
-        decisions = settings.model_dump(include={"size", "threshold", "margin", "min_fraction"})
+        decisions = settings.model_dump(include={"size", "threshold", "margin", "min_fraction", "min_side", "min_age"})
         card = {"stage": cls.name, "decisions": decisions, "licence": LICENCE}
         write_card(out, card | {"training": summary(out, parts, settings.model_dump(mode="json"), history, data)})
+        fit_bundle(out, cls.load(out), data.select(split="train"))
         return out
 
     def evaluate(self, data: Manifest, out: Path, chain: Sequence[Stage] = ()) -> dict[str, Any]:

@@ -64,3 +64,11 @@ def test_links_between_pages_lead_somewhere():
     for page in [ROOT / "README.md", ROOT / "benchmarks" / "README.md", *(ROOT / "docs").glob("*.md")]:
         for target in re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8")):
             assert target.startswith("http") or (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_tables_of_refusals_are_those_of_their_file():
+    spec = importlib.util.spec_from_file_location("quality", ROOT / "docs" / "experiments" / "quality.py")
+    quality = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(quality)
+    page = quality.PAGE.read_text(encoding="utf-8")
+    assert quality.filled(page) == page, "run python docs/experiments/quality.py"

@@ -7,6 +7,7 @@ TINY = [
     "segment.fit.epochs=2",
     "segment.fit.batch_size=4",
     "segment.min_fraction=0",
+    "segment.min_side=32",
     "classify.size=64",
     "classify.encoder_weights=null",
     "classify.head_passes=1",

@@ -59,6 +59,7 @@ class FakeSegment(Fake):
     """Lungs are what is darker than 0.4, without a border."""
 
     name = "segment"
+    refuse = True
     decisions = {"threshold": 0.4, "margin": 0.05, "min_fraction": 0.05}  # noqa: RUF012
 
     def judge(self, record):
@@ -73,7 +74,10 @@ class FakeSegment(Fake):
         if box is not None:
             record.lung_box = box.grown(self.margin).rounded().intersect(Box(0, 0, width, height))
         if record.lung_fraction < self.min_fraction:
-            record.refuse("no_lungs: there are none")
+            if self.refuse:
+                record.refuse("no_lungs: there are none")
+            else:
+                record.extra["warnings"] = ["no_lungs: there are hardly any"]
         return record
 
 

@@ -11,6 +11,8 @@ import sys
 import time
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 
 import stages
@@ -167,6 +169,26 @@ def test_a_wrong_call_is_2_with_one_clear_message(arguments, said, films, tmp_pa
     assert said in error
     assert "Traceback" not in error
     assert not (tmp_path / "out").exists()
+
+
+def test_no_refuse_goes_on_with_a_warning_and_is_no_part_of_another_run(films, tmp_path, weights, capsys):
+    odd = np.full((72, 96), 200, np.uint8)
+    odd[30:36, 40:46] = 20  # a lung that is too small
+    (films / "odd.png").write_bytes(cv2.imencode(".png", odd)[1].tobytes())
+    assert call("run", films, "--out", tmp_path / "strict", "--weights", weights) == 1
+    strict = {row["image"].split("/")[-1]: row for row in rows(tmp_path / "strict")}
+    assert (strict["odd.png"]["status"], strict["odd.png"]["error"][:8]) == ("refused", "no_lungs")
+    out = tmp_path / "all"
+    for stage in ("segment", "localize"):  # the warning stays where a later stage goes on from the masks
+        assert call("run", films, "--out", out, "--weights", weights, "--no-refuse", "--stage", stage) == 0
+        row = {row["image"].split("/")[-1]: row for row in rows(out)}["odd.png"]
+        assert row["status"] == "ok"
+        assert row["warnings"].startswith("no_lungs")
+    assert row["tb_score"]
+    assert run_info(out)["arguments"]["no_refuse"] is True
+    capsys.readouterr()
+    assert call("run", films, "--out", out, "--weights", weights) == 2
+    assert "--overwrite" in capsys.readouterr().err
 
 
 def test_results_of_other_weights_are_refused_with_the_choices(films, tmp_path, weights, capsys):
