@@ -218,7 +218,7 @@ class Quality:
 
     def _unlike(self, view: View, measured: dict[str, float], unlike: float, look: Look) -> Finding:
         """The code of a film unlike those of the training, by what would mend it, and else by its lungs."""
-        basis = f"({_times(unlike)} what is allowed)"
+        basis = f"({unlike:.2f} times what is allowed)" if np.isfinite(unlike) else "(no lungs were found)"
         inverted = np.zeros_like(view.raw)
         inverted[view.shown] = 1 - view.raw[view.shown]
         copies = [inverted, *(np.ascontiguousarray(np.rot90(view.raw, k)) for k in (1, 2, 3))]
@@ -273,10 +273,6 @@ class Quality:
                 "is said). Compare with the side marker: a mirrored film gets its sides wrong",
             )
         ]
-
-
-def _times(unlike: float) -> str:
-    return f"{unlike:.2f} times" if np.isfinite(unlike) else "no lungs at all, let alone"
 
 
 def by_header(film: Radiograph, min_side: int, min_age: float | None) -> list[Finding]:
