@@ -63,7 +63,7 @@ def largest_two(mask: np.ndarray) -> np.ndarray:
 @torch.inference_mode()
 def main(folder: Path, out: Path) -> None:
     """Judge every film in a folder."""
-    segment = smp.Unet("mobilenet_v2", encoder_weights=None, decoder_channels=(128, 64, 32, 16, 8)).eval()
+    segment = smp.Unet("mobilenet_v2", encoder_weights=None, decoder_channels=(32, 16, 8, 8, 8)).eval()
     segment = segment.to(memory_format=torch.channels_last)
     classify = Classifier().eval().to(memory_format=torch.channels_last)
     for name in ("masks", "overlays"):
