@@ -260,18 +260,29 @@ def train(stage: str | None, data: Path, out: Path, config: str, overrides: tupl
 @weights_option
 @runtime_option
 @site_option
+@click.option("--no-refuse", is_flag=True, help="Judge films too that the chain would refuse.")
 def evaluate(
-    stage: str, data: Path, split: str, source: str | None, out: Path, weights: str, runtime: str, site: Path | None
+    stage: str,
+    data: Path,
+    split: str,
+    source: str | None,
+    out: Path,
+    weights: str,
+    runtime: str,
+    site: Path | None,
+    no_refuse: bool,
 ) -> int:
     """Measure one stage on labelled films: metrics.json and plots.
 
-    Every figure comes with its 95 % interval, by bootstrap over patients.
+    Every figure comes with its 95 % interval, by bootstrap over patients. Films that the chain refuses are in no
+    figure; to set figures beside published ones, which are of all films, give --no-refuse.
     """
     from pipeline.evaluation import evaluate as judge
 
     log_to_stderr()
     chosen = None if split == "all" else split
-    metrics = judge(stage, data, out, split=chosen, source=source, weights=weights, runtime=runtime, site=site)
+    how = {"weights": weights, "runtime": runtime, "site": site, "refuse": not no_refuse}
+    metrics = judge(stage, data, out, split=chosen, source=source, **how)
     print_figures(metrics)
     click.echo(f"All figures: {out / 'metrics.json'}")
     return DONE

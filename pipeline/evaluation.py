@@ -35,6 +35,7 @@ def evaluate(
     weights: str = "tb",
     runtime: str = "onnx",
     site: Path | None = None,
+    refuse: bool = True,
 ) -> dict[str, Any]:
     """Judge one stage of a chain of weights on a manifest's films and write the figures into `out`.
 
@@ -44,6 +45,7 @@ def evaluate(
         split: films of this split only; None takes all.
         source: films of this source only; None takes all.
         site: a site file to judge with, see `pipeline.calibration`.
+        refuse: False judges films too that the chain would refuse; where no lung is found they stay out all the same.
 
     Returns:
         What `metrics.json` holds.
@@ -56,6 +58,8 @@ def evaluate(
         from pipeline.calibration import apply_site
 
         apply_site(site, [*chain, last])
+    if not refuse:
+        (chain or [last])[0].refuse = False
     manifest = read_manifest(data, classes=labels_of([*chain, last]))
     if split is not None and not (manifest.table["split"] != "").any():
         manifest = split_by_patient(manifest)
@@ -66,7 +70,7 @@ def evaluate(
         raise EvaluationError(
             f"no film has split {split!r} and source {source!r}. Splits there ({have}); sources there: {sources}"
         )
-    return evaluate_stage(last, chosen, out, chain, split=split, source=source)
+    return evaluate_stage(last, chosen, out, chain, split=split, source=source, refuse=refuse)
 
 
 def labels_of(chain: Sequence[Stage]) -> list[str] | None:
@@ -85,6 +89,7 @@ def evaluate_stage(
     *,
     split: str | None,
     source: str | None = None,
+    refuse: bool = True,
 ) -> dict[str, Any]:
     """Run `stage.evaluate` and write what it says; `films` in it goes to films.csv, the rest to metrics.json."""
     out.mkdir(parents=True, exist_ok=True)
@@ -97,6 +102,7 @@ def evaluate_stage(
         "split_hash": data.split_hash(),
         "n_films": len(data),
         "n_judged": sum(film.get("status") == "ok" for film in films),
+        **({} if refuse else {"refuse": False}),
         "patients": int(data.table["patient"].nunique()),
         "sources": dict(sorted(Counter(data.table["source"]).items())),
         "weights": {s.name: s.fingerprint for s in [*chain, stage]},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -147,6 +148,33 @@ def test_evaluate_each_stage(samples, tiny_chain, tmp_path):
         assert len(metrics["split_hash"]) == 16
         assert list(out.glob("*.png"))
     assert "confusion_matrix" in json.loads((tmp_path / "classify" / "metrics.json").read_text())
+
+
+def test_films_that_the_chain_refuses_are_judged_on_request(samples, tiny_chain, tmp_path):
+    shutil.copytree(tiny_chain, tmp_path / "weights")
+    card = tmp_path / "weights" / "segment" / "card.json"
+    said = json.loads(card.read_text())
+    said["decisions"]["min_fraction"] = 2  # no film has so much lung
+    card.write_text(json.dumps(said))
+    command = [
+        "evaluate",
+        "--stage",
+        "classify",
+        "--data",
+        samples,
+        "--split",
+        "all",
+        "--weights",
+        tmp_path / "weights",
+    ]
+    judged = {}
+    for flag in ([], ["--no-refuse"]):
+        pipeline(*command, "--out", tmp_path / f"out{len(flag)}", *flag)
+        judged[len(flag)] = json.loads((tmp_path / f"out{len(flag)}" / "metrics.json").read_text())
+    assert judged[0]["n_judged"] == 0
+    assert "refuse" not in judged[0]
+    assert judged[1]["n_judged"] == judged[1]["n_films"] > 0
+    assert judged[1]["refuse"] is False
 
 
 def test_training_leaves_what_it_promises(tiny_chain):
