@@ -85,6 +85,10 @@ class ClassifyFit(Fit):
 class SegmentConfig(_Section):
     """The lung segmentation network and its training."""
 
+    weights: str | None = Field(
+        None,
+        description="take the stage from these weights, a shipped name or a folder of `train`; null: train it",
+    )
     size: int = Field(256, ge=64, multiple_of=32, description="side of the square that the network sees, in pixels")
     encoder: str = "mobilenetv2"
     encoder_weights: str | None = Field("imagenet", description="'imagenet', a .weights.h5 file, or null for none")

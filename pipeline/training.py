@@ -26,7 +26,18 @@ from data.manifest import Manifest, read_manifest
 from data.splits import leaking_patients, split_by_patient
 from models.backend import training_scope
 from models.fit import TrainingError, forget
-from models.weights import bundle_of, read_card, write_card, write_text
+from models.weights import (
+    KERAS_FILE,
+    QUALITY_FILE,
+    SERVING_FILE,
+    bundle_of,
+    find,
+    fingerprint,
+    read_card,
+    write_card,
+    write_text,
+)
+from pipeline.chain import RUN_SETTINGS
 from pipeline.evaluation import evaluate_stage, summary_of
 
 log = logging.getLogger("cxr.train")
@@ -38,17 +49,20 @@ def train(data: Path, config: Config, out: Path, stage: str | None = None) -> No
     """Train one stage, or all of them, and evaluate each on the test and external splits.
 
     An interrupted training goes on where it stopped when called again with the same arguments. `stage` needs the stages
-    before it in `out`.
+    before it in `out`, but for a segmentation that `segment.weights` names: that is taken first.
 
     Raises:
         ManifestError: the manifest has faults.
         TrainingError: a patient in two splits, no films to train on, or `out` holds a training with other settings.
-        WeightsError: a stage before `stage` has not been trained in `out`.
+        WeightsError: a stage before `stage` has not been trained in `out`, or `segment.weights` names none.
     """
     manifest = prepare_manifest(data, config)
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / "config.yaml", dump_config(config))
-    for name in [stage] if stage else stages.names_for(config):
+    names = [stage] if stage else stages.names_for(config)
+    if stage and config.segment.weights and "segment" in _before(stage, config):
+        names.insert(0, "segment")
+    for name in names:
         _train_stage(name, manifest, config, out)
 
 
@@ -82,6 +96,11 @@ def _train_stage(name: str, manifest: Manifest, config: Config, out: Path) -> No
         log.info("training %s", name)
         chain = [stages.stage_class(n).load(bundle_of(out, n)) for n in _before(name, config)]
         stage_class = stages.stage_class(name)
+        if name == "segment" and config.segment.weights:
+            # With the figures of its own training: it may have seen what is test or external here.
+            _take(name, config.segment.weights, config, folder)
+            write_text(done, _upstream(name, config, out))
+            return
         with training_scope(config.distribute, config.precision):
             stage_class.train(manifest, config, folder, chain)
         stage = stage_class.load(folder)
@@ -95,6 +114,26 @@ def _train_stage(name: str, manifest: Manifest, config: Config, out: Path) -> No
         forget(folder)
         shutil.rmtree(folder / "cache", ignore_errors=True)
         write_text(done, _upstream(name, config, out))
+
+
+def _take(name: str, weights: str, config: Config, folder: Path) -> None:
+    """Copy a trained stage into `folder`, with those of its decisions changed that the config names.
+
+    Raises:
+        WeightsError: there are no such weights, or they lack the stage.
+    """
+    bundle = bundle_of(find(weights), name)
+    card = read_card(bundle)
+    section = getattr(config, name)
+    named = {key for key in RUN_SETTINGS[name] if key in section.model_fields_set}
+    decisions = card["decisions"] | section.model_dump(mode="json", include=named)
+    if bundle.resolve() != folder.resolve():
+        for file in (KERAS_FILE, SERVING_FILE, QUALITY_FILE):
+            (folder / file).unlink(missing_ok=True)
+            if (bundle / file).is_file():
+                shutil.copyfile(bundle / file, folder / file)
+    write_card(folder, card | {"decisions": decisions, "taken_from": weights})
+    log.info("%s: taken from %s", name, weights)
 
 
 def _judged(name: str, films: Manifest, config: Config) -> Manifest:
@@ -123,9 +162,9 @@ def _before(name: str, config: Config) -> list[str]:
 
 
 def _upstream(name: str, config: Config, out: Path) -> str:
-    """Fingerprints of the stages that `name` builds on: trained again, they make it stale."""
-    from models.weights import fingerprint
-
+    """Fingerprints of the stages that `name` builds on, or is taken from: trained again, they make it stale."""
+    if name == "segment" and config.segment.weights:
+        return fingerprint(bundle_of(find(config.segment.weights), name))
     return "\n".join(fingerprint(bundle_of(out, n)) for n in _before(name, config))
 
 

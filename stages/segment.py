@@ -171,7 +171,7 @@ class Segment(Stage):
         from data.batches import Batches
         from models.backend import keras
         from models.export import save_bundle
-        from models.fit import PHASE_SETTINGS, Phase, fit, set_batchnorm_momentum
+        from models.fit import PHASE_SETTINGS, Phase, TrainingError, fit, set_batchnorm_momentum
         from models.losses import DiceScore, segmentation_loss
         from models.training_log import summary, training_bar
         from models.unet import build_unet
@@ -180,6 +180,12 @@ class Segment(Stage):
         settings = config.segment
         masked = data.select(has_mask=True, source=sources_of(data, settings.fit))
         parts = {"train": masked.select(split=settings.fit.splits), "val": masked.select(split="val")}
+        for split, part in parts.items():
+            if not len(part):
+                raise TrainingError(
+                    f"no film of split {split!r} and the sources trained on has a lung mask. Name masks in the column "
+                    "`mask` of the manifest, or take a segmentation that is trained already: --set segment.weights=tb"
+                )
         arrays = {
             split: _arrays(part, settings.size, Path(config.cache or out / "cache")) for split, part in parts.items()
         }

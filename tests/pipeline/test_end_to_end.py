@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 import pytest
 
+from data.manifest import read_manifest
 from data.synthetic import make_film
 from tests.tiny import TINY
 
@@ -239,8 +240,6 @@ def test_a_wrong_call_ends_with_2_and_says_why(tmp_path, arguments, says):
 
 
 def test_training_without_a_usable_split_is_named(tmp_path, samples):
-    from data.manifest import read_manifest
-
     table = read_manifest(samples).table.assign(split="test")
     for column in ("image", "mask"):
         table[column] = [str(samples.parent / value) for value in table[column]]
@@ -249,3 +248,41 @@ def test_training_without_a_usable_split_is_named(tmp_path, samples):
         "train", "--data", tmp_path / "manifest.csv", "--out", tmp_path / "o", "--stage", "segment", check=2
     )
     assert "train" in done.stderr
+
+
+@pytest.fixture(scope="module")
+def unmasked(samples, tmp_path_factory):
+    """The synthetic films without their masks, as most hospitals have theirs."""
+    table = read_manifest(samples).table.assign(mask="")
+    table["image"] = [str(samples.parent / value) for value in table["image"]]
+    out = tmp_path_factory.mktemp("unmasked") / "manifest.csv"
+    table.to_csv(out, index=False)
+    return out
+
+
+@pytest.mark.parametrize("alone", [[], ["--stage", "classify"]])
+def test_films_without_masks_are_trained_on_with_lungs_from_elsewhere(unmasked, tiny_chain, tmp_path, alone):
+    small = [word for line in TINY for word in ("--set", line)]
+    taken = ["--set", f"segment.weights={tiny_chain}", "--set", "segment.margin=0.1", *alone]
+    pipeline("train", "--data", unmasked, "--out", tmp_path / "w", *small, *taken)
+    mine, theirs = (bundle / "segment" for bundle in (tmp_path / "w", tiny_chain))
+    assert (mine / "model.onnx").read_bytes() == (theirs / "model.onnx").read_bytes()
+    card, origin = (json.loads((bundle / "card.json").read_text()) for bundle in (mine, theirs))
+    assert card["taken_from"] == str(tiny_chain)
+    assert card["figures"] == origin["figures"]
+    assert card["decisions"] == origin["decisions"] | {"margin": 0.1}
+    assert (tmp_path / "w" / "localize").exists() is not bool(alone)
+    pipeline("report", tmp_path / "w")
+    upto = ["--stage", "classify"] if alone else []
+    pipeline("run", unmasked, "--out", tmp_path / "out", "--weights", tmp_path / "w", *upto)
+    assert len(rows_of(tmp_path / "out")) == 18
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [([], "segment.weights=tb"), (["--set", "segment.weights=none-such"], "none-such")],
+)
+def test_films_without_masks_and_lungs_say_what_to_do(unmasked, tmp_path, setting, says):
+    done = pipeline("train", "--data", unmasked, "--out", tmp_path / "w", *setting, check=2)
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr

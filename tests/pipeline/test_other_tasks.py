@@ -136,7 +136,7 @@ def test_classes_are_made_of_labels_and_findings(films, tmp_path):
 
 
 def test_all_presets_are_valid():
-    assert {"tb", "covid_tb", "pneumonia", "nih14", "chexpert"} <= set(presets())
+    assert {"tb", "covid_tb", "pneumonia", "pneumonia_mobilenetv2", "nih14", "chexpert"} <= set(presets())
     for name in presets():
         load_config(name)
 
