@@ -137,8 +137,10 @@ class ClassifyConfig(_Section):
     lesion_weight: float = Field(
         0.3, ge=0, description="how much boxes of lesions, where the manifest has any, count beside the films' classes"
     )
-    loss: Literal["cross_entropy", "focal"] = Field(
-        "cross_entropy", description="of the second step; the first solves the last layer for cross-entropy"
+    loss: Literal["cross_entropy", "focal", "generalized_cross_entropy"] = Field(
+        "cross_entropy",
+        description="of the second step; the first solves the last layer for cross-entropy. Some labels are wrong: "
+        "generalized_cross_entropy",
     )
     label_smoothing: float = Field(0.05, ge=0, lt=0.5)
     balance: Literal["none", "class", "class_source"] = Field(

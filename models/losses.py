@@ -44,6 +44,50 @@ class DiceCrossEntropy(_keras.losses.Loss):
         return {**super().get_config(), "dice_weight": self.dice_weight, "entropy_weight": self.entropy_weight}
 
 
+_ROBUST = 0.7  # q of the generalized cross-entropy, as its authors chose it
+
+
+def _surprise(p: Any, q: float) -> Any:
+    """What a probability `p` for the truth costs: -log p; or, with `q` above 0, (1 - p^q) / q, which is bounded.
+
+    A film that the network holds for something else costs at most 1 / q and moves the weights little: labels that are
+    wrong are not learned by heart (Zhang and Sabuncu 2018, generalized cross-entropy).
+    """
+    return (1.0 - p**q) / q if q else -_ops.log(p)
+
+
+@_keras.saving.register_keras_serializable(package="cxr")
+class GeneralizedCrossEntropy(_keras.losses.Loss):
+    """Generalized cross-entropy of one class a film, for labels of which some are wrong; see `_surprise`.
+
+    Targets are (N, classes), one-hot; predictions (N, classes), adding up to 1.
+
+    Args:
+        label_smoothing: share of the target spread evenly.
+        q: 0 would be the cross-entropy, 1 the mean absolute error.
+    """
+
+    def __init__(
+        self,
+        label_smoothing: float = 0.0,
+        q: float = _ROBUST,
+        name: str = "generalized_cross_entropy",
+        **kwargs: object,
+    ) -> None:
+        super().__init__(name=name, **kwargs)
+        self.label_smoothing, self.q = label_smoothing, q
+
+    def call(self, y_true: object, y_pred: object) -> object:
+        """One loss a film, shape (N,)."""
+        y_true = _ops.cast(y_true, y_pred.dtype)
+        smooth = y_true * (1 - self.label_smoothing) + self.label_smoothing / y_true.shape[-1]
+        return _ops.sum(smooth * _surprise(_ops.clip(y_pred, 1e-7, 1.0), self.q), axis=-1)
+
+    def get_config(self) -> dict:
+        """What the loss is made again from."""
+        return {**super().get_config(), "label_smoothing": self.label_smoothing, "q": self.q}
+
+
 @_keras.saving.register_keras_serializable(package="cxr")
 class KnownLabelsCrossEntropy(_keras.losses.Loss):
     """Binary cross-entropy of several labels a film, over the labels that are known.
@@ -54,6 +98,7 @@ class KnownLabelsCrossEntropy(_keras.losses.Loss):
         weights: (K, 2) what a film counts where it has the label, and where not; None counts all alike.
         label_smoothing: how far targets are moved from 0 and 1 towards 0.5.
         gamma: above 0 it is the focal loss (Lin et al. 2017), which films already judged well hardly move.
+        q: above 0 it is the generalized cross-entropy, for labels of which some are wrong.
     """
 
     def __init__(
@@ -62,10 +107,11 @@ class KnownLabelsCrossEntropy(_keras.losses.Loss):
         label_smoothing: float = 0.0,
         gamma: float = 0.0,
         name: str = "known_labels_cross_entropy",
+        q: float = 0.0,
         **kwargs: object,
     ) -> None:
         super().__init__(name=name, **kwargs)
-        self.weights, self.label_smoothing, self.gamma = weights, label_smoothing, gamma
+        self.weights, self.label_smoothing, self.gamma, self.q = weights, label_smoothing, gamma, q
 
     def call(self, y_true: object, y_pred: object) -> object:
         """One loss a film, shape (N,): the sum over its known labels, divided by K."""
@@ -78,14 +124,14 @@ class KnownLabelsCrossEntropy(_keras.losses.Loss):
             count = known * (there * table[:, 0] + (1 - there) * table[:, 1])
         smooth = there * (1 - self.label_smoothing) + self.label_smoothing / 2
         p = _ops.clip(y_pred, 1e-7, 1 - 1e-7)
-        entropy = -(smooth * _ops.log(p) + (1 - smooth) * _ops.log(1 - p))
+        entropy = smooth * _surprise(p, self.q) + (1 - smooth) * _surprise(1 - p, self.q)
         if self.gamma:
             entropy = entropy * (1 - (there * p + (1 - there) * (1 - p))) ** self.gamma
         return _ops.mean(count * entropy, axis=-1)
 
     def get_config(self) -> dict:
         """What the loss is made again from."""
-        more = {"weights": self.weights, "label_smoothing": self.label_smoothing, "gamma": self.gamma}
+        more = {"weights": self.weights, "label_smoothing": self.label_smoothing, "gamma": self.gamma, "q": self.q}
         return {**super().get_config(), **more}
 
 
@@ -145,6 +191,10 @@ _CLASSIFICATION: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
         lambda **more: _keras.losses.CategoricalFocalCrossentropy(alpha=1.0, gamma=2.0, **more),
         lambda **more: KnownLabelsCrossEntropy(gamma=2.0, **more),
     ),
+    "generalized_cross_entropy": (
+        GeneralizedCrossEntropy,
+        lambda **more: KnownLabelsCrossEntropy(q=_ROBUST, **more),
+    ),
 }
 
 _SEGMENTATION: dict[str, Callable[[], Any]] = {
@@ -161,7 +211,8 @@ def classification_loss(
     """The classifier's loss on probabilities (N, classes).
 
     Args:
-        name: "cross_entropy", or "focal" (Lin et al. 2017, gamma 2), which films already judged well hardly move.
+        name: "cross_entropy"; "focal" (Lin et al. 2017, gamma 2), which films already judged well hardly move; or
+            "generalized_cross_entropy" (Zhang and Sabuncu 2018, q 0.7), which films with a wrong label hardly move.
         multi_label: each class is a question of its own (`KnownLabelsCrossEntropy`), in place of one class a film.
         label_smoothing: share of the target spread evenly.
         weights: of the labels, where a film may have several; see there.

@@ -328,7 +328,7 @@ def test_losses_take_the_values_of_their_formulas():
     truth, guess = np.array([[1.0, 0.0]]), np.array([[0.8, 0.2]])
     losses = {
         (name, several): float(classification_loss(name, several)(truth, guess))
-        for name in ("cross_entropy", "focal")
+        for name in ("cross_entropy", "focal", "generalized_cross_entropy")
         for several in (False, True)
     }
     entropy = -np.log(0.8)
@@ -338,9 +338,13 @@ def test_losses_take_the_values_of_their_formulas():
             ("cross_entropy", True): entropy,
             ("focal", False): 0.2**2 * entropy,
             ("focal", True): 0.2**2 * entropy,
+            ("generalized_cross_entropy", False): (1 - 0.8**0.7) / 0.7,
+            ("generalized_cross_entropy", True): (1 - 0.8**0.7) / 0.7,
         },
         rel=1e-4,
     )
+    smooth = classification_loss("generalized_cross_entropy", False, 0.1)(truth, guess)
+    assert float(smooth) == pytest.approx((0.95 * (1 - 0.8**0.7) + 0.05 * (1 - 0.2**0.7)) / 0.7, rel=1e-4)
     mask, found = np.ones((1, 2, 2, 1), np.float32), np.full((1, 2, 2, 1), 0.8, np.float32)
     dice = 1 - (2 * 3.2 + 1) / (4 + 3.2 + 1)
     expected = {
