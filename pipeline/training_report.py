@@ -77,6 +77,8 @@ def _summary(folder: Path, cards: dict[str, dict[str, Any]]) -> str:
         training = card.get("training") or {}
         films = ", ".join(f"{split} {part['n']}" for split, part in (training.get("films") or {}).items())
         state = "finished" if (folder / name / "done").is_file() else "not finished, or not measured yet"
+        if "taken_from" in card:
+            state = f"taken from {card['taken_from']}"
         rows.append([name, state, films or training.get("fitted", "not said"), training.get("epochs", "none")])
     out = '<section aria-labelledby="summary">\n<h2 id="summary">Summary</h2>\n'
     out += table(["stage", "state", "films", "epochs"], rows, "Stages")

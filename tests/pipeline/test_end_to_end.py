@@ -273,6 +273,7 @@ def test_films_without_masks_are_trained_on_with_lungs_from_elsewhere(unmasked, 
     assert card["decisions"] == origin["decisions"] | {"margin": 0.1}
     assert (tmp_path / "w" / "localize").exists() is not bool(alone)
     pipeline("report", tmp_path / "w")
+    assert f"taken from {tiny_chain}" in (tmp_path / "w" / "report.html").read_text(encoding="utf-8")
     upto = ["--stage", "classify"] if alone else []
     pipeline("run", unmasked, "--out", tmp_path / "out", "--weights", tmp_path / "w", *upto)
     assert len(rows_of(tmp_path / "out")) == 18
