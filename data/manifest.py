@@ -90,7 +90,7 @@ class Manifest:
         def class_name(label: str, findings: str) -> str:
             said = [label, *findings.split("|")]
             for name, values in class_of.items():
-                if any(text == value or text.startswith(value + "/") for text in said if text for value in values):
+                if any(means(text, values) for text in said):
                     return name
             return ""
 
@@ -110,6 +110,11 @@ class Manifest:
         """16 hex digits over which film of which patient is in which split, whatever their order."""
         lines = sorted(f"{row.image},{row.patient},{row.split}" for row in self.table.itertuples())
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+
+def means(text: str, values: Sequence[str]) -> bool:
+    """Whether a label or finding is one of `values`, or one of them with more behind a slash."""
+    return bool(text) and any(text == value or text.startswith(value + "/") for value in values)
 
 
 def read_manifest(

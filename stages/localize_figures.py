@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 
 from data.geometry import Box, Frame
+from data.manifest import means
 from models.box_metrics import average_precision, best_iou, hit, share_inside
 from models.metrics import bootstrap, bootstrap_mean
 from stages.base import Record, Region, Stage
@@ -44,26 +45,33 @@ class Judged:
 def films_with_lesions(data: Manifest, stage: Localize) -> Manifest:
     """The films of `data` that have boxes and are not labelled normal.
 
-    Without a positive class (several labels a film) it is the boxes' findings that count: one of the classes at least.
+    A film without a label may be of the positive class; but where the config says what the classes are made of, it is
+    of none of them. Without a positive class (several labels a film) it is the boxes' findings that count: one of the
+    classes at least.
     """
     if stage.positive is None:
         named = data.boxes[data.boxes["finding"].isin(stage.classes)]
         return replace(data, table=data.table[data.table["image"].isin(set(named["image"]))])
     boxed = data.table["image"].isin(set(data.boxes["image"]))
-    abnormal = data.table["label"].isin([*(name for name in stage.classes if name != stage.normal), ""])
+    unlabelled = [] if stage.class_of else [""]
+    abnormal = data.table["label"].isin([*(name for name in stage.classes if name != stage.normal), *unlabelled])
     return replace(data, table=data.table[boxed & abnormal])
 
 
 def lesions_of(data: Manifest, row: dict[str, Any], stage: Localize) -> tuple[str, list[Box]]:
     """The class whose map a film is judged on, its label (the positive class where it has none), and its boxes.
 
-    Without a positive class: the finding of its first box that is one of the classes, and the boxes of that finding.
+    Where the config says what the classes are made of, and some of the boxes have a finding of the film's class, those
+    count alone. Without a positive class: the finding of its first box that is one of the classes, and the boxes of
+    that finding.
     """
     boxes = data.boxes_of(row["image"])
     if stage.positive is None:
         label = next(finding for finding, _ in boxes if finding in stage.classes)
         return label, [box for finding, box in boxes if finding == label]
-    return row["label"] or stage.positive, [box for _, box in boxes]
+    label = row["label"] or stage.positive
+    named = [box for finding, box in boxes if means(finding, (stage.class_of or {}).get(label, ()))]
+    return label, named or [box for _, box in boxes]
 
 
 def evaluate(stage: Localize, data: Manifest, out: Path, chain: Sequence[Stage]) -> dict[str, Any]:

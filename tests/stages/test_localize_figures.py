@@ -13,7 +13,7 @@ from configs.schema import Config
 from data.geometry import Box
 from data.manifest import read_manifest
 from stages.localize import Localize, choose
-from stages.localize_figures import fit_constant_guess
+from stages.localize_figures import films_with_lesions, fit_constant_guess, lesions_of
 from tests.stages.fake_chain import (
     DECISIONS,
     FakeClassify,
@@ -93,6 +93,28 @@ def test_fit_finds_the_planted_threshold_and_counts_only_labelled_films_of_val(d
     assert guess["n"] == 1
     assert guess["point"] == pytest.approx([0.3, 0.3], abs=0.02)
     assert guess["box"] == pytest.approx([0.2, 0.2, 0.2, 0.2], abs=0.001)
+
+
+def test_films_and_boxes_of_other_diseases_are_left_out_where_the_config_says_what_the_classes_are(dataset):
+    data = dataset(
+        [
+            ("mine", "TB", "val", "a", [(0.1, 0.1, 0.2, 0.2), (0.6, 0.6, 0.2, 0.2)], "s"),
+            ("unnamed", "TB", "val", "b", [(0.3, 0.3, 0.2, 0.2)], "s"),
+            ("other", "", "val", "c", [(0.5, 0.5, 0.2, 0.2)], "s"),
+        ]
+    )
+    data.boxes["finding"] = ["Tuberculosis/Active", "Mass", "Lesion", "Mass"]
+    rows = {row["image"][7:-4]: row for row in data.table.to_dict("records")}
+
+    def judged(stage):
+        return {
+            name: len(lesions_of(data, rows[name], stage)[1])
+            for name in rows
+            if rows[name]["image"] in set(films_with_lesions(data, stage).table["image"])
+        }
+
+    assert judged(localize()) == {"mine": 2, "unnamed": 1, "other": 1}
+    assert judged(localize(class_of={"TB": ["Tuberculosis"]})) == {"mine": 1, "unnamed": 1}
 
 
 def test_choice_takes_the_largest_area_that_costs_next_to_nothing():
