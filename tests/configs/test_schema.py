@@ -49,7 +49,7 @@ def test_overrides_reach_into_sections():
             r"classify\.fit\.schedule.*'constant', 'cosine', 'plateau' or 'exponential'.*'step'",
         ),
         (["segment.fit.optimizer=lion"], r"segment\.fit\.optimizer.*'adamw', 'adam', 'sgd' or 'rmsprop'.*'lion'"),
-        (["classify.loss=hinge"], r"classify\.loss.*'cross_entropy' or 'focal'.*'hinge'"),
+        (["classify.loss=hinge"], r"classify\.loss.*'cross_entropy', 'focal' or 'generalized_cross_entropy'.*'hinge'"),
         (["segment.loss=hinge"], r"segment\.loss.*'dice_cross_entropy', 'dice', 'cross_entropy' or 'focal'.*'hinge'"),
         (["segment.fit.early_stopping=0"], r"segment\.fit\.early_stopping.*0"),
         (["segment.fit.final_learning_rate=1"], r"segment\.fit: .*not be above learning_rate, 0\.001.*1\.0"),

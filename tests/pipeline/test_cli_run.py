@@ -299,7 +299,7 @@ def test_evaluate_gets_what_was_asked(tmp_path, films, monkeypatch, capsys, spli
     assert (
         call("evaluate", "--stage", "segment", "--data", films, "--out", tmp_path / "e", "--source", "x", *split) == 0
     )
-    options = {"split": asked_split, "source": "x", "weights": "tb", "runtime": "onnx", "site": None}
+    options = {"split": asked_split, "source": "x", "weights": "tb", "runtime": "onnx", "site": None, "refuse": True}
     assert asked == [(("segment", films, tmp_path / "e"), options)]
     said = capsys.readouterr().out
     assert re.search(r"dice +0\.951 +0\.940 to 0\.960 +n 12", said)
