@@ -71,7 +71,8 @@ LAYOUTS: dict[str, Layout] = {
         "official train and val; the labels of test are not public",
         "non-commercial research",
         "Liu et al. 2020, doi:10.1109/CVPR42600.2020.00272; Liu et al. 2023, doi:10.1109/TPAMI.2023.3330825",
-        "imgs/extra copies Montgomery, Shenzhen, DA and DB: left out, or marked with `--extra`",
+        "imgs/extra copies Montgomery, Shenzhen, DA and DB: left out, or marked with `--extra`; some films lie twice, "
+        "also in train and val: equal files are one patient's and leave train",
     ),
     "nih": Layout(
         "nih",

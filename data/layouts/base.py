@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import textwrap
@@ -18,8 +19,9 @@ from data.geometry import Box
 from data.splits import patients_by_kind
 
 PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
-_DEPTH = 2  # folders below the one given that are looked at for the data set's own
-_LOOKED_AT = 2000  # of them: a folder of a hundred thousand patients is not searched through
+# Levels below the folder given that are looked at for the data set's own: tools that mirror a site keep its path.
+_DEPTH = 5
+_LOOKED_AT = 2000  # folders of a level: one of a hundred thousand patients is not searched through
 
 
 class LayoutError(ValueError):
@@ -95,7 +97,7 @@ class Job:
 
 
 def find_root(folder: Path, is_root: Callable[[Path], bool], importer: Callable[..., object]) -> Path:
-    """The data set's own folder: `folder` or one up to two levels below it.
+    """The data set's own folder: `folder` or the nearest one up to five levels below it.
 
     Raises:
         LayoutError: there is none; shows the tree of the importer's docstring and what `folder` holds.
@@ -106,20 +108,46 @@ def find_root(folder: Path, is_root: Callable[[Path], bool], importer: Callable[
             if is_root(candidate):
                 return candidate
         if depth < _DEPTH:
-            level = [below for parent in level[:_LOOKED_AT] for below in _folders_in(parent)]
+            level = [below for parent in level[:_LOOKED_AT] for below in folders_in(parent)]
     raise wrong_folder(folder, importer)
 
 
 def wrong_folder(folder: Path, importer: Callable[..., object], what: str = "") -> LayoutError:
     """The error that shows what was expected and what is there."""
-    name = importer.__name__
-    found = sorted(os.listdir(folder)) if folder.is_dir() else []
-    more = f" and {len(found) - 12} more" if len(found) > 12 else ""
     return LayoutError(
-        f"{folder} does not hold {name} as it is downloaded{f': {what}' if what else ''}. Expected, there or in a "
-        f"folder below:\n{tree_of(importer)}\nFound: {', '.join(found[:12]) or 'nothing'}{more}. Give the folder that "
-        "the download was unpacked into"
+        f"{folder} does not hold {importer.__name__} as it is downloaded{f': {what}' if what else ''}. Expected, there "
+        f"or in a folder below:\n{tree_of(importer)}\nFound: {_shown(folder)}. Give the folder that the download was "
+        "unpacked into"
     )
+
+
+def _shown(folder: Path) -> str:
+    """What a folder holds, in one line; what is in its first three folders too, where one of those may be the set."""
+    found = sorted(os.listdir(folder)) if folder.is_dir() else []
+    listed = [(f"{name}/" if (folder / name).is_dir() else name) for name in found if not name.startswith(".")]
+    lines = [_some(listed)]
+    for below in folders_in(folder)[:3]:
+        while len(inner := folders_in(below)) == 1 and not _files_in(below):
+            below = inner[0]
+        lines.append(f"in {below.relative_to(folder).as_posix()}/: {_some(_names_in(below))}")
+    return "; ".join(lines)
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 12} more" if len(names) > 12 else ""
+    return (", ".join(names[:12]) or "nothing") + more
+
+
+def _names_in(folder: Path) -> list[str]:
+    return [f"{below.name}/" for below in folders_in(folder)] + _files_in(folder)
+
+
+def _files_in(folder: Path) -> list[str]:
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entry.name for entry in entries if entry.is_file() and not entry.name.startswith("."))
+    except OSError:
+        return []
 
 
 def tree_of(importer: Callable[..., object]) -> str:
@@ -129,7 +157,8 @@ def tree_of(importer: Callable[..., object]) -> str:
     return textwrap.indent(tree or f"see docs/data.md, {importer.__name__}", "  ")
 
 
-def _folders_in(folder: Path) -> list[Path]:
+def folders_in(folder: Path) -> list[Path]:
+    """Folders in a folder, by name; hidden ones and those of macOS archives left out, none where it cannot be read."""
     try:
         with os.scandir(folder) as entries:
             names = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith((".", "__MACOSX")))
@@ -169,6 +198,19 @@ def read_table(path: Path, columns: Iterable[str], importer: Callable[..., objec
     return table
 
 
+def number_in(row: dict[str, str], column: str, path: Path, number: int) -> float:
+    """The number in a cell; nan where it is empty.
+
+    Raises:
+        LayoutError: it is no number; names the table, its row (the header is row 1) and the cell.
+    """
+    text = str(row.get(column) or "").strip()
+    try:
+        return float(text or "nan")
+    except ValueError:
+        raise LayoutError(f"{path}, row {number}: {column} is no number: {text!r}. Download the table again") from None
+
+
 def size_of(path: Path) -> tuple[int, int] | None:
     """(width, height) of a picture by its header; None where it has none that is known."""
     from PIL import Image, UnidentifiedImageError
@@ -189,6 +231,37 @@ def scaled_boxes(film: Film, width: float, height: float) -> None:
         film.boxes = [
             (name, Box(box.x * across, box.y * down, box.w * across, box.h * down)) for name, box in film.boxes
         ]
+
+
+def copies_as_one(films: list[Film], job: Job) -> list[Film]:
+    """The films, those of equal files as one patient; of equal files in train and elsewhere, the one in train goes.
+
+    For data sets that name no patients: a film filed twice would otherwise be learned and measured on.
+    """
+    by_size: dict[int, list[Film]] = {}
+    for film in films:
+        by_size.setdefault(os.path.getsize(film.image), []).append(film)
+    by_content: dict[bytes, list[Film]] = {}
+    for same in by_size.values():
+        for film in same if len(same) > 1 else ():
+            by_content.setdefault(hashlib.sha256(film.image.read_bytes()).digest(), []).append(film)
+    copied = left = 0
+    out: set[int] = set()
+    for same in by_content.values():
+        if len(same) == 1:
+            continue
+        copied += len(same)
+        elsewhere = {film.split for film in same} - {"train"}
+        for film in same:
+            film.patient = same[0].patient
+            if elsewhere - {""} and film.split == "train":
+                out.add(id(film))
+                left += 1
+    if copied:
+        job.note(f"{copied} films are byte for byte the same as another: such films count as one patient's")
+    if left:
+        job.note(f"{left} films of train are the same as one of another split, and left out of train")
+    return [film for film in films if id(film) not in out]
 
 
 def carve_val(films: list[Film], share: float = 0.15, seed: int = 1) -> list[Film]:
@@ -243,7 +316,7 @@ def age_of(text: str) -> str:
 
 def sex_of(text: str) -> str:
     """F, M or ""."""
-    match = re.search(r"\b(female|male|f|m)(?![a-z])", text.lower())
+    match = re.search(r"\b(female?|male|f|m)(?![a-z])", text.lower())  # one reading of Shenzhen says "femal"
     return match[1][0].upper() if match else ""
 
 

@@ -6,28 +6,32 @@ al. CheXpert: a large chest radiograph dataset with uncertainty labels and exper
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
-from data.layouts.base import Film, Job, age_of, find_root, joined, read_table, sex_of
+from data.layouts.base import Film, Job, age_of, find_root, folders_in, joined, number_in, read_table, sex_of
 
 OBSERVATIONS = (
     *("No Finding", "Enlarged Cardiomediastinum", "Cardiomegaly", "Lung Opacity", "Lung Lesion", "Edema"),
     *("Consolidation", "Pneumonia", "Atelectasis", "Pneumothorax", "Pleural Effusion", "Pleural Other", "Fracture"),
     "Support Devices",
 )
-_SPLITS = {"train.csv": "train", "valid.csv": "val", "test.csv": "test"}
+_SPLITS = {"train.csv": "train", "valid.csv": "val", "test.csv": "test", "test_labels.csv": "test"}
+_BELOW = 4  # levels that are looked at for the parts of the full-size download
 
 
 def chexpert(folder: Path, job: Job) -> list[Film]:
     """Stanford Hospital, 2002 to 2017: 14 observations mined from reports by rules::
 
         CheXpert-v1.0-small/                       or CheXpert-v1.0
-          train.csv  valid.csv                     and test.csv where you have it
+          train.csv  valid.csv                     and test.csv or test_labels.csv where you have it
           train/patient00001/study1/view1_frontal.jpg
           valid/patient64541/study1/view1_frontal.jpg
 
-    The parts of the full-size download serve too, beside each other: `CheXpert-v1.0 batch 1 (validate & csv)/` with
-    the tables, `CheXpert-v1.0 batch 2 (train 1)/patient00001/...`.
+    The parts of the full-size download serve too, `CheXpert-v1.0 batch 1 (validate & csv)/` with the tables and
+    `CheXpert-v1.0 batch 2 (train 1)/patient00001/...`: beside each other, each in a folder of its own, or all in one.
+    The official test comes as `chexlocalize/CheXpert/test_labels.csv`, its films in `test/` beside it, within
+    this folder or beside it.
 
     A cell is 1 (there), 0 (said to be absent), -1 (uncertain) or empty (not mentioned). Labels with 1 go into
     `findings`, with -1 into `uncertain`, with 0 into `negative`; the others are unknown. "No Finding" makes a film
@@ -40,36 +44,43 @@ def chexpert(folder: Path, job: Job) -> list[Film]:
     """
     root = find_root(folder, lambda path: (path / "train.csv").is_file() and (path / "valid.csv").is_file(), chexpert)
     films, lateral = [], 0
-    for table_name, split in _SPLITS.items():
-        if not (root / table_name).is_file():
-            continue
-        table = read_table(root / table_name, ("Path", *OBSERVATIONS), chexpert)
+    where = _Places(root, folder)
+    for table_path in _tables(root):
+        split = _SPLITS[table_path.name]
+        # The table of the test that others publish has no "No Finding".
+        needed = [name for name in OBSERVATIONS if not (name == "No Finding" and split == "test")]
+        table = read_table(table_path, ("Path", *needed), chexpert)
         part = []
-        for row in table.to_dict("records"):
+        for number, row in enumerate(table.to_dict("records"), 2):
             if "lateral" in (row.get("Frontal/Lateral", "") or row["Path"]).lower() and not job.all_views:
                 lateral += 1
                 continue
-            part.append(_film(root, row, split))
-        films += job.there(part, table_name)
+            values = {name: number_in(row, name, table_path, number) for name in OBSERVATIONS}
+            part.append(_film(where.of(table_path.parent, row["Path"]), row, values, split))
+        films += job.there(part, table_path.name)
     if lateral:
         job.note(f"{lateral} lateral films are left out (--all-views takes them)")
     return films
 
 
-def _film(root: Path, row: dict[str, str], split: str) -> Film:
-    by_value: dict[float, list[str]] = {1.0: [], 0.0: [], -1.0: []}
-    for name in OBSERVATIONS:
-        if row[name].strip():
-            by_value[float(row[name])].append(name)
+def _tables(root: Path) -> list[Path]:
+    """The tables that are there; of the official test one."""
+    homes = (root, root / "chexlocalize/CheXpert", root.parent / "chexlocalize/CheXpert", root.parent / "CheXpert")
+    tables = [root / "train.csv", root / "valid.csv"]
+    tests = [home / name for home in homes for name in ("test.csv", "test_labels.csv") if (home / name).is_file()]
+    return tables + tests[:1]
+
+
+def _film(path: Path, row: dict[str, str], values: dict[str, float], split: str) -> Film:
+    by_value = {wanted: [name for name, value in values.items() if value == wanted] for wanted in (1.0, 0.0, -1.0)}
     positive = by_value[1.0]
     if "No Finding" in positive:
         label = "NORM"
     else:
         label = "NTB" if set(positive) - {"Support Devices"} else ""
-    path = _path(root, row["Path"])
     return Film(
         path,
-        patient=f"chexpert-{next((part for part in path.parts if part.startswith('patient')), path.stem)}",
+        patient=f"chexpert-{_patient(row['Path'])}",
         label=label,
         source="chexpert",
         split=split,
@@ -84,17 +95,35 @@ def _film(root: Path, row: dict[str, str], split: str) -> Film:
     )
 
 
-def _path(root: Path, listed: str) -> Path:
-    """Where a film lies: tables name it from the folder above the data set, whatever that was renamed to."""
-    parts = Path(listed).parts
-    below = Path(*parts[1:]) if parts[0].lower().startswith("chexpert") else Path(listed)
-    if "batch" not in root.name:
-        return root / below
-    # Full size: the tables lie in batch 1 with valid/, the patients of train in batches 2 to 4, in no folder `train`.
-    if below.parts[0] != "train":
-        return root / below
-    patient = int("".join(c for c in below.parts[1] if c.isdigit()) or 0)
-    for batch in sorted(root.parent.glob("CheXpert-v1.0 batch *(train *)")):
-        if (batch / f"patient{patient:05d}").is_dir():
-            return batch.joinpath(*below.parts[1:])
-    return root / below
+def _patient(listed: str) -> str:
+    return next((part for part in Path(listed).parts if re.fullmatch(r"patient\d+", part)), Path(listed).stem)
+
+
+class _Places:
+    """Where films lie that a table names from the folder above the data set, whatever that was renamed to."""
+
+    def __init__(self, root: Path, given: Path) -> None:
+        self._homes = (given, root.parent if "batch" in root.name else root)
+        self._patients: dict[str, Path] | None = None
+
+    def of(self, home: Path, listed: str) -> Path:
+        parts = Path(listed).parts
+        below = Path(*parts[1:]) if parts[0].lower().startswith("chexpert") else Path(listed)
+        path = home / below
+        if below.parts[0] != "train" or (home / "train").is_dir():
+            return path
+        # Full size: the patients of train lie in batches 2 to 4, in no folder `train`.
+        if self._patients is None:
+            self._patients = {}
+            for start in self._homes:
+                self._look(start, _BELOW)
+        found = self._patients.get(_patient(listed))
+        return found.joinpath(*below.parts[2:]) if found is not None else path
+
+    def _look(self, folder: Path, depth: int) -> None:
+        """Note the patients' folders below, those of the other splits left out."""
+        for below in folders_in(folder):
+            if re.fullmatch(r"patient\d+", below.name):
+                self._patients.setdefault(below.name, below)
+            elif depth > 0 and below.name not in ("valid", "test"):
+                self._look(below, depth - 1)

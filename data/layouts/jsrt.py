@@ -33,7 +33,10 @@ SIDE = 2048  # pixels
 MILLIMETRES = 0.175  # a pixel
 _NAME = re.compile(r"(JPC[LN]N\d{3})", re.IGNORECASE)
 # Folders of pictures that are no films: SCR's masks and landmarks, and films with the bones taken out.
-_NO_FILMS = re.compile(r"mask|lung$|heart|clavicle|landmark|points|bse|suppress", re.IGNORECASE)
+_NO_FILMS = re.compile(
+    r"masks?|(left|right)[ _]lung|heart|(left|right)[ _]clavicle|landmarks?|points|bse.*|.*[ _-]bse|.*suppress.*",
+    re.IGNORECASE,
+)
 
 
 def jsrt(folder: Path, job: Job) -> list[Film]:
@@ -91,9 +94,11 @@ def jsrt(folder: Path, job: Job) -> list[Film]:
         lungs = masks.get(name, {})
         if {"left lung", "right lung"} <= set(lungs):
             film.mask = job.mask_of(lungs.values(), f"jsrt/{name}.png")
-            fold = re.search(r"fold(\d)", str(lungs["left lung"]))
+            fold = re.search(r"fold(\d)", str(lungs["left lung"].relative_to(folder)))
             film.more["fold"] = fold[1] if fold else ""
         films.append(film)
+    if not about:
+        job.note("no boxes, ages and sexes: CLNDAT_EN.txt and CNNDAT_EN.TXT (Clinical_Information.zip) are not there")
     if converted:
         job.note(f"{converted} .IMG files were converted to 16-bit PNG in {job.beside / 'images' / 'jsrt'}")
     without = sum(film.mask is None for film in films)
@@ -126,7 +131,7 @@ def _found(root: Path) -> tuple[dict[str, list[Path]], dict[str, dict[str, Path]
         side = path.parent.name.lower().replace("_", " ")
         if side in ("left lung", "right lung"):
             masks.setdefault(name, {})[side] = path
-        elif path.suffix.lower() != ".gif" and not any(map(_NO_FILMS.search, path.relative_to(root).parts[:-1])):
+        elif path.suffix.lower() != ".gif" and not any(map(_NO_FILMS.fullmatch, path.relative_to(root).parts[:-1])):
             images.setdefault(name, []).append(path)
     for paths in images.values():
         paths.sort(key=lambda path: (path.suffix.lower() == ".img", str(path)))

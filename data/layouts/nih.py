@@ -7,12 +7,24 @@ database and benchmarks on weakly-supervised classification and localization of 
 
 from __future__ import annotations
 
+import csv
+import math
 from pathlib import Path
 
-import pandas as pd
-
 from data.geometry import Box
-from data.layouts.base import Film, Job, age_of, carve_val, files_below, find_root, read_table, scaled_boxes, sex_of
+from data.layouts.base import (
+    Film,
+    Job,
+    LayoutError,
+    age_of,
+    carve_val,
+    files_below,
+    find_root,
+    number_in,
+    read_table,
+    scaled_boxes,
+    sex_of,
+)
 
 _TABLES = ("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv")
 _SIDE = 1024  # of the films as they are distributed, which boxes refer to
@@ -24,7 +36,7 @@ def nih(folder: Path, job: Job) -> list[Film]:
         ChestX-ray14/
           Data_Entry_2017_v2020.csv                 or Data_Entry_2017.csv
           images_001/images/00000001_000.png ...    or images/00000001_000.png
-          train_val_list.txt  test_list.txt
+          train_val_list.txt  test_list.txt         also train_val_list_NIH.txt, test_list_NIH.txt
           BBox_List_2017.csv
 
     "No Finding" is NORM, everything else NTB. Findings are said to be right in over 90 %; radiologists who looked at
@@ -44,12 +56,15 @@ def nih(folder: Path, job: Job) -> list[Film]:
     boxes = _boxes(root, job)
     sex = "Patient Sex" if "Patient Sex" in table.columns else "Patient Gender"  # v2020 renamed it
     films = []
-    for row in table.to_dict("records"):
+    for number, row in enumerate(table.to_dict("records"), 2):
         name = row["Image Index"]
+        person = number_in(row, "Patient ID", table_path, number)
+        if math.isnan(person):
+            raise LayoutError(f"{table_path}, row {number}: no Patient ID. Is the download whole?")
         findings = row["Finding Labels"].split("|")
         film = Film(
             where.get(name, root / "images" / name),
-            patient=f"nih-{int(row['Patient ID']):08d}",
+            patient=f"nih-{int(person):08d}",
             label="NORM" if findings == ["No Finding"] else "NTB",
             source="nih",
             split=splits.get(name, ""),
@@ -63,6 +78,9 @@ def nih(folder: Path, job: Job) -> list[Film]:
         )
         films.append(film)
     films = job.there(films, table_path.name)
+    unlisted = sum(not film.split for film in films) if splits else 0
+    if unlisted:
+        job.note(f"{unlisted} films are in neither list, and have no split: training leaves them out")
     for film in films:
         scaled_boxes(film, _SIDE, _SIDE)
     return carve_val(films)
@@ -70,10 +88,11 @@ def nih(folder: Path, job: Job) -> list[Film]:
 
 def _splits(root: Path, job: Job) -> dict[str, str]:
     splits: dict[str, str] = {}
-    for name, split in (("train_val_list.txt", "train"), ("test_list.txt", "test")):
-        path = root / name
-        if path.is_file():
-            splits |= dict.fromkeys(path.read_text(encoding="utf-8").split(), split)
+    for name, split in (("train_val_list", "train"), ("test_list", "test")):
+        # Copies of 224 px have another name of the same lists.
+        for path in (root / f"{name}.txt", root / f"{name}_NIH.txt"):
+            if path.is_file():
+                splits |= dict.fromkeys(path.read_text(encoding="utf-8", errors="replace").split(), split)
     if set(splits.values()) != {"train", "test"}:
         job.note("train_val_list.txt or test_list.txt is missing: no official splits, training splits by patient")
         return {}
@@ -83,12 +102,19 @@ def _splits(root: Path, job: Job) -> dict[str, str]:
 def _boxes(root: Path, job: Job) -> dict[str, list[tuple[str, Box]]]:
     """Boxes by file name. The header is `Image Index,Finding Label,Bbox [x,y,w,h],,,`: columns go by place."""
     path = root / "BBox_List_2017.csv"
-    if not path.is_file():
-        job.note("no boxes: BBox_List_2017.csv is missing")
-        return {}
-    table = pd.read_csv(path, header=None, skiprows=1, usecols=range(6), names=["image", "finding", *"xywh"])
     boxes: dict[str, list[tuple[str, Box]]] = {}
-    for row in table.itertuples():
-        finding = {"Infiltrate": "Infiltration"}.get(row.finding, row.finding)  # as the other table spells it
-        boxes.setdefault(row.image, []).append((finding, Box(row.x, row.y, row.w, row.h)))
+    if path.is_file():
+        with path.open(newline="", encoding="utf-8", errors="replace") as file:
+            for number, cells in enumerate(csv.reader(file), 1):
+                if number == 1 or not any(cells):
+                    continue
+                if len(cells) < 6:
+                    raise LayoutError(f"{path}, row {number}: six cells are needed, not {cells}. Download it again")
+                row = dict(zip("xywh", cells[2:6], strict=True))
+                box = Box(*(number_in(row, name, path, number) for name in row))
+                if not any(map(math.isnan, box)):
+                    finding = {"Infiltrate": "Infiltration"}.get(cells[1], cells[1])  # as the other table spells it
+                    boxes.setdefault(cells[0], []).append((finding, box))
+    if not boxes:
+        job.note(f"no boxes: BBox_List_2017.csv {'is empty' if path.is_file() else 'is missing'}")
     return boxes

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from data.layouts.base import Film, Job, age_of, find_root, sex_of
+from data.layouts.base import Film, Job, age_of, files_below, find_root, sex_of
 from data.progress import track
 
 
@@ -52,7 +52,8 @@ def shenzhen(folder: Path, job: Job) -> list[Film]:
         ChinaSet_AllFiles/
           CXR_png/CHNCXR_0001_0.png              _0 normal, _1 tuberculosis
           ClinicalReadings/CHNCXR_0001_0.txt     male 45yrs / normal
-          mask/CHNCXR_0001_0_mask.png            by Stirenko et al., a download of its own; `masks/` serves as well
+          mask/CHNCXR_0001_0_mask.png            by Stirenko et al., a download of its own (shcxr-lung-mask), in any
+                                                 folder here, or in mask, masks or shcxr-lung-mask beside this one
 
     A patient has one film. Licence: public, U.S. National Library of Medicine; not to be passed on. Masks: Stirenko S
     et al. Chest X-ray analysis of tuberculosis by deep learning with segmentation and augmentation. IEEE ELNANO 2018,
@@ -61,10 +62,12 @@ def shenzhen(folder: Path, job: Job) -> list[Film]:
     """
     root = find_root(folder, lambda path: any((path / "CXR_png").glob("CHNCXR_*.png")), shenzhen)
     films = _films(root, "CHNCXR", "shenzhen")
+    places = [root, *(root.parent / name for name in ("mask", "masks", "shcxr-lung-mask"))]
+    masks: dict[str, Path] = {}
+    for path in (path for place in places for path in files_below(place, ("_mask.png",))):
+        masks.setdefault(path.name.lower(), path)
     for film in films:
-        name = f"{film.image.stem}_mask.png"
-        places = [place / kind / name for place in (root, root.parent) for kind in ("mask", "masks")]
-        film.mask = next((mask for mask in places if mask.is_file()), None)
+        film.mask = masks.get(f"{film.image.stem}_mask.png".lower())
     _note_masks(films, job, "mask/CHNCXR_0001_0_mask.png (Stirenko et al.)")
     return films
 
@@ -98,7 +101,7 @@ def _reading(path: Path) -> dict[str, str]:
     if not path.is_file():
         return {"age": "", "sex": "", "reading": ""}
     lines = [" ".join(line.split()) for line in path.read_text(encoding="utf-8", errors="replace").splitlines()]
-    about = [line for line in lines if re.match(r"patient's|(fe)?male", line, re.IGNORECASE)]
+    about = [line for line in lines if re.match(r"patient's|femal|male", line, re.IGNORECASE)]
     said = " ".join(about)
     reading = " ".join(line for line in lines if line and line not in about)
     return {"age": age_of(said), "sex": sex_of(said), "reading": reading}

@@ -8,11 +8,12 @@ kaggle.com/c/rsna-pneumonia-detection-challenge.
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 
 from data.geometry import Box
-from data.layouts.base import Film, Job, carve_val, files_below, find_root, read_table
+from data.layouts.base import Film, Job, carve_val, files_below, find_root, number_in, read_table
 
 _KINDS = {"bacteria": "bacterial", "virus": "viral"}
 
@@ -25,12 +26,16 @@ def kermany(folder: Path, job: Job) -> list[Film]:
           train/PNEUMONIA/person1_bacteria_1.jpeg   and person1000_virus_1681.jpeg
           test/...  val/...                         val has 16 films; Mendeley's download has none
 
+    Mendeley's newest version names the same films `NORMAL-1003233-0001.jpeg`, `BACTERIA-1008087-0001.jpeg` and
+    `VIRUS-1040110-0001.jpeg`: the patient, then the film's number.
+
     Findings: PNEUMONIA, and bacterial or viral by the file's name. For the two-class task take `--labels own`.
 
     Splits: the official test. The official val of 16 films is too small to choose anything by: it joins train, of which
-    `val` is carved by patient. Patients are the file names' first numbers. They start again in the official test, which
-    the paper says is of other patients: a patient's name here holds the official part that numbered it, train (with
-    val) or test. Bacterial and viral films of one number count as one patient's.
+    `val` is carved by patient. Patients are the file names' first numbers. Those of Mendeley's newest version hold
+    throughout; films of train whose patient has films in test would be left out. The others start again in the official
+    test, which the paper says is of other patients: a patient's name here holds the official part that numbered it,
+    train (with val) or test. Bacterial and viral films of one number count as one patient's.
 
     Licence: CC BY 4.0. Leakage: in the COVID-19 Radiography Database. Beside sets of adults, a network learns age.
     """
@@ -40,6 +45,15 @@ def kermany(folder: Path, job: Job) -> list[Film]:
         for own in ("NORMAL", "PNEUMONIA"):
             for path in files_below(root / part / own):
                 films.append(_child(path, own, "test" if part == "test" else "train"))
+        if part != "val":
+            for own in ("NORMAL", "PNEUMONIA"):
+                if not any(film.own == own and film.split == part for film in films):
+                    job.note(f"{root / part / own} holds no film: is the download whole?")
+    tested = {film.patient for film in films if film.split == "test"}
+    shared = [film for film in films if film.split == "train" and film.patient in tested]
+    if shared:
+        job.note(f"{len(shared)} films of train are of patients of test, and left out, such as {shared[0].image}")
+        films = [film for film in films if film.split == "test" or film.patient not in tested]
     small = sum(1 for _ in files_below(root / "val"))
     if small:
         job.note(f"the official val ({small} films) joined train; val was carved from both by patient")
@@ -47,11 +61,16 @@ def kermany(folder: Path, job: Job) -> list[Film]:
 
 
 def _child(path: Path, own: str, part: str) -> Film:
-    match = re.match(r"(?:NORMAL2-)?IM-\d+|person\d+", path.stem)
-    kind = next((said for word, said in _KINDS.items() if f"_{word}_" in path.stem), "")
+    numbered = re.match(r"(?:NORMAL|BACTERIA|VIRUS)-(\d+)-\d", path.stem)  # the same number throughout the data set
+    if numbered:
+        patient = f"kermany-{numbered[1]}"
+    else:
+        match = re.match(r"(?:NORMAL2-)?IM-\d+|person\d+", path.stem)
+        patient = f"kermany-{part}-{match[0] if match else path.stem}"
+    kind = next((said for word, said in _KINDS.items() if word in re.split("[_-]", path.stem.lower())), "")
     return Film(
         path,
-        patient=f"kermany-{part}-{match[0] if match else path.stem}",
+        patient=patient,
         label="NORM" if own == "NORMAL" else "NTB",
         own=own,
         source="kermany",
@@ -69,8 +88,8 @@ def rsna(folder: Path, job: Job) -> list[Film]:
           stage_2_detailed_class_info.csv           patientId,class
           stage_2_test_images/                      no labels: left out
 
-    Classes: Normal (NORM), Lung Opacity (NTB, one box or more) and No Lung Opacity / Not Normal (NTB). Without the
-    table of classes, films without a box have no label: they may be either.
+    Classes: Normal (NORM), Lung Opacity (NTB, one box or more) and No Lung Opacity / Not Normal (NTB). Films that the
+    table of classes does not name have no label without a box: they may be either.
 
     Patients: `patientId` names a film, not a person, so films of one person may end up in two splits. Splits: none.
     Licence: the challenge's terms, non-commercial. Leakage: all films are from ChestX-ray14; many are in the COVID-19
@@ -86,10 +105,11 @@ def rsna(folder: Path, job: Job) -> list[Film]:
     else:
         job.note("stage_2_detailed_class_info.csv is missing: films without an opacity have no label")
     films: dict[str, Film] = {}
-    for row in table.to_dict("records"):
+    path = root / labels
+    for number, row in enumerate(table.to_dict("records"), 2):
         name = row["patientId"]
-        opaque = float(row["Target"] or 0) == 1
-        own = classes.get(name, "Lung Opacity" if opaque else "")
+        opaque = number_in(row, "Target", path, number) == 1
+        own = classes.get(name) or ("Lung Opacity" if opaque else "")
         film = films.setdefault(
             name,
             Film(
@@ -103,6 +123,11 @@ def rsna(folder: Path, job: Job) -> list[Film]:
             ),
         )
         if opaque:
-            film.boxes.append(("Lung Opacity", Box(*(float(row[key]) for key in ("x", "y", "width", "height")))))
+            box = Box(*(number_in(row, key, path, number) for key in ("x", "y", "width", "height")))
+            if not any(map(math.isnan, box)):
+                film.boxes.append(("Lung Opacity", box))
+    unlabelled = sum(not film.label for film in films.values())
+    if classes and unlabelled:
+        job.note(f"{unlabelled} films are not in stage_2_detailed_class_info.csv, and have no label")
     job.note("patientId names a film, not a person: films of one person may be in two splits. Never mix with nih")
     return job.there(films.values(), labels)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from data.layouts.base import Film, Job, files_below, find_root
+from data.layouts.base import Film, Job, copies_as_one, files_below, find_root
 
 # What addresses in the metadata say of the set that a film is from, by the importer's name.
 _ORIGINS = {
@@ -101,7 +101,7 @@ def _collection(folder: Path, job: Job, importer: object, classes: dict[str, tup
     if absent:
         job.note(f"no folder {', '.join(absent)}")
     job.note("patients are unknown, and the films are other sets': use it for training only, never to measure on")
-    return films
+    return copies_as_one(films, job)
 
 
 def _origins(path: Path, job: Job) -> dict[str, str]:

@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 
 from data.geometry import Box
-from data.layouts.base import Film, Job, files_below, find_root, scaled_boxes
+from data.layouts.base import Film, Job, LayoutError, copies_as_one, files_below, find_root, scaled_boxes
 from data.layouts.nlm import film_of
 
 _LABELS = {"health": "NORM", "sick": "NTB", "tb": "TB"}
@@ -33,7 +33,8 @@ def tbx11k(folder: Path, job: Job) -> list[Film]:
     PulmonaryTuberculosis (not told which).
 
     Splits: the official train and val. The labels of the official test are not public, so there is no split `test`.
-    Patients: none are named, each film counts as one.
+    Patients: none are named, each film counts as one. Others report some fifty films that lie there twice, also in
+    train and in val: films equal byte for byte count as one patient's, and leave train where val has them.
 
     Leakage: `imgs/extra` holds copies of Montgomery and Shenzhen, 512 px wide, and of DA and DB (New Delhi). It is left
     out, because whoever trains on TBX11K and measures on Montgomery would measure on films trained on. With `--extra`
@@ -65,9 +66,10 @@ def tbx11k(folder: Path, job: Job) -> list[Film]:
             scaled_boxes(film, 512, 512)
             films.append(film)
     listed = sum(not name.startswith(("extra/", "test/")) for name in splits)
-    own = sum(film.source == "tbx11k" for film in films)
-    if listed > own:
-        job.note(f"{listed - own} of {listed} films in lists/ are missing and left out")
+    own = [film for film in films if film.source == "tbx11k"]
+    if listed > len(own):
+        job.note(f"{listed - len(own)} of {listed} films in lists/ are missing and left out")
+    films = [*copies_as_one(own, job), *(film for film in films if film.source != "tbx11k")]
     if unlisted:
         job.note(f"{unlisted} films are in no list, and have no split")
     test = sum(1 for _ in files_below(root / "imgs" / "test"))
@@ -141,12 +143,19 @@ def _boxes(root: Path) -> dict[str, list[tuple[str, Box]]]:
     """Boxes by the film's path below imgs/; files overlap (train, val, trainval), so each is taken once."""
     boxes: dict[str, list[tuple[str, Box]]] = {}
     for path in sorted((root / "annotations" / "json").glob("*.json")):
-        content = json.loads(path.read_text(encoding="utf-8"))
-        kinds = {kind["id"]: kind["name"] for kind in content.get("categories", [])}
-        names = {image["id"]: image["file_name"].removeprefix("imgs/") for image in content.get("images", [])}
-        for found in content.get("annotations", []):
-            one = (kinds[found["category_id"]], Box(*(float(value) for value in found["bbox"])))
-            known = boxes.setdefault(names[found["image_id"]], [])
-            if one not in known and one[1].w > 0 and one[1].h > 0:
-                known.append(one)
+        try:
+            _boxes_in(json.loads(path.read_text(encoding="utf-8")), boxes)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise LayoutError(f"{path} is no list of boxes in COCO's format ({reason}). Download it again") from None
     return boxes
+
+
+def _boxes_in(content: dict, boxes: dict[str, list[tuple[str, Box]]]) -> None:
+    kinds = {kind["id"]: kind["name"] for kind in content.get("categories", [])}
+    names = {image["id"]: image["file_name"].removeprefix("imgs/") for image in content.get("images", [])}
+    for found in content.get("annotations", []):
+        one = (kinds[found["category_id"]], Box(*(float(value) for value in found["bbox"])))
+        known = boxes.setdefault(names[found["image_id"]], [])
+        if one not in known and one[1].w > 0 and one[1].h > 0:
+            known.append(one)

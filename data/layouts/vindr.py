@@ -12,8 +12,9 @@ from pathlib import Path
 import pandas as pd
 
 from data.geometry import Box
-from data.layouts.base import Film, Job, carve_val, find_root, read_table
+from data.layouts.base import Film, Job, carve_val, find_root, number_in, read_table
 
+_SPELT = {"Other disease": "Other diseases"}  # the test's table has one, train's the other
 _SAME = 0.4  # overlap (IoU) from which boxes of two radiologists are taken to mean one lesion
 
 
@@ -46,7 +47,10 @@ def vindr(folder: Path, job: Job) -> list[Film]:
             job.note(f"{labels_path.name} is missing: no films of {part}")
             continue
         votes = read_table(labels_path, ("image_id", "No finding"), vindr)
+        votes = votes.rename(columns=_SPELT)
         boxes = _boxes(boxes_path) if boxes_path.is_file() else {}
+        if not boxes:
+            job.note(f"no boxes of {part}: {boxes_path.name} {'has none' if boxes_path.is_file() else 'is missing'}")
         films += job.there(_films(root / part, votes, boxes, part), labels_path.name)
     return carve_val(films)
 
@@ -72,7 +76,7 @@ def _films(folder: Path, votes: pd.DataFrame, boxes: dict[str, list[tuple[str, s
             findings=findings,
         )
         for finding in findings:
-            drawn = [(reader, box) for reader, name, box in boxes.get(image, []) if name == finding]
+            drawn = [(reader, box) for reader, name, box in boxes.get(image, []) if name.lower() == finding.lower()]
             film.boxes += [(finding, box) for box in agreed(drawn, most)]
         films.append(film)
     return films
@@ -102,9 +106,10 @@ def _boxes(path: Path) -> dict[str, list[tuple[str, str, Box]]]:
     """(reader, finding, box) by film; rows of "No finding" have no box."""
     table = read_table(path, ("image_id", "class_name", "x_min", "y_min", "x_max", "y_max"), vindr)
     boxes: dict[str, list[tuple[str, str, Box]]] = {}
-    for row in table.to_dict("records"):
-        corners = [float(row[name] or "nan") for name in ("x_min", "y_min", "x_max", "y_max")]
+    for number, row in enumerate(table.to_dict("records"), 2):
+        corners = [number_in(row, name, path, number) for name in ("x_min", "y_min", "x_max", "y_max")]
         if not any(map(math.isnan, corners)) and corners[2] > corners[0] and corners[3] > corners[1]:
             box = Box(corners[0], corners[1], corners[2] - corners[0], corners[3] - corners[1])
-            boxes.setdefault(row["image_id"], []).append((row.get("rad_id", ""), row["class_name"], box))
+            finding = _SPELT.get(row["class_name"], row["class_name"])
+            boxes.setdefault(row["image_id"], []).append((row.get("rad_id", ""), finding, box))
     return boxes

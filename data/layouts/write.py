@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import csv
 import importlib
-import io
 import os
-from dataclasses import dataclass
+import tempfile
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from data.layouts import LAYOUTS
 from data.layouts.base import Film, Job, LayoutError, joined
-from data.manifest import BOX_COLUMNS, COLUMNS, Manifest, read_manifest
+from data.manifest import BOX_COLUMNS, COLUMNS, Manifest, ManifestError, read_manifest
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,7 @@ def import_dataset(
     if labels == "own" and not any(film.own for film in films):
         raise LayoutError(f"{name} has no classes of its own: its labels are in the column findings. Use --labels tb")
     _check_room(out, any(film.boxes for film in films))
-    _write(films, out, labels)
-    return Imported(read_manifest(out, check_files=False), out, job.notes)
+    return Imported(_write(films, out, labels), out, job.notes)
 
 
 def _check_room(out: Path, boxes: bool) -> None:
@@ -90,8 +89,11 @@ def _images(path: Path) -> set[str]:
         return {row["image"] for row in csv.DictReader(file) if row.get("image")}
 
 
-def _write(films: list[Film], out: Path, labels: str) -> None:
-    """The manifest, then boxes.csv where there are boxes; an older boxes.csv without successor is removed."""
+def _write(films: list[Film], out: Path, labels: str) -> Manifest:
+    """The manifest, and boxes.csv where there are boxes, as they read back; an older boxes.csv without successor goes.
+
+    Written aside and checked first: a manifest with faults replaces nothing.
+    """
     more = list(dict.fromkeys(column for film in films for column in film.more))
     rows, boxes = [], []
     for film in films:
@@ -107,11 +109,25 @@ def _write(films: list[Film], out: Path, labels: str) -> None:
         }
         rows.append([row[column] for column in COLUMNS] + [film.more.get(column, "") for column in more])
         boxes += [[image, finding, *(f"{value:.6g}" for value in box)] for finding, box in film.boxes]
-    _write_csv(out, [*COLUMNS, *more], rows)
-    if boxes:
-        _write_csv(out.with_name("boxes.csv"), list(BOX_COLUMNS), boxes)
-    else:
-        out.with_name("boxes.csv").unlink(missing_ok=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".import-", dir=out.parent) as aside:
+        new, new_boxes = Path(aside, out.name), Path(aside, "boxes.csv")
+        _write_csv(new, [*COLUMNS, *more], rows)
+        if boxes:
+            _write_csv(new_boxes, list(BOX_COLUMNS), boxes)
+        try:
+            manifest = read_manifest(new, check_files=False)
+        except ManifestError as error:
+            raise LayoutError(
+                f"the films of {films[0].source} make no manifest, and nothing was written. "
+                f"{ManifestError(out, error.faults)}"
+            ) from None
+        os.replace(new, out)
+        if boxes:
+            os.replace(new_boxes, out.with_name("boxes.csv"))
+        else:
+            out.with_name("boxes.csv").unlink(missing_ok=True)
+    return replace(manifest, root=out.parent)
 
 
 def _below(path: Path, folder: Path) -> str:
@@ -120,12 +136,7 @@ def _below(path: Path, folder: Path) -> str:
 
 
 def _write_csv(path: Path, header: list[str], rows: list[list[str]]) -> None:
-    """Whole or not at all: under a temporary name, then renamed."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(text.getvalue(), encoding="utf-8")
-    os.replace(part, path)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows)

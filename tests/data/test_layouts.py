@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import shutil
 from pathlib import Path
 
 import cv2
@@ -14,13 +15,28 @@ import pytest
 from data.geometry import Box
 from data.layouts import LAYOUTS
 from data.layouts.base import LayoutError, age_of, sex_of, tree_of
+from data.layouts.chexpert import OBSERVATIONS
 from data.layouts.vindr import agreed
 from data.layouts.write import import_dataset
 from data.manifest import COLUMNS, read_manifest
 from data.radiograph import read
 from data.splits import leaking_patients
 from stages.films import read_mask
-from tests.data.layout_trees import TREES, chexpert, film, jsrt, montgomery, nih, rsna, tbdb, text
+from tests.data.layout_trees import (
+    TREES,
+    chexpert,
+    film,
+    jsrt,
+    lung,
+    montgomery,
+    nih,
+    rsna,
+    shenzhen,
+    tbdb,
+    tbx11k,
+    text,
+    vindr,
+)
 
 TB_CLASSES = ("TB", "NTB", "NORM")
 
@@ -79,6 +95,22 @@ def test_a_wrong_folder_shows_the_expected_tree_and_what_is_there(name, tmp_path
     assert not (tmp_path / "m.csv").exists()
 
 
+def test_half_a_download_shows_what_is_in_it(tmp_path):
+    home = TREES["covidchestxray"](tmp_path / "downloads")
+    shutil.rmtree(home / "images")
+    with pytest.raises(LayoutError, match="Found: covid-chestxray-dataset/; in covid-chestxray-dataset/: metadata.csv"):
+        import_dataset("covidchestxray", home.parent, tmp_path / "m.csv")
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_mirrored_sites_path_may_lie_above(name, tmp_path):
+    above = tmp_path / "site.org" / "files" / "set" / "patients"
+    home = TREES[name](above)
+    done = import_dataset(name, tmp_path / "site.org", tmp_path / "m.csv")
+    again = import_dataset(name, home, tmp_path / "again" / "m.csv")
+    assert list(done.manifest.table["patient"]) == list(again.manifest.table["patient"])
+
+
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_docstrings_state_licence_or_patients_and_leakage(name):
     importer = getattr(importlib.import_module(f"data.layouts.{LAYOUTS[name].module}"), name)
@@ -122,6 +154,22 @@ def test_shenzhen_takes_masks_where_they_are(imported):
     assert any("1 of 2 films have no lung mask" in note for note in done.notes)
 
 
+@pytest.mark.parametrize("place", ["ChinaSet_AllFiles/mask/mask", "shcxr-lung-mask/mask/mask", "masks"])
+def test_shenzhen_finds_masks_wherever_they_were_unpacked(place, tmp_path):
+    home = shenzhen(tmp_path)
+    shutil.rmtree(home / "mask")
+    lung(tmp_path / place / "CHNCXR_0327_1_mask.png", slice(5, 35))
+    table = import_dataset("shenzhen", home, tmp_path / "m.csv").manifest.table
+    assert [bool(mask) for mask in table["mask"]] == [False, True]
+
+
+def test_a_reading_may_be_misspelt(tmp_path):
+    home = shenzhen(tmp_path)
+    text(home / "ClinicalReadings" / "CHNCXR_0001_0.txt", "femal 32yrs", "malignant changes")
+    row = import_dataset("shenzhen", home, tmp_path / "m.csv").manifest.table.iloc[0]
+    assert (row["age"], row["sex"], row["reading"]) == ("32", "F", "malignant changes")
+
+
 def test_jsrt_turns_img_round_and_boxes_the_nodule(imported):
     done, table = imported("jsrt")
     nodule, normal = table.loc["JPCLN001"], table.loc["JPCNN001"]
@@ -143,6 +191,27 @@ def test_jsrt_prefers_pictures_to_img(tmp_path):
     (_, box) = done.manifest.boxes_of(str(home / "png" / "JPCLN001.png"))[0]
     assert box.x + box.w / 2 == pytest.approx(1634 / 2, rel=1e-4)  # boxes follow the film's size
     assert not (tmp_path / "out" / "images").exists()
+
+
+def test_jsrt_takes_no_meaning_from_folders_above(tmp_path):
+    home = jsrt(tmp_path / "fold9 masks" / "subset")
+    table = import_dataset("jsrt", home.parent, tmp_path / "m.csv").manifest.table
+    assert list(table["fold"]) == ["1", "2"]
+
+
+def test_jsrt_takes_films_from_any_folder_but_those_of_other_pictures(tmp_path):
+    home = jsrt(tmp_path)
+    (home / "All247images").rename(home / "subset with SCR masks")
+    film(home / "BSE_JSRT" / "JPCNN002.png")
+    table = import_dataset("jsrt", home, tmp_path / "m.csv").manifest.table
+    assert list(table["patient"]) == ["jsrt-JPCLN001", "jsrt-JPCNN001"]
+
+
+def test_jsrt_says_that_its_clinical_tables_are_missing(tmp_path):
+    home = jsrt(tmp_path)
+    shutil.rmtree(home / "Clinical_Information")
+    done = import_dataset("jsrt", home, tmp_path / "m.csv")
+    assert any("CLNDAT_EN.txt" in note for note in done.notes)
 
 
 def test_tbx11k_leaves_copies_of_other_sets_out(imported):
@@ -180,6 +249,29 @@ def test_tbx11k_marks_copies_as_the_patients_of_the_original(imported, tmp_path)
     assert leaking_patients(type(original)(both, Path(), original.boxes)) == {"montgomery-0001": {"train", "external"}}
 
 
+def test_tbx11k_learns_no_copy_of_a_film_of_val(tmp_path):
+    home = tbx11k(tmp_path)
+    shutil.copy(home / "imgs/sick/s0001.png", home / "imgs/sick/s0002.png")  # train, and a copy in val
+    shutil.copy(home / "imgs/tb/tb0005.png", home / "imgs/tb/tb0007.png")  # two in train
+    for name, split in (("sick/s0002.png", "val"), ("tb/tb0007.png", "train")):
+        with (home / "lists" / f"TBX11K_{split}.txt").open("a") as file:
+            file.write(f"{name}\n")
+    done = import_dataset("tbx11k", home, tmp_path / "m.csv")
+    table = done.manifest.table.assign(stem=lambda table: [Path(image).stem for image in table["image"]])
+    patients = dict(zip(table["stem"], table["patient"], strict=True))
+    assert "s0001" not in patients
+    assert "s0002" in patients
+    assert patients["tb0005"] == patients["tb0007"]
+    assert any("1 films of train are the same as one of another split" in note for note in done.notes)
+
+
+def test_tbx11k_names_a_damaged_list_of_boxes(tmp_path):
+    home = tbx11k(tmp_path)
+    text(home / "annotations" / "json" / "TBX11K_train.json", '{"images": [{"id": 7')
+    with pytest.raises(LayoutError, match="TBX11K_train.json is no list of boxes.*Download it again"):
+        import_dataset("tbx11k", home, tmp_path / "m.csv")
+
+
 def test_nih_keeps_the_official_test_and_carves_val_by_patient(imported):
     done, table = imported("nih")
     assert len(table) == 80
@@ -201,6 +293,41 @@ def test_nih_without_lists_has_no_splits(tmp_path):
     done = import_dataset("nih", tmp_path, tmp_path / "m.csv")
     assert set(done.manifest.table["split"]) == {""}
     assert any("test_list.txt is missing" in note for note in done.notes)
+
+
+def test_nih_takes_the_lists_of_smaller_copies(tmp_path):
+    home = nih(tmp_path)
+    for name in ("train_val_list", "test_list"):
+        (home / f"{name}.txt").rename(home / f"{name}_NIH.txt")
+    table = import_dataset("nih", home, tmp_path / "m.csv").manifest.table
+    assert set(table["split"]) == {"train", "val", "test"}
+
+
+def test_nih_says_what_its_lists_and_boxes_lack(tmp_path):
+    home = nih(tmp_path)
+    listed = (home / "train_val_list.txt").read_text().split()
+    text(home / "train_val_list.txt", *listed[:40])
+    text(home / "BBox_List_2017.csv", "Image Index,Finding Label,Bbox [x,y,w,h],,,")
+    done = import_dataset("nih", home, tmp_path / "m.csv")
+    assert (done.manifest.table["split"] == "").sum() == len(listed) - 40
+    assert any(f"{len(listed) - 40} films are in neither list" in note for note in done.notes)
+    assert any("BBox_List_2017.csv is empty" in note for note in done.notes)
+
+
+@pytest.mark.parametrize(
+    ("table", "line", "said"),
+    [
+        ("BBox_List_2017.csv", "00000033_000.png,Mass,a,1,2,3,,,", "row 3: x is no number: 'a'"),
+        ("BBox_List_2017.csv", "00000033_000.png,Mass", "row 3: six cells are needed"),
+        ("Data_Entry_2017.csv", "00000041_000.png,Her", "row 83: no Patient ID"),
+    ],
+)
+def test_nih_names_the_row_that_is_cut_off(table, line, said, tmp_path):
+    home = nih(tmp_path)
+    with (home / table).open("a") as file:
+        file.write(line)
+    with pytest.raises(LayoutError, match=f"{table}, {said}"):
+        import_dataset("nih", home, tmp_path / "m.csv")
 
 
 def test_chexpert_keeps_what_is_uncertain_and_what_is_absent(imported):
@@ -237,6 +364,46 @@ def test_chexpert_in_the_parts_of_its_full_size_download(tmp_path):
     assert table["image"][0] == "CheXpert-v1.0 batch 2 (train 1)/patient00001/study1/view1_frontal.jpg"
 
 
+@pytest.mark.parametrize("layout", ["wrapped", "all in one"])
+def test_chexpert_in_parts_unpacked_otherwise(layout, tmp_path):
+    home = chexpert(tmp_path / "small")
+    full = tmp_path / "full"
+    first, second = (f"CheXpert-v1.0 batch {name}" for name in ("1 (validate & csv)", "2 (train 1)"))
+    if layout == "wrapped":
+        (full / first).mkdir(parents=True)
+        (full / second).mkdir()
+        (home / "train").rename(full / second / second)
+        home.rename(full / first / first)
+    else:
+        home.rename(full)
+        for patient in (full / "train").iterdir():
+            patient.rename(full / patient.name)
+        (full / "train").rmdir()
+    done = import_dataset("chexpert", full, tmp_path / "m.csv")
+    assert done.manifest.table["split"].value_counts().to_dict() == {"train": 3, "val": 1}
+
+
+@pytest.mark.parametrize("place", [".", "chexlocalize/CheXpert", "../chexlocalize/CheXpert"])
+def test_chexpert_takes_the_official_test(place, tmp_path):
+    home = chexpert(tmp_path)
+    observations = [name for name in OBSERVATIONS if name != "No Finding"]
+    row = f"test/patient64741/study1/view1_frontal.jpg,{','.join(['1.0'] + ['0.0'] * 12)}"
+    text(home / place / "test_labels.csv", f"Path,{','.join(observations)}", row)
+    film(home / place / "test/patient64741/study1/view1_frontal.jpg")
+    table = import_dataset("chexpert", home, tmp_path / "m.csv").manifest.table.set_index("split")
+    assert table.loc["test", ["patient", "findings", "label"]].tolist() == [
+        *("chexpert-patient64741", "Enlarged Cardiomediastinum", "NTB")
+    ]
+
+
+def test_chexpert_names_a_cell_that_is_no_number(tmp_path):
+    home = chexpert(tmp_path)
+    lines = (home / "valid.csv").read_text().splitlines()
+    text(home / "valid.csv", lines[0], lines[1].replace(",1.0", ",yes", 1))
+    with pytest.raises(LayoutError, match="valid.csv, row 2: Cardiomegaly is no number: 'yes'"):
+        import_dataset("chexpert", home, tmp_path / "m.csv")
+
+
 def test_kermany_joins_the_small_val_and_carves_by_patient(imported):
     done, table = imported("kermany")
     assert len(table) == 104
@@ -252,6 +419,32 @@ def test_kermany_joins_the_small_val_and_carves_by_patient(imported):
     assert set(val["label"]) == {"NORM", "NTB"}
     assert (table["split"] == "test").sum() == 2
     assert any("official val (2 films) joined train" in note for note in done.notes)
+
+
+def test_kermany_as_the_newest_version_names_it(tmp_path):
+    home = tmp_path / "CellData" / "chest_xray"
+    for number in range(1003233, 1003253):
+        film(home / "train" / "NORMAL" / f"NORMAL-{number}-0001.jpeg")
+        film(home / "train" / "PNEUMONIA" / f"BACTERIA-{number + 100}-0004.jpeg")
+        film(home / "train" / "PNEUMONIA" / f"VIRUS-{number + 100}-0001.jpeg")
+    film(home / "test" / "NORMAL" / "NORMAL-1003233-0002.jpeg")  # a patient of train
+    film(home / "test" / "PNEUMONIA" / "VIRUS-99-0001.jpeg")
+    done = import_dataset("kermany", tmp_path, tmp_path / "m.csv")
+    table = done.manifest.table
+    assert leaking_patients(done.manifest) == {}
+    assert table[table["label"] == "NTB"].groupby("patient").size().max() == 2
+    assert table["findings"].value_counts().to_dict() == {
+        **{"PNEUMONIA|bacterial": 20, "PNEUMONIA|viral": 21},
+        "": 20,
+    }
+    assert (table["patient"] == "kermany-1003233").sum() == 1
+    assert any("1 films of train are of patients of test" in note for note in done.notes)
+
+
+def test_kermany_says_what_is_missing(tmp_path):
+    shutil.rmtree(TREES["kermany"](tmp_path) / "test")
+    done = import_dataset("kermany", tmp_path, tmp_path / "m.csv")
+    assert sum("holds no film" in note for note in done.notes) == 2
 
 
 def test_own_labels_are_the_data_sets(imported):
@@ -320,6 +513,13 @@ def test_rsna_without_classes_leaves_the_label_open(tmp_path):
     assert list(table["label"]) == ["", "NTB", ""]
 
 
+def test_rsna_with_a_table_of_classes_that_is_cut_off(tmp_path):
+    text(rsna(tmp_path) / "stage_2_detailed_class_info.csv", "patientId,class", "aaa,Normal", "bbb,")
+    done = import_dataset("rsna", tmp_path, tmp_path / "m.csv")
+    assert list(done.manifest.table["label"]) == ["NORM", "NTB", ""]
+    assert any("1 films are not in stage_2_detailed_class_info.csv" in note for note in done.notes)
+
+
 def test_vindr_goes_by_the_majority(imported):
     done, table = imported("vindr")
     assert dict(table["label"]) == {"a": "NORM", "b": "TB", "c": "NTB", "t": "NTB"}
@@ -334,6 +534,16 @@ def test_vindr_goes_by_the_majority(imported):
         ("Cardiomegaly", (11, 10, 20, 20))
     ]  # two of three drew it
     assert done.manifest.boxes_of(table.loc["t", "image"]) == [("Cardiomegaly", (5, 6, 10, 12))]
+
+
+def test_vindr_spells_a_label_in_one_way(tmp_path):
+    home = vindr(tmp_path)
+    text(home / "annotations/image_labels_test.csv", "image_id,Other disease,No finding", "t,1,0")
+    text(home / "annotations/image_labels_train.csv", "image_id,rad_id,Other diseases,No finding", "a,R0,1,0")
+    (home / "annotations/annotations_train.csv").unlink()
+    done = import_dataset("vindr", home, tmp_path / "m.csv")
+    assert set(done.manifest.table["findings"]) == {"Other diseases"}
+    assert any("annotations_train.csv is missing" in note for note in done.notes)
 
 
 def test_boxes_count_a_reader_once():
@@ -384,6 +594,19 @@ def test_a_manifest_is_replaced_only_when_asked(tmp_path):
     import_dataset("tbdb", home, out, overwrite=True)
     with pytest.raises(LayoutError, match="Received"):
         import_dataset("tbdb", home, tmp_path / "boxes.csv")
+
+
+def test_a_manifest_with_faults_replaces_nothing(tmp_path):
+    home = chexpert(tmp_path)
+    import_dataset("chexpert", home, tmp_path / "m.csv")
+    before = (tmp_path / "m.csv").read_bytes()
+    lines = (home / "valid.csv").read_text().splitlines()
+    text(home / "valid.csv", lines[0], lines[1].replace("patient64541", "patient00001"))
+    film(home / "valid/patient00001/study1/view1_frontal.jpg")
+    with pytest.raises(LayoutError, match=r"nothing was written(.|\n)*patient00001"):
+        import_dataset("chexpert", home, tmp_path / "m.csv", overwrite=True)
+    assert (tmp_path / "m.csv").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
 def test_boxes_never_meet_another_manifest(tmp_path):
