@@ -76,6 +76,9 @@ def prepare_manifest(data: Path, config: Config) -> Manifest:
     if leaks:
         shown = ", ".join(f"{patient} in {' and '.join(sorted(splits))}" for patient, splits in list(leaks.items())[:5])
         raise TrainingError(f"{len(leaks)} patient(s) are in more than one split: {shown}. Put each into one split")
+    idle = int((manifest.table["split"] == "").sum())
+    if idle:
+        log.warning("%d of %d films have no split, and take no part", idle, len(manifest))
     return manifest
 
 

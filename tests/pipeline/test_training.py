@@ -1,0 +1,39 @@
+"""What a training is given: the manifest with splits, before any stage sees it."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from configs.schema import Config
+from models.fit import TrainingError
+from pipeline.training import prepare_manifest
+
+
+def manifest(folder, *rows):
+    for row in rows:
+        (folder / row.split(",")[0]).touch()
+    (folder / "manifest.csv").write_text("\n".join(["image,label,patient,split", *rows]) + "\n")
+    return folder / "manifest.csv"
+
+
+def test_splits_are_made_only_where_there_are_none(tmp_path):
+    rows = [f"{n}.png,{('TB', 'NORM')[n % 2]},p{n // 2}," for n in range(60)]
+    table = prepare_manifest(manifest(tmp_path, *rows), Config()).table
+    assert set(table["split"]) == {"train", "val", "test"}
+    assert table.groupby("patient")["split"].nunique().max() == 1
+
+
+def test_films_without_a_split_are_counted_aloud(tmp_path, caplog):
+    rows = ["a.png,TB,1,train", "b.png,NORM,2,val", "c.png,TB,3,", "d.png,NORM,4,"]
+    with caplog.at_level(logging.WARNING):
+        table = prepare_manifest(manifest(tmp_path, *rows), Config()).table
+    assert list(table["split"]) == ["train", "val", "", ""]
+    assert "2 of 4 films have no split, and take no part" in caplog.text
+
+
+def test_a_patient_in_two_splits_stops_the_training(tmp_path):
+    path = manifest(tmp_path, "a.png,TB,1,train", "b.png,TB,1,test")
+    with pytest.raises((TrainingError, ValueError), match="'?1'? .*in .*split"):
+        prepare_manifest(path, Config())
