@@ -113,7 +113,7 @@ class SegmentConfig(_Section):
 class ClassifyConfig(_Section):
     """The classifier and its training."""
 
-    network: str = "mobilenetv2"
+    network: Literal["mobilenetv2", "efficientnetb0", "densenet121", "sequential_cnn", "chexpert_cnn"] = "mobilenetv2"
     alpha: float = Field(0.35, gt=0, description="width of MobileNetV2")
     cut: str | None = Field(None, description="encoder layer to stop at, such as block_12_add (stride 16); null: whole")
     size: int = Field(224, ge=64, description="side of the square that the network sees, in pixels")
@@ -208,10 +208,21 @@ class Config(_Section):
     def _known_classes(self) -> Config:
         if len(set(self.classes)) != len(self.classes):
             raise ValueError(f"classes must differ from each other. Received: {self.classes}")
+        odd = [name for name in self.classes if not name.strip() or "|" in name or name != name.strip()]
+        if odd:
+            raise ValueError(f"a class needs a name without a pipe sign and outer blanks. Received: {odd}")
         for key in ("positive", "normal"):
             value = getattr(self, key)
             if value is not None and value not in self.classes:
                 raise ValueError(f"{key} must be one of the classes {self.classes}. Received: {value!r}")
+        if self.positive is not None and self.positive == self.normal:
+            raise ValueError(f"positive and normal must be two classes. Received: {self.positive!r} for both")
+        if self.localize.label is not None and self.localize.label not in self.classes:
+            raise ValueError(
+                f"localize.label must be one of {self.classes}, or null. Received: {self.localize.label!r}"
+            )
+        if self.class_of is not None and self.multi_label:
+            raise ValueError("class_of is for films of one class each: with multi_label, classes are findings by name")
         if self.class_of is not None and not set(self.class_of) <= set(self.classes):
             raise ValueError(f"class_of must name classes of {self.classes}. Received: {sorted(self.class_of)}")
         if self.positive is None and not self.multi_label:

@@ -51,11 +51,13 @@ class Manifest:
             path and `source` "unknown" where not given), further ones are kept.
         root: folder that relative paths start from.
         boxes: lesion boxes in native pixels, columns `BOX_COLUMNS`; may be empty.
+        has_classes: whether labels were made classes already, see `relabelled`.
     """
 
     table: pd.DataFrame
     root: Path
     boxes: pd.DataFrame
+    has_classes: bool = False
 
     def __len__(self) -> int:
         return len(self.table)
@@ -82,9 +84,10 @@ class Manifest:
 
         Args:
             class_of: values by class, such as ``{"COVID-19": ["Pneumonia/Viral/COVID-19"], "other": ["Pneumonia"]}``; a
-                value fits itself and what follows it behind a slash. None leaves labels as they are.
+                value fits itself and what follows it behind a slash. None leaves labels as they are, and so does a
+                manifest whose labels were made classes before: a class need not be among its own values.
         """
-        if class_of is None:
+        if class_of is None or self.has_classes:
             return self
 
         def class_name(label: str, findings: str) -> str:
@@ -95,7 +98,7 @@ class Manifest:
             return ""
 
         labels = [class_name(row.label, row.findings) for row in self.table.itertuples()]
-        return replace(self, table=self.table.assign(label=labels))
+        return replace(self, table=self.table.assign(label=labels), has_classes=True)
 
     def path(self, image: str) -> Path:
         """Where a film or mask of the table lies."""
@@ -110,6 +113,20 @@ class Manifest:
         """16 hex digits over which film of which patient is in which split, whatever their order."""
         lines = sorted(f"{row.image},{row.patient},{row.split}" for row in self.table.itertuples())
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+    def content_hash(self, *, labels: bool) -> str:
+        """16 hex digits over all that a training takes from the table, whatever the order of the films.
+
+        Args:
+            labels: what is said of the films too (labels, findings, boxes), not only films, masks and splits.
+        """
+        names = ["image", "mask", "patient", "source", "split"]
+        if labels:
+            names += [n for n in ("label", "findings", "negative", "uncertain") if n in self.table.columns]
+        lines = sorted(map(repr, self.table[names].itertuples(index=False, name=None)))
+        if labels:
+            lines += sorted(map(repr, self.boxes.itertuples(index=False, name=None)))
+        return hashlib.sha256("\n".join([*names, *lines]).encode()).hexdigest()[:16]
 
 
 def means(text: str, values: Sequence[str]) -> bool:
@@ -147,6 +164,10 @@ def read_manifest(
     for column in COLUMNS:
         if column not in table.columns:
             table[column] = ""
+    for column in ("label", "patient", "source", "split"):
+        table[column] = table[column].str.strip()
+    for column in {"findings", "negative", "uncertain"} & set(table.columns):
+        table[column] = ["|".join(filter(None, map(str.strip, text.split("|")))) for text in table[column]]
     table["patient"] = table["patient"].where(table["patient"] != "", table["image"])
     table["source"] = table["source"].where(table["source"] != "", "unknown")
     if table.empty:

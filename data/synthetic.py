@@ -314,7 +314,7 @@ def _expose(film: np.ndarray, body: _Body, draw: np.random.Generator) -> np.ndar
 def write_samples(folder: Path, n: int = 6, *, seed: int = 0, size: tuple[int, int] = (512, 512)) -> Path:
     """Write `n` films with masks, `manifest.csv` and `boxes.csv` into `folder`; returns the manifest's path.
 
-    Labels take turns; of every six films, four are in `train`, one in `val` and one in `test`.
+    Labels take turns; of every six films of a label, four are in `train`, one in `val` and one in `test`.
     """
     (folder / "images").mkdir(parents=True, exist_ok=True)
     (folder / "masks").mkdir(exist_ok=True)
@@ -324,7 +324,7 @@ def write_samples(folder: Path, n: int = 6, *, seed: int = 0, size: tuple[int, i
         name = f"synthetic_{number + 1:03d}_{film.label}.png"
         _write_png(folder / "images" / name, np.round(film.pixels * 255).astype(np.uint8))
         _write_png(folder / "masks" / name, film.mask * 255)
-        split = ("train", "train", "train", "train", "val", "test")[(number // 3 + number) % 6]
+        split = ("train", "val", "test", "train", "train", "train")[number // 3 % 6]
         rows.append(
             (f"images/{name}", f"masks/{name}", film.label, f"synthetic-{number + 1:03d}", "synthetic", split, "")
         )

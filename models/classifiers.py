@@ -204,7 +204,9 @@ def _averaged(
     # Channels of one scale, so that one learning rate and one penalty fit all. Its moments are set by
     # models.probe.solve_head and then stay; until then it changes nothing.
     scaled = k.layers.BatchNormalization(center=False, scale=False, trainable=False, name="standardize")(pooled)
-    head = k.layers.Dense(classes, kernel_regularizer=k.regularizers.L2(head_l2), name="logits")
+    # The loss of several labels is their mean (models.losses), the solved head's their sum (models.probe): one penalty.
+    penalty = k.regularizers.L2(head_l2 / classes if multi_label else head_l2)
+    head = k.layers.Dense(classes, kernel_regularizer=penalty, name="logits")
     logits = head(k.layers.Dropout(dropout, name="dropout")(scaled))
     return k.Model(film, _probabilities(logits, multi_label), name=f"{name}_classifier")
 
@@ -301,8 +303,11 @@ def with_prior(model: K.Model, multi_label: bool) -> K.Model:
     k = keras()
     logits = model.get_layer(LOGITS).output
     prior = k.Input(logits.shape[1:], name="prior")
-    probabilities = k.layers.Activation("sigmoid") if multi_label else k.layers.Softmax()
-    answer = probabilities(k.layers.Add()([logits, prior]))
+    # In float32: in half precision a certain answer rounds to 1, and its loss is infinite.
+    probabilities = (
+        k.layers.Activation("sigmoid", dtype="float32") if multi_label else k.layers.Softmax(dtype="float32")
+    )
+    answer = probabilities(k.layers.Add(dtype="float32")([logits, prior]))
     return k.Model({"crop": model.input, "prior": prior}, answer, name="training")
 
 

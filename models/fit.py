@@ -148,6 +148,8 @@ def fit(
     folder.mkdir(parents=True, exist_ok=True)
     key = hashlib.sha256(settings.encode()).hexdigest()[:16]
     state = _read_state(folder, key, out)
+    if not (folder / "state.json").is_file():  # before anything is kept there: what is kept depends on the settings
+        write_text(folder / "state.json", json.dumps(state))
     history: list[dict[str, Any]] = state["history"]
     phases = [phase for phase in phases if phase.epochs]
     if start is not None and not history:
@@ -207,7 +209,7 @@ def _begin(
     """Run `start`, and keep what it leaves as the training's first epoch."""
     row = start()
     _compile(model, Phase(START, 1, 1e-3), 1, loss, metrics)
-    row |= {f"val_{name}": float(value) for name, value in model.evaluate(val, verbose=0, return_dict=True).items()}
+    row |= _judged(model, val)
     history.append({"epoch": 1, "phase": START, **row})
     log.info("%s  %s", START, "  ".join(f"{n} {v:.4f}" for n, v in row.items()))
     name = f"{START}-0001.weights.h5"
@@ -216,6 +218,18 @@ def _begin(
         _save(model, out / "checkpoint" / file)
     write_text(out / "checkpoint" / "state.json", json.dumps(state))
     write_text(out / "history.csv", _table(history))
+
+
+def _judged(model: K.Model, val: Batches) -> dict[str, float]:
+    """Figures on val, named `val_...`; the loss without the penalty on weights, which says nothing of the films."""
+    figures = {f"val_{name}": float(value) for name, value in model.evaluate(val, verbose=0, return_dict=True).items()}
+    figures["val_loss"] -= _penalty(model)
+    return figures
+
+
+def _penalty(model: K.Model) -> float:
+    """What the regularizers of the layers add to the loss."""
+    return float(sum(float(keras().ops.convert_to_numpy(value)) for value in model.losses))
 
 
 def forget(out: Path) -> None:
@@ -301,8 +315,8 @@ def _keeper(
             if phase.ema:
                 raw = model.get_weights()
                 model.optimizer.finalize_variable_values(model.trainable_variables)
-            figures = model.evaluate(val, verbose=0, return_dict=True)
-            row |= {f"val_{name}": float(value) for name, value in figures.items()}
+            row["loss"] -= _penalty(model)
+            row |= _judged(model, val)
             row["learning_rate"] = float(k.ops.convert_to_numpy(model.optimizer.learning_rate))
             if last and better(row[monitor], state["best"], mode):
                 state["best"] = row[monitor]

@@ -78,7 +78,7 @@ def solve_head(
         on_batch: told (batches done, batches in all).
 
     Returns:
-        The weighted mean cross-entropy reached.
+        The weighted mean cross-entropy reached; of several labels, the mean over them.
     """
     from scipy.optimize import minimize
 
@@ -110,7 +110,7 @@ def solve_head(
     best = found.x.reshape(shape)
     layer.set_weights([mean, variance])
     model.get_layer(LOGITS).set_weights([best[:-1], best[-1]])
-    return entropy(best)[0]
+    return entropy(best)[0] / (1 if several is None else y.shape[1])
 
 
 def _softmax_loss(y: np.ndarray, smoothing: float) -> _Loss:

@@ -94,6 +94,7 @@ def open_chain(
         "weights": weights,
         "hashes": {stage.name: _hashes(bundle_of(folder, stage.name), runtime) for stage in chain},
         "config": {stage.name: stage.card["decisions"] | settings.get(stage.name, {}) for stage in chain},
+        "unchecked": unchecked(chain),
         "versions": versions(),
         "arguments": arguments or {},
     }
@@ -105,6 +106,21 @@ def open_chain(
         about,
     )
     return Chain(chain, identity, settings)
+
+
+def unchecked(chain: Sequence[Stage]) -> str:
+    """What a user must know where a chain cannot tell a chest X-ray from anything else; empty where it can."""
+    first = chain[0]
+    if first.name != "segment":
+        why = "have no segmentation, which checks them"
+    elif getattr(first, "quality", None) is None:
+        why = "were trained on fewer films with lung masks than a check can be fitted on"
+    else:
+        return ""
+    return (
+        f"Films are not checked for being upright frontal chest X-rays: these weights {why}. A photo would get an "
+        "answer like a film"
+    )
 
 
 def _apply(config: Config, chain: Sequence[Stage]) -> dict[str, dict[str, Any]]:

@@ -152,6 +152,8 @@ def run(
     }
     how = {"runtime": runtime, "config": config, "site": site, "label": label, "refuse": not no_refuse}
     chain = open_chain(weights, upto, **how, arguments=arguments)
+    if chain.identity.about["unchecked"]:
+        click.echo(f"note: {chain.identity.about['unchecked']}.", err=True)
     found = find_inputs(inputs, out=out)
     for name, settings in chain.settings.items():
         said = ", ".join(f"{key} {value}" for key, value in settings.items())
@@ -223,7 +225,8 @@ def merge(folders: tuple[Path, ...], out: Path) -> int:
 @click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="A setting; see `pipeline info`. Repeatable."
 )
-def train(stage: str | None, data: Path, out: Path, config: str, overrides: tuple[str, ...]) -> int:
+@click.option("--overwrite", is_flag=True, help="Train again what --out holds, finished, with other settings or data.")
+def train(stage: str | None, data: Path, out: Path, config: str, overrides: tuple[str, ...], overwrite: bool) -> int:
     """Train the chain, or one stage of it, on labelled films.
 
     The folder given by --out then serves as `pipeline run --weights`. Stopped or killed, training goes on from its last
@@ -240,7 +243,7 @@ def train(stage: str | None, data: Path, out: Path, config: str, overrides: tupl
 
     log_to_stderr()
     try:
-        train_chain(data, settings, out, stage)
+        train_chain(data, settings, out, stage, overwrite=overwrite)
     except KeyboardInterrupt:
         click.echo("\nStopped. The same command goes on from the last finished epoch.", err=True)
         return INTERRUPTED

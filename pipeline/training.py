@@ -39,39 +39,54 @@ from models.weights import (
 )
 from pipeline.chain import RUN_SETTINGS
 from pipeline.evaluation import evaluate_stage, summary_of
+from pipeline.results import REPORT
 
 log = logging.getLogger("cxr.train")
 
 DONE = "done"  # in a stage's folder: trained and evaluated with the config beside it
 
 
-def train(data: Path, config: Config, out: Path, stage: str | None = None) -> None:
+def train(data: Path, config: Config, out: Path, stage: str | None = None, *, overwrite: bool = False) -> None:
     """Train one stage, or all of them, and evaluate each on the test and external splits.
 
     An interrupted training goes on where it stopped when called again with the same arguments. `stage` needs the stages
     before it in `out`, but for a segmentation that `segment.weights` names: that is taken first.
 
+    Args:
+        overwrite: train stages again that `out` holds, finished, with other settings or data.
+
     Raises:
         ManifestError: the manifest has faults.
-        TrainingError: a patient in two splits, no films to train on, or `out` holds a training with other settings.
+        TrainingError: a patient in two splits, no films to train on, or `out` holds a training with other settings or
+            data.
         WeightsError: a stage before `stage` has not been trained in `out`, or `segment.weights` names none.
     """
-    manifest = prepare_manifest(data, config)
-    out.mkdir(parents=True, exist_ok=True)
-    write_text(out / "config.yaml", dump_config(config))
+    manifest, dealt = prepare_manifest(data, config)
     names = [stage] if stage else stages.names_for(config)
     if stage and config.segment.weights and "segment" in _before(stage, config):
         names.insert(0, "segment")
+    settings = {name: _settings_of(name, config, manifest) for name in names}
+    if not overwrite:
+        _refuse_to_replace(settings, out)
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(out / "config.yaml", dump_config(config))
     for name in names:
-        _train_stage(name, manifest, config, out)
+        _train_stage(name, manifest, config, out, settings[name], dealt)
 
 
-def prepare_manifest(data: Path, config: Config) -> Manifest:
-    """The manifest with splits: its own, or made by patient where it has none; refuses patients in two splits."""
+def prepare_manifest(data: Path, config: Config) -> tuple[Manifest, dict[str, Any] | None]:
+    """The manifest with splits, and how they were dealt: by patient where it has none of its own, else None.
+
+    Raises:
+        ManifestError: the manifest has faults. TrainingError: a patient is in two splits.
+    """
     own_labels = config.class_of is None and not config.multi_label
     manifest = read_manifest(data, classes=config.classes if own_labels else None).relabelled(config.class_of)
+    dealt = None
     if not (manifest.table["split"] != "").any():
-        manifest = split_by_patient(manifest, val=config.val_fraction, test=config.test_fraction, seed=config.seed)
+        how = {"val": config.val_fraction, "test": config.test_fraction, "seed": config.seed}
+        manifest = split_by_patient(manifest, **how)
+        dealt = {**how, "class_of": config.class_of}
     leaks = leaking_patients(manifest)
     if leaks:
         shown = ", ".join(f"{patient} in {' and '.join(sorted(splits))}" for patient, splits in list(leaks.items())[:5])
@@ -79,13 +94,48 @@ def prepare_manifest(data: Path, config: Config) -> Manifest:
     idle = int((manifest.table["split"] == "").sum())
     if idle:
         log.warning("%d of %d films have no split, and take no part", idle, len(manifest))
-    return manifest
+    return manifest, dealt
 
 
-def _train_stage(name: str, manifest: Manifest, config: Config, out: Path) -> None:
+def _refuse_to_replace(settings: dict[str, str], out: Path) -> None:
+    """Refuse to train over finished weights of other settings or data; what changed is named."""
+    for name, wanted in settings.items():
+        path = out / name / "config.yaml"
+        if not ((out / name / DONE).is_file() and path.is_file()):
+            continue
+        had = path.read_text(encoding="utf-8")
+        if had != wanted:
+            raise TrainingError(
+                f"{out / name} holds a finished training with {_difference(had, wanted)}. Give another --out, or "
+                "--overwrite to train it again"
+            )
+
+
+def _difference(had: str, wanted: str) -> str:
+    """What tells two settings files of a stage apart, in words."""
+    before, now = (_flat(yaml.safe_load(text) or {}) for text in (had, wanted))
+    changed = [key for key in now if before.get(key, _ABSENT) != now[key]] + [key for key in before if key not in now]
+    if not changed:
+        return "other films, labels or splits"
+    said = [f"{key} {before.get(key, 'unknown')!r} (now {now.get(key, 'unknown')!r})" for key in changed[:4]]
+    return f"other settings: {', '.join(said)}" + (f" and {len(changed) - 4} more" if len(changed) > 4 else "")
+
+
+_ABSENT = object()
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for key, value in values.items():
+        out |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return out
+
+
+def _train_stage(
+    name: str, manifest: Manifest, config: Config, out: Path, settings: str, dealt: dict[str, Any] | None
+) -> None:
     folder = out / name
     folder.mkdir(exist_ok=True)
-    settings = _settings_of(name, config) + f"# films and splits: {manifest.split_hash()}\n"
     done = folder / DONE
     if done.is_file() and (folder / "config.yaml").is_file():
         if (folder / "config.yaml").read_text(encoding="utf-8") == settings and done.read_text() == _upstream(
@@ -94,6 +144,8 @@ def _train_stage(name: str, manifest: Manifest, config: Config, out: Path) -> No
             log.info("%s: trained already in %s", name, folder)
             return
         done.unlink()
+        for stale in (folder / "evaluation", out / REPORT):  # of the weights that go
+            shutil.rmtree(stale) if stale.is_dir() else stale.unlink(missing_ok=True)
     write_text(folder / "config.yaml", settings)
     with _log_into(folder / "train.log"):
         log.info("training %s", name)
@@ -113,7 +165,7 @@ def _train_stage(name: str, manifest: Manifest, config: Config, out: Path) -> No
             if len(part):
                 metrics = evaluate_stage(stage, part, folder / "evaluation" / split, chain, split=split)
                 figures[split] = summary_of(metrics)
-        write_card(folder, read_card(folder) | {"figures": figures})
+        write_card(folder, read_card(folder) | {"figures": figures, **({"dealt": dealt} if dealt else {})})
         forget(folder)
         shutil.rmtree(folder / "cache", ignore_errors=True)
         write_text(done, _upstream(name, config, out))
@@ -149,12 +201,13 @@ def _judged(name: str, films: Manifest, config: Config) -> Manifest:
     return films.select(source=sorted(set(films.table["source"]) - set(foreign))) if foreign else films
 
 
-def _settings_of(name: str, config: Config) -> str:
-    """The settings that the stage depends on, as YAML: a change elsewhere does not make its training stale."""
+def _settings_of(name: str, config: Config, manifest: Manifest) -> str:
+    """What the stage depends on, as YAML: a change elsewhere does not make its training stale."""
     others = {"cache", "distribute", "precision", *stages.NAMES} - {name}
     if name == "segment":
         others |= {"name", "classes", "positive", "normal", "multi_label", "class_of"}
-    return yaml.safe_dump(config.model_dump(mode="json", exclude=others), sort_keys=False, allow_unicode=True)
+    text = yaml.safe_dump(config.model_dump(mode="json", exclude=others), sort_keys=False, allow_unicode=True)
+    return text + f"# films: {manifest.content_hash(labels=name != 'segment')}\n"
 
 
 def _before(name: str, config: Config) -> list[str]:

@@ -48,8 +48,14 @@ def load_chain(
     Raises:
         models.weights.WeightsError: the weights do not exist, are incomplete or damaged.
     """
-    from models.weights import bundle_of, find
+    from models.weights import WeightsError, bundle_of, find
 
     chain = find(weights)
-    names = [name for name in stored_names(chain) if NAMES.index(name) <= NAMES.index(stage_class(upto).name)]
+    stored = stored_names(chain)
+    if stage_class(upto).name not in stored:
+        raise WeightsError(
+            f"the weights {weights} have no stage {upto!r}: their classifier sees whole films. They have "
+            f"{', '.join(stored)}"
+        )
+    names = [name for name in stored if NAMES.index(name) <= NAMES.index(stage_class(upto).name)]
     return [stage_class(name).load(bundle_of(chain, name), runtime=runtime, threads=threads) for name in names]

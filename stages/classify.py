@@ -18,6 +18,7 @@ from stages.classify_calibration import mix_offsets, one_class, several_labels, 
 from stages.classify_targets import UNKNOWN, balance_weights, label_weights, one_hot, source_priors, zones_with_lesions
 from stages.classify_targets import several_labels as targets_of
 from stages.films import sources_of, stream
+from stages.quality import MIN_SIDE, by_header
 from stages.uncertain import uncertain
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("cxr.classify")
 
+MACHINE = ("cache", "distribute", "precision")  # settings of how a training runs, not of what it learns
 _VERSION = 2  # of the preprocessing: cached crops of another version are not used
 _DARKEST, _BRIGHTEST = 0.12, 0.88  # where the lungs' 1st and 99th percentile come to lie; calcified spots keep headroom
 
@@ -94,6 +96,7 @@ class Classify(Stage):
 
     def __init__(self, network: Network, card: dict[str, Any], fingerprint: str = "") -> None:
         self.network, self.card, self.fingerprint = network, card, fingerprint
+        self.refuse = True  # without segmentation: False judges films too that their header speaks against
         decisions = card["decisions"]
         self.classes: list[str] = decisions["classes"]
         self.positive: str | None = decisions["positive"]
@@ -115,7 +118,14 @@ class Classify(Stage):
         return cls(open_network(bundle, runtime, threads), read_card(bundle), fingerprint(bundle))
 
     def run(self, records: Sequence[Record]) -> list[Record]:
-        """Fill in `probabilities`, `label`, `tb_score`, and the Grad-CAM `maps` with their `frame`."""
+        """Fill in `probabilities`, `label`, `tb_score`, and the Grad-CAM `maps` with their `frame`.
+
+        In a chain without segmentation, which checks films, those are refused whose size or DICOM header speaks against
+        them; what their pixels show is not checked.
+        """
+        for record in records:
+            if record.ok and self.lungs == "none":
+                self._check(record)
         todo = [record for record in records if record.ok]
         if todo:
             crops = [lung_crop(record, self.size) for record in todo]
@@ -125,6 +135,13 @@ class Classify(Stage):
                 self._judge(record, logits)
                 record.maps, record.frame = maps, frame
         return list(records)
+
+    def _check(self, record: Record) -> None:
+        against = by_header(record.radiograph, MIN_SIDE, None)
+        if against and self.refuse:
+            record.refuse(str(against[0]))
+        elif against:
+            record.extra["warnings"] = [*record.extra.get("warnings", ()), *map(str, against)]
 
     def _judge(self, record: Record, logits: np.ndarray) -> None:
         """Calibrated probabilities, score and label from a film's logits (classes,).
@@ -172,8 +189,10 @@ class Classify(Stage):
 
         k = keras()
         settings = config.classify
-        usable = usable_films(data.select(source=sources_of(data, settings.fit)), config.classes, config.multi_label)
+        chosen = data.select(source=sources_of(data, settings.fit))
+        usable = usable_films(chosen, config.classes, config.multi_label, settings.uncertain)
         parts = {split: usable.select(split=split) for split in ("train", "val")}
+        _require_films(parts, data, config)
         folder = Path(config.cache or out / "cache")
         crops = {split: _crops(part, config, chain, folder) for split, part in parts.items()}
         common = {
@@ -191,6 +210,10 @@ class Classify(Stage):
                 priors = source_priors(rows, config.classes, weights, settings.source_prior)
             return Batches(images, lungs, targets, **common, weights=weights, beside={"prior": priors}, **more)
 
+        told = not config.multi_label and settings.source_prior > 0 and len(set(usable.table["source"])) > 1
+        # The source's share of the classes is given for free, to val's films too: on films of sources with one class
+        # each, that alone answers everything.
+        accuracy = "accuracy_given_source" if told else "accuracy"
         augmentation = classify_augmentation if settings.fit.augment else None
         train, val = batches("train", augmentation=augmentation, shuffle=True), batches("val")
         k.utils.set_random_seed(config.seed)
@@ -265,11 +288,17 @@ class Classify(Stage):
                 out,
                 loss=loss,
                 metrics=lambda: [
-                    KnownLabelsAccuracy() if several is not None else k.metrics.CategoricalAccuracy("accuracy")
+                    KnownLabelsAccuracy() if several is not None else k.metrics.CategoricalAccuracy(accuracy)
                 ],
                 monitor="val_loss",
                 mode="min",
-                settings=f"{settings.model_dump_json()} {config.classes} {config.seed} {data.split_hash()}",
+                settings=" ".join(
+                    [
+                        config.model_dump_json(exclude={"name", "segment", "localize", *MACHINE}),
+                        data.content_hash(labels=True),
+                        *(stage.fingerprint for stage in chain),
+                    ]
+                ),
                 start=(lambda: solve("before")) if linear and settings.head_passes else None,
                 on_batch=on_batch,
             )
@@ -294,7 +323,8 @@ class Classify(Stage):
             decisions |= more
         card = {"stage": cls.name, "decisions": decisions, "licence": LICENCE}
         write_card(out, card)
-        decisions |= cls.load(out)._calibrated(*crops["val"][:4], settings.target_sensitivity)
+        learned = (crops["train"][2] == 1).any(axis=0) & (crops["train"][2] == 0).any(axis=0)
+        decisions |= cls.load(out)._calibrated(*crops["val"][:4], settings.target_sensitivity, learned)
         write_card(out, card | {"training": summary(out, parts, settings.model_dump(mode="json"), history, data)})
         return out
 
@@ -334,6 +364,7 @@ class Classify(Stage):
         targets: np.ndarray,
         rows: Sequence[dict[str, Any]],
         target_sensitivity: float,
+        learned: np.ndarray,
     ) -> dict[str, Any]:
         """The decisions that the val films' logits make; see `stages.classify_calibration`."""
         pairs = list(zip(crops, lungs, strict=True))
@@ -346,18 +377,65 @@ class Classify(Stage):
             ]
         )
         if self.multi_label:
-            return several_labels(logits, targets, self.offsets, self.classes)
+            return several_labels(logits, targets, self.offsets, self.classes, learned)
         positive = self.classes.index(self.positive)
         patients = [row["patient"] for row in rows]
         return one_class(logits, targets.argmax(axis=1), self.offsets, positive, target_sensitivity, patients)
 
 
-def usable_films(data: Manifest, classes: Sequence[str], multi_label: bool) -> Manifest:
-    """The films that have one of the classes as label, or, where they may have several, of which any is known."""
+def usable_films(data: Manifest, classes: Sequence[str], multi_label: bool, uncertain: str = "ignore") -> Manifest:
+    """The films that have one of the classes as label, or, where they may have several, of which any is known.
+
+    `uncertain`: what uncertain labels count as in training; in figures they are unknown.
+    """
     if not multi_label:
         return data.select(labels=classes)
-    known = (targets_of(data.table.to_dict("records"), classes) >= 0).any(axis=1)
+    known = (targets_of(data.table.to_dict("records"), classes, uncertain) >= 0).any(axis=1)
     return replace(data, table=data.table[known].reset_index(drop=True))
+
+
+def _require_films(parts: dict[str, Manifest], data: Manifest, config: Config) -> None:
+    """Refuse a training that cannot end well before it begins; warn of classes that it cannot learn.
+
+    Raises:
+        TrainingError: train or val is empty, or has no film of the positive class, or none without it.
+    """
+    from models.fit import TrainingError
+
+    settings = config.classify.fit
+    there = sorted(set(data.table["source"]))
+    if settings.sources is not None:
+        absent = [name for name in settings.sources if name not in there]
+        chosen = f" of the sources {', '.join(settings.sources)} (classify.fit.sources)"
+        advice = ". To train on all sources: --set classify.fit.sources=null"
+        if absent and len(absent) < len(settings.sources):
+            log.warning("classify.fit.sources names %s, of which there is no film", ", ".join(absent))
+    else:
+        chosen = f" (left out: {', '.join(settings.leave_out)})" if settings.leave_out else ""
+        advice = ""
+    what = "of which any class is known" if config.multi_label else "with a class as its label"
+    for split, part in parts.items():
+        if not len(part):
+            labels = sorted(set(data.table["label"]) - {""})
+            raise TrainingError(
+                f"no film of split {split!r}{chosen} {what}. Classes: {', '.join(config.classes)}; "
+                f"labels there: {_few(labels)}; sources there: {_few(there)}{advice}"
+            )
+        if config.multi_label:
+            continue
+        positive = int((part.table["label"] == config.positive).sum())
+        if positive in (0, len(part)):
+            raise TrainingError(
+                f"{positive} of {len(part)} films of split {split!r}{chosen} have the positive class, "
+                f"{config.positive}: films with it and without are needed in train and val{advice}"
+            )
+        lacking = [name for name in config.classes if not (part.table["label"] == name).any()]
+        if lacking:
+            log.warning("no film of split %r is %s%s", split, " or ".join(lacking), chosen)
+
+
+def _few(names: Sequence[str]) -> str:
+    return (", ".join(names[:8]) or "none") + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
 def _caption(row: dict[str, Any], record: Record) -> str:

@@ -13,6 +13,17 @@ from stages.uncertain import threshold_interval
 log = logging.getLogger("cxr.classify")
 
 
+NEVER = 2.0  # a label's threshold that no probability reaches
+
+
+def rounded_down(threshold: float) -> float:
+    """A threshold with six digits, never above what it was: films at the threshold stay on their side of it."""
+    if not np.isfinite(threshold) or threshold <= 0:
+        return float(threshold)
+    unit = 10.0 ** (np.floor(np.log10(threshold)) - 5)
+    return float(np.floor(threshold / unit * (1 - 1e-9)) * unit)
+
+
 def mix_offsets(classes: Sequence[str], mix: dict[str, float] | None) -> dict[str, float]:
     """What to add to each class's logit so that probabilities hold for a mix of classes in place of an even one."""
     shares = np.array([mix[name] if mix else 1.0 for name in classes], float)
@@ -44,12 +55,22 @@ def one_class(
     Args:
         logits: (N, classes). labels: (N,) int class numbers. offsets: (classes,), added to the divided logits.
         patients: N names.
+
+    Raises:
+        TrainingError: no film of the positive class, or none without it.
     """
+    from models.fit import TrainingError
     from models.metrics import fit_temperature, softmax, threshold_for_sensitivity
 
-    temperature = float(fit_temperature(logits, labels))
+    count = int((labels == positive).sum())
+    if not 0 < count < len(labels):
+        raise TrainingError(
+            f"{count} of {len(labels)} films of val that could be judged have the positive class: the operating "
+            "threshold needs films with it, and films without. Put more films into val"
+        )
+    temperature = round(float(fit_temperature(logits, labels)), 4)
     scores = softmax(logits / temperature + offsets)[:, positive]
-    threshold = float(threshold_for_sensitivity(labels == positive, scores, target_sensitivity))
+    threshold = rounded_down(threshold_for_sensitivity(labels == positive, scores, target_sensitivity))
     log.info(
         "temperature %.3f, threshold %.3f at sensitivity %.2f on %d val films",
         temperature,
@@ -58,18 +79,19 @@ def one_class(
         len(labels),
     )
     interval = threshold_interval(labels == positive, scores, target_sensitivity, patients)
-    return {"temperature": round(temperature, 4), "threshold": round(threshold, 4), "threshold_ci95": interval}
+    return {"temperature": temperature, "threshold": threshold, "threshold_ci95": interval}
 
 
 def several_labels(
-    logits: np.ndarray, targets: np.ndarray, offsets: np.ndarray, classes: Sequence[str]
+    logits: np.ndarray, targets: np.ndarray, offsets: np.ndarray, classes: Sequence[str], learned: np.ndarray
 ) -> dict[str, float | dict[str, float]]:
     """One temperature for all labels, and for each the threshold of the highest F1, on films with several labels.
 
-    A label that no film, or every film, has cannot be fitted and gets 0.5.
+    A label that no film, or every film, has cannot be fitted and gets 0.5; one that was not learned is never given.
 
     Args:
         logits, targets: (N, classes); targets are 1, 0, or -1 where unknown.
+        learned: (classes,) bool, whether the training had films with the label, and films without.
     """
     from scipy.optimize import minimize_scalar
 
@@ -79,14 +101,18 @@ def several_labels(
         z = logits / np.exp(exponent) + offsets
         return float((np.logaddexp(0, z) - there * z)[known].mean()) if known.any() else 0.0
 
-    temperature = float(np.exp(minimize_scalar(log_loss, bounds=(np.log(0.05), np.log(20)), method="bounded").x))
+    found = minimize_scalar(log_loss, bounds=(np.log(0.05), np.log(20)), method="bounded")
+    temperature = round(float(np.exp(found.x)), 4)
     scores = 1 / (1 + np.exp(-(logits / temperature + offsets)))
     thresholds = {
-        name: round(best_f1_threshold(there[known[:, k], k], scores[known[:, k], k]), 4)
+        name: rounded_down(best_f1_threshold(there[known[:, k], k], scores[known[:, k], k])) if learned[k] else NEVER
         for k, name in enumerate(classes)
     }
+    if not all(learned):
+        names = ", ".join(name for name, told in zip(classes, learned, strict=True) if not told)
+        log.warning("train has no films with, or none without: %s. These labels are never given", names)
     log.info("temperature %.3f, thresholds %s on %d val films", temperature, thresholds, len(targets))
-    return {"temperature": round(temperature, 4), "threshold": 0.5, "thresholds": thresholds}
+    return {"temperature": temperature, "threshold": 0.5, "thresholds": thresholds}
 
 
 def best_f1_threshold(y: np.ndarray, score: np.ndarray) -> float:

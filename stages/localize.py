@@ -165,6 +165,7 @@ class Localize(Stage):
         self.normal: str | None = decisions["normal"]
         self.label: str | None = decisions.get("label")
         self.class_of: dict[str, list[str]] | None = decisions.get("class_of")
+        self.multi_label: bool = decisions.get("multi_label", self.positive is None)
         self.threshold: float = decisions["threshold"]
         self.min_area: float = decisions["min_area"]
         self.max_regions: int = decisions["max_regions"]
@@ -235,6 +236,7 @@ class Localize(Stage):
             "positive": config.positive,
             "normal": config.normal,
             **settings.model_dump(include={"threshold", "min_area", "max_regions"}),
+            **({"multi_label": True} if config.multi_label else {}),
             **({"label": settings.label} if settings.label else {}),
             **({"class_of": config.class_of} if config.class_of else {}),
         }

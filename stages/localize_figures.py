@@ -46,10 +46,9 @@ def films_with_lesions(data: Manifest, stage: Localize) -> Manifest:
     """The films of `data` that have boxes and are not labelled normal.
 
     A film without a label may be of the positive class; but where the config says what the classes are made of, it is
-    of none of them. Without a positive class (several labels a film) it is the boxes' findings that count: one of the
-    classes at least.
+    of none of them. Where films have several labels it is the boxes' findings that count: one of the classes at least.
     """
-    if stage.positive is None:
+    if stage.multi_label:
         named = data.boxes[data.boxes["finding"].isin(stage.classes)]
         return replace(data, table=data.table[data.table["image"].isin(set(named["image"]))])
     boxed = data.table["image"].isin(set(data.boxes["image"]))
@@ -62,11 +61,11 @@ def lesions_of(data: Manifest, row: dict[str, Any], stage: Localize) -> tuple[st
     """The class whose map a film is judged on, its label (the positive class where it has none), and its boxes.
 
     Where the config says what the classes are made of, and some of the boxes have a finding of the film's class, those
-    count alone. Without a positive class: the finding of its first box that is one of the classes, and the boxes of
-    that finding.
+    count alone. Where films have several labels: the finding of its first box that is one of the classes, and the boxes
+    of that finding.
     """
     boxes = data.boxes_of(row["image"])
-    if stage.positive is None:
+    if stage.multi_label:
         label = next(finding for finding, _ in boxes if finding in stage.classes)
         return label, [box for finding, box in boxes if finding == label]
     label = row["label"] or stage.positive

@@ -23,6 +23,7 @@ from data.radiograph import Radiograph
 from models.weights import QUALITY_FILE, WeightsError
 
 SIDE = 32  # of the lung box as it is compared, in pixels
+MIN_SIDE = 96  # pixels; what the weights of a segmentation decide comes first
 _MARGIN = 0.15  # added to the lung box, so that diaphragm, apices and chest wall are seen
 _BLACK, _WHITE = 2.5 / 255, 252.5 / 255  # a grey level beyond is clipped
 _MOST_CLIPPED = 0.2  # share of the lungs. Films of the training: 2 of 1,000 over 0.034

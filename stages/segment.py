@@ -15,7 +15,7 @@ from data.radiograph import Radiograph, RadiographError
 from models.weights import LICENCE, fingerprint, open_network, read_card, write_card
 from stages.base import Record, Stage
 from stages.films import read_mask, sources_of, stream
-from stages.quality import Finding, Quality, View, by_header, shown
+from stages.quality import MIN_SIDE, Finding, Quality, View, by_header, shown
 
 if TYPE_CHECKING:
     from configs.schema import Config
@@ -91,7 +91,7 @@ class Segment(Stage):
         self.threshold: float = decisions["threshold"]
         self.margin: float = decisions["margin"]
         self.min_fraction: float = decisions["min_fraction"]
-        self.min_side: int = decisions.get("min_side", 96)
+        self.min_side: int = decisions.get("min_side", MIN_SIDE)
         self.min_age: float | None = decisions.get("min_age", 15)
 
     @classmethod
@@ -219,7 +219,7 @@ class Segment(Stage):
                 metrics=lambda: [DiceScore()],
                 monitor="val_dice",
                 mode="max",
-                settings=f"{settings.model_dump_json()} {config.seed} {data.split_hash()}",
+                settings=f"{settings.model_dump_json()} {config.seed} {data.content_hash(labels=False)}",
                 on_batch=on_batch,
             )
         save_bundle(model, out)

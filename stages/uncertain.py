@@ -30,7 +30,9 @@ def uncertain(probability: float, threshold: float, interval: Sequence[float] | 
     if interval is None or not interval[0] <= probability <= interval[1]:
         return []
     low, high = interval
+    digits = 2 if f"{low:.2f}" != f"{high:.2f}" else 4  # so that the sentence shows an interval
+    p, low, high, where = (f"{value:.{digits}f}" for value in (probability, low, high, threshold))
     return [
-        f"uncertain: the probability {probability:.2f} lies between {low:.2f} and {high:.2f}, where the operating "
-        f"threshold ({threshold:.2f}) would lie had other films of the same kind set it. Read the film"
+        f"uncertain: the probability {p} lies between {low} and {high}, where the operating "
+        f"threshold ({where}) would lie had other films of the same kind set it. Read the film"
     ]

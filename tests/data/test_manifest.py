@@ -116,6 +116,34 @@ def test_split_hash_knows_no_order_but_every_change(folder):
     assert hashes[0] == hashes[1] != hashes[2]
 
 
+def test_content_hash_knows_no_order_but_every_label(folder):
+    def hashes(*lines):
+        read = read_manifest(write(folder, "image,label,findings,split\n" + "\n".join(lines) + "\n"))
+        return read.content_hash(labels=True), read.content_hash(labels=False)
+
+    rows = ["images/a.png,TB,,train", "images/b.png,TB,Mass,test"]
+    same = hashes(*rows)
+    assert hashes(*rows[::-1]) == same
+    for changed in ("images/b.png,NORM,Mass,test", "images/b.png,TB,Mass|Nodule,test"):
+        assert hashes(rows[0], changed)[0] != same[0]
+        assert hashes(rows[0], changed)[1] == same[1]
+    assert hashes(rows[0], "images/b.png,TB,Mass,val")[1] != same[1]
+
+
+def test_blanks_around_labels_and_findings_mean_nothing(folder):
+    rows = "images/a.png, TB ,Mass | Nodule|,train \n"
+    row = read_manifest(write(folder, "image,label,findings,split\n" + rows), classes=["TB"]).table.iloc[0]
+    assert (row["label"], row["findings"], row["split"]) == ("TB", "Mass|Nodule", "train")
+
+
+def test_labels_are_made_classes_once(folder):
+    class_of = {"PNEU": ["Pneumonia"], "WELL": ["Normal"]}  # no class is among its own values
+    rows = "images/a.png,Pneumonia\nimages/b.png,Normal\n"
+    once = read_manifest(write(folder, "image,label\n" + rows)).relabelled(class_of)
+    assert list(once.table["label"]) == ["PNEU", "WELL"]
+    assert list(once.select(labels="PNEU").relabelled(class_of).table["label"]) == ["PNEU"]
+
+
 def film(path):
     path.parent.mkdir(parents=True, exist_ok=True)
     cv2.imencode(".png", np.eye(40, dtype=np.uint8) * 255)[1].tofile(path)

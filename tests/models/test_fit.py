@@ -19,13 +19,13 @@ from models.losses import classification_loss, segmentation_loss  # noqa: E402
 from models.optimizers import OPTIMIZERS, make_optimizer, plateau_rate, stalled  # noqa: E402
 
 
-def make_model():
+def make_model(penalty=0.0):
     k.utils.set_random_seed(3)
     entry = k.Input((16, 16, 1))
     x = k.layers.Conv2D(4, 3, name="encoder")(entry)
     x = k.layers.BatchNormalization()(x)
     x = k.layers.Dropout(0.3)(k.layers.GlobalAveragePooling2D()(k.layers.ReLU()(x)))
-    return k.Model(entry, k.layers.Dense(2, activation="softmax")(x))
+    return k.Model(entry, k.layers.Dense(2, activation="softmax", kernel_regularizer=k.regularizers.L2(penalty))(x))
 
 
 def make_batches(seed, shuffle):
@@ -51,7 +51,7 @@ PHASES = [
 ]
 
 
-def run(out, stop_at=None, settings="a", start=None, phases=PHASES):
+def run(out, stop_at=None, settings="a", start=None, phases=PHASES, penalty=0.0):
     seen = []
 
     def on_batch(phase, epoch, batch, batches):
@@ -59,7 +59,7 @@ def run(out, stop_at=None, settings="a", start=None, phases=PHASES):
         if (phase, epoch, batch) == stop_at:
             raise KeyboardInterrupt
 
-    model = make_model()
+    model = make_model(penalty)
     history = fit(
         model,
         phases,
@@ -135,6 +135,26 @@ def test_other_settings_in_the_same_folder_are_refused(tmp_path):
         run(tmp_path, stop_at=("fine", 1, 1))
     with pytest.raises(TrainingError, match="another --out"):
         run(tmp_path, settings="b")
+
+
+def test_what_a_start_keeps_belongs_to_its_settings(tmp_path):
+    def killed(model):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, start=killed)
+    with pytest.raises(TrainingError, match="another --out"):
+        run(tmp_path, settings="b", start=lambda model: {"loss": 1.0})
+
+
+def test_the_loss_of_the_history_is_without_the_penalty_on_weights(tmp_path):
+    model, history, _ = run(tmp_path, penalty=1.0)
+    model.compile(loss="categorical_crossentropy")
+    judged = model.evaluate(make_batches(1, False), verbose=0, return_dict=True)["loss"]
+    penalty = float(model.losses[0])
+    assert penalty > 0.05
+    best = min(row["val_loss"] for row in history if row["phase"] == "fine")
+    assert judged == pytest.approx(best + penalty, abs=1e-5)
 
 
 def test_training_changes_weights_and_learns(tmp_path):

@@ -59,6 +59,44 @@ def test_it_is_the_logistic_regression_on_the_pooled_features(tmp_path):
     assert loss == pytest.approx(ours, abs=1e-3)
 
 
+def test_several_labels_are_solved_as_they_are_trained(tmp_path):
+    """The solved head is where the training's own loss, penalty and all, has no slope."""
+    from models.losses import KnownLabelsCrossEntropy
+
+    k.utils.set_random_seed(2)
+    model = classifiers.build_classifier(
+        "mobilenetv2",
+        64,
+        1,
+        CLASSES,
+        alpha=0.35,
+        cut="block_3_expand_relu",
+        head_l2=0.01,
+        multi_label=True,
+        dropout=0.0,
+    )
+    batches = make_batches()
+    weights = np.array([[0.3, 0.7], [0.5, 0.5], [0.6, 0.4]], np.float32)
+    reached = solve(model, batches, tmp_path, l2=0.01, several=weights)
+    loss = KnownLabelsCrossEntropy(weights.tolist())
+    head = model.get_layer("logits")
+
+    def total():
+        values = [float(loss(batches[i][1], model(batches[i][0]["crop"]))) for i in range(len(batches))]
+        return np.mean(values), np.mean(values) + sum(map(float, model.losses))
+
+    entropy, best = total()
+    assert reached == pytest.approx(entropy, abs=1e-3)
+    kernel, bias = head.get_weights()
+    draw = np.random.default_rng(0)
+    for scale in (0.9, 1.1):
+        head.set_weights([kernel * scale, bias])
+        assert total()[1] > best - 1e-5
+    for _ in range(3):
+        head.set_weights([kernel + draw.normal(0, 0.02, kernel.shape), bias])
+        assert total()[1] > best - 1e-5
+
+
 def test_what_the_prior_says_is_not_learned(tmp_path):
     """With the odds of class 0 given beforehand as far too high, the layer learns them lower, and the other way."""
     high, low = make_model(), make_model()

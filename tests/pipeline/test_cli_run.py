@@ -256,7 +256,7 @@ def test_train_gets_what_was_asked(tmp_path, films, monkeypatch, capsys):
     import pipeline.training
 
     asked = []
-    monkeypatch.setattr(pipeline.training, "train", lambda *arguments: asked.append(arguments))
+    monkeypatch.setattr(pipeline.training, "train", lambda *arguments, overwrite: asked.append((*arguments, overwrite)))
     out = tmp_path / "w"
     assert (
         call(
@@ -274,8 +274,8 @@ def test_train_gets_what_was_asked(tmp_path, films, monkeypatch, capsys):
         )
         == 0
     )
-    ((data, config, where, stage),) = asked
-    assert (data, where, stage) == (films, out, "classify")
+    ((data, config, where, stage, overwrite),) = asked
+    assert (data, where, stage, overwrite) == (films, out, "classify", False)
     assert (config.seed, config.segment.fit.epochs, config.name) == (5, 2, "tb")
     assert f"--weights {out}" in capsys.readouterr().out
 

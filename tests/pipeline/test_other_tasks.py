@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 
+import cv2
+import numpy as np
 import pytest
 import yaml
 
@@ -162,3 +165,108 @@ def test_a_deep_head_without_epochs_is_refused(films, tmp_path, capsys):
     small = [word for line in TINY if "fit.epochs" not in line for word in ("--set", line)]
     assert _call([*call, *small, "--set", "classify.fit.epochs=0"]) == 2
     assert "sequential_cnn has a deep head" in capsys.readouterr().err
+
+
+def call_of(task, films, tmp_path, *more):
+    (tmp_path / "task.yaml").write_text(yaml.safe_dump(task))
+    small = [word for line in TINY for word in ("--set", line)]
+    call = ["train", "--data", str(films), "--config", str(tmp_path / "task.yaml"), "--out", str(tmp_path / "w")]
+    return [*call, *small, *more]
+
+
+ONE_CLASS = {
+    "classes": ["LIQUID", "SICK", "WELL"],
+    "class_of": {"LIQUID": ["Effusion"], "SICK": ["TB"], "WELL": ["NORM"]},
+    "positive": "LIQUID",
+    "normal": "WELL",
+    "classify": {"lungs": "none", "pool": "all", "fit": {"epochs": 1}},
+}
+
+
+@pytest.fixture(scope="module")
+def dealt(films, tmp_path_factory):
+    """Films without splits of their own, and weights trained on them: classes that are not among their own values."""
+    folder = tmp_path_factory.mktemp("dealt")
+    table = read_manifest(films).table.drop(columns="split")
+    table.to_csv(folder / "manifest.csv", index=False)
+    more = ["--stage", "classify"]
+    for setting in ("seed=5", "val_fraction=0.3", "test_fraction=0.3", "classify.fit.epochs=1"):
+        more += ["--set", setting]
+    assert _call(call_of(ONE_CLASS, folder / "manifest.csv", folder, *more)) == 0
+    return folder
+
+
+@pytest.mark.slow
+def test_a_training_judges_its_classes_on_test(dealt):
+    metrics = json.loads((dealt / "w" / "classify" / "evaluation" / "test" / "metrics.json").read_text())
+    assert metrics["n_judged"] == 6
+    assert {name: one["support"] for name, one in metrics["per_class"].items()} == {"LIQUID": 2, "SICK": 2, "WELL": 2}
+
+
+@pytest.mark.slow
+def test_films_are_dealt_out_again_as_in_the_training(dealt, tmp_path):
+    at = ["--data", str(dealt / "manifest.csv"), "--weights", str(dealt / "w"), "--out", str(tmp_path)]
+    assert _call(["evaluate", "--stage", "classify", *at]) == 0
+    own = dealt / "w" / "classify" / "evaluation" / "test" / "films.csv"
+    judged, trained = ({row["image"] for row in csv.DictReader(path.open())} for path in (tmp_path / "films.csv", own))
+    assert judged == trained
+
+
+@pytest.mark.slow
+def test_finished_weights_are_not_replaced_unasked(dealt, capsys):
+    call = call_of(ONE_CLASS, dealt / "manifest.csv", dealt, "--stage", "classify", "--set", "seed=5")
+    before = (dealt / "w" / "classify" / "model.onnx").read_bytes()
+    assert _call(call) == 2
+    said = capsys.readouterr().err
+    assert "val_fraction 0.3 (now 0.15)" in said
+    assert "--overwrite" in said
+    assert (dealt / "w" / "classify" / "model.onnx").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_changed_labels_are_another_training(dealt, capsys):
+    path = dealt / "manifest.csv"
+    whole = path.read_text()
+    path.write_text(whole.replace(",TB,", ",x,").replace(",NORM,", ",TB,").replace(",x,", ",NORM,"))
+    more = ["--set", "seed=5", "--set", "val_fraction=0.3", "--set", "test_fraction=0.3"]
+    more += ["--set", "classify.fit.epochs=1"]
+    try:
+        assert _call(call_of(ONE_CLASS, path, dealt, "--stage", "classify", *more)) == 2
+    finally:
+        path.write_text(whole)
+    assert "other films, labels or splits" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (["classify.fit.sources=[elsewhere]"], r"of the sources elsewhere.*sources there: synthetic.*sources=null"),
+        (["positive=WELL", "normal=LIQUID", "class_of={LIQUID: [Effusion], WELL: [x]}"], "0 of .* have the positive"),
+    ],
+)
+def test_a_training_without_films_says_what_is_there(films, tmp_path, capsys, settings, says):
+    more = [word for line in settings for word in ("--set", line)]
+    assert _call(call_of(ONE_CLASS, films, tmp_path, "--stage", "classify", *more)) == 2
+    assert re.search(says, capsys.readouterr().err)
+
+
+@pytest.mark.slow
+def test_weights_without_segmentation_have_no_such_stage_to_ask_for(films, weights, tmp_path, capsys):
+    for call in (["run", str(films)], ["evaluate", "--data", str(films), "--split", "all"]):
+        assert _call([*call, "--stage", "segment", "--weights", str(weights), "--out", str(tmp_path)]) == 2
+        assert "have no stage 'segment'" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_chain_that_checks_no_films_says_so_and_goes_by_the_header(weights, tmp_path, capsys):
+    grey = np.tile(np.arange(120, dtype=np.uint8), (120, 1))
+    cv2.imencode(".png", grey)[1].tofile(tmp_path / "film.png")
+    cv2.imencode(".png", grey[:60])[1].tofile(tmp_path / "small.png")
+    call = ["run", str(tmp_path / "film.png"), str(tmp_path / "small.png"), "--weights", str(weights)]
+    assert _call([*call, "--out", str(tmp_path / "a")]) == 1
+    assert "Films are not checked" in capsys.readouterr().err
+    rows = list(csv.DictReader((tmp_path / "a" / "results.csv").open()))
+    assert [row["status"] for row in rows] == ["ok", "refused"]
+    assert rows[1]["error"].startswith("too_small")
+    assert _call([*call, "--out", str(tmp_path / "b"), "--no-refuse"]) == 0
+    assert "Films are not checked" in json.loads((tmp_path / "a" / "run.json").read_text())["unchecked"]

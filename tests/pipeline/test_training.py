@@ -20,7 +20,7 @@ def manifest(folder, *rows):
 
 def test_splits_are_made_only_where_there_are_none(tmp_path):
     rows = [f"{n}.png,{('TB', 'NORM')[n % 2]},p{n // 2}," for n in range(60)]
-    table = prepare_manifest(manifest(tmp_path, *rows), Config()).table
+    table = prepare_manifest(manifest(tmp_path, *rows), Config())[0].table
     assert set(table["split"]) == {"train", "val", "test"}
     assert table.groupby("patient")["split"].nunique().max() == 1
 
@@ -28,7 +28,7 @@ def test_splits_are_made_only_where_there_are_none(tmp_path):
 def test_films_without_a_split_are_counted_aloud(tmp_path, caplog):
     rows = ["a.png,TB,1,train", "b.png,NORM,2,val", "c.png,TB,3,", "d.png,NORM,4,"]
     with caplog.at_level(logging.WARNING):
-        table = prepare_manifest(manifest(tmp_path, *rows), Config()).table
+        table = prepare_manifest(manifest(tmp_path, *rows), Config())[0].table
     assert list(table["split"]) == ["train", "val", "", ""]
     assert "2 of 4 films have no split, and take no part" in caplog.text
 
