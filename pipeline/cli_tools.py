@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -21,6 +22,9 @@ from pipeline.commands import (
     weights_option,
     workers_option,
 )
+
+if TYPE_CHECKING:
+    from data.manifest import Manifest
 
 
 @command
@@ -151,8 +155,22 @@ def import_(name: str, folder: Path, out: Path, labels: str, all_views: bool, ex
         click.echo(f"note: {note}", err=True)
     layout = LAYOUTS[name]
     click.echo(f"Licence  {layout.licence}\nCite     {layout.citation}\nLeakage  {layout.leakage}")
-    click.echo(f"Manifest {out}. Next: pipeline data check {out}, then pipeline train --data {out} --out my-weights")
+    click.echo(f"Manifest {out}. Next: pipeline data check {out}, then {_next_step(name, done.manifest, out)}")
     return DONE
+
+
+# Presets for the sets that are not about tuberculosis in adults.
+_PRESETS = {"kermany": "pneumonia", "nih": "nih14", "chexpert": "chexpert"}
+
+
+def _next_step(name: str, manifest: Manifest, out: Path) -> str:
+    """What to do with an imported data set: train the preset that fits it, with the shipped lungs where it has none."""
+    if name in _PRESETS:
+        return f"pipeline train --data {out} --config {_PRESETS[name]} --out my-weights"
+    if not (manifest.table["label"] == "TB").any():
+        return "join it with films of TB, or ask your own question of it: docs/tasks.md"
+    more = "" if (manifest.table["mask"] != "").any() else " --set segment.weights=tb"
+    return f"pipeline train --data {out}{more} --out my-weights"
 
 
 @partial(command, group=data)

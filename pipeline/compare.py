@@ -124,15 +124,24 @@ def _read(given: str, name: str, split: str) -> Run:
         )
     evaluation = bundle / "evaluation" / split
     has_figures = (evaluation / "metrics.json").is_file()
+    card = read_card(bundle)
     return Run(
         folder,
         name,
-        read_card(bundle).get("stage", bundle.name),
+        card.get("stage", bundle.name),
         bundle,
         evaluation if has_figures else None,
-        _json(evaluation / "metrics.json") if has_figures else {},
+        _json(evaluation / "metrics.json") if has_figures else _on_card(card, split),
         _history(bundle / "history.csv"),
     )
+
+
+def _on_card(card: dict[str, Any], split: str) -> dict[str, Any]:
+    """What a card says of a split, as `metrics.json` has it; nothing where it says nothing."""
+    figures = card.get("figures", {}).get(split)
+    if not figures:
+        return {}
+    return {"split": split, "n_judged": figures.get("n"), "positive": card["decisions"].get("positive"), **figures}
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -170,9 +179,16 @@ def number_of(text: str | None) -> float:
 
 def _notes(runs: Sequence[Run], split: str) -> list[str]:
     notes = [
-        f"{run.folder} has no evaluation of the split {split!r}: its figures are blank. Make one: pipeline evaluate"
+        f"{run.folder} has no evaluation of the split {split!r}: its figures are blank. Make one: pipeline evaluate "
+        f"--stage {run.stage} --split {split} --weights {run.folder} --data MANIFEST --out "
+        f"{run.bundle / 'evaluation' / split}"
         for run in runs
-        if run.evaluation is None
+        if run.evaluation is None and not run.metrics
+    ]
+    notes += [
+        f"The figures of {run.name} are those of its card, which has no answers film by film: it is in no paired test."
+        for run in runs
+        if run.evaluation is None and run.metrics
     ]
     notes += [
         f"Films of {run.name} may have several labels: its accuracy and AUROC are means over the labels."

@@ -12,7 +12,7 @@ import pytest
 
 from models.metrics import auroc
 from models.significance import delong, mcnemar
-from models.weights import shipped
+from models.weights import SHIPPED, read_card, shipped
 from pipeline.cli import _call
 from pipeline.compare import CompareError, best_epoch, compare
 from pipeline.compare_report import as_text, write
@@ -219,6 +219,16 @@ def test_what_cannot_be_tested_is_noted(tmp_path):
     assert "judged on different films" in notes
     assert "no film in common" in notes
     assert "no positive class in common (TB and NORM)" in notes
+
+
+def test_shipped_weights_have_the_figures_of_their_card(tiny_chain):
+    said = compare(["tb", tiny_chain])
+    shipped, own = said.rows
+    assert shipped["n"] == read_card(SHIPPED / "tb" / "classify")["figures"]["test"]["n"]
+    assert shipped["auroc_low"] < shipped["auroc"] < shipped["auroc_high"]
+    assert own["auroc"] is not None
+    assert said.pairs == []
+    assert any("those of its card" in note for note in said.notes)
 
 
 def test_a_run_without_an_evaluation_has_blank_figures(tiny_chain):

@@ -11,7 +11,7 @@ from data.layouts import LAYOUTS
 from data.manifest import read_manifest
 from pipeline.cli import _call
 from pipeline.datasummary import counts
-from tests.data.layout_trees import kermany, rsna, tbx11k
+from tests.data.layout_trees import TREES, kermany, rsna, tbx11k
 
 
 def test_import_prints_the_summary_and_the_next_step(tmp_path, capsys):
@@ -23,6 +23,22 @@ def test_import_prints_the_summary_and_the_next_step(tmp_path, capsys):
     assert LAYOUTS["tbx11k"].licence in said
     assert "note: LEAKAGE avoided" in warned
     assert _call(["data", "check", str(out), "--no-images"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "step"),
+    [
+        ("montgomery", "pipeline train --data {} --out my-weights"),
+        ("tbx11k", "pipeline train --data {} --set segment.weights=tb --out my-weights"),
+        ("kermany", "pipeline train --data {} --config pneumonia --out my-weights"),
+        ("chexpert", "pipeline train --data {} --config chexpert --out my-weights"),
+        ("jsrt", "join it with films of TB"),
+    ],
+)
+def test_the_next_step_fits_the_data_set(name, step, tmp_path, capsys):
+    out = tmp_path / "m" / "manifest.csv"
+    assert _call(["data", "import", name, str(TREES[name](tmp_path)), "--out", str(out)]) == 0
+    assert step.format(out) in capsys.readouterr().out
 
 
 def test_import_help_lists_every_data_set(capsys):
