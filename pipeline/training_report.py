@@ -38,7 +38,7 @@ _SHOWN = 20  # worst cases, as many as the pictures of them hold
 _SHEETS = ("worst", "random")  # pictures of films, packed as JPEG: a tenth of the PNG
 _WORST = {"segment": ("dice", "Dice"), "localize": ("iou", "IoU")}  # the column that tells the worst films
 _LABEL_FIGURES = {  # of `per_class` where a film may have several labels, and how the table heads them
-    "support": "films with it",
+    "support": "with it",
     "auc": "AUROC (95 % interval)",
     "average_precision": "average precision (95 % interval)",
     "sensitivity": "sensitivity",
@@ -46,7 +46,6 @@ _LABEL_FIGURES = {  # of `per_class` where a film may have several labels, and h
     "precision": "precision",
     "f1": "F1",
     "ece": "ECE",
-    "prevalence": "prevalence",
     "threshold": "threshold",
 }
 
@@ -90,6 +89,8 @@ def _summary(folder: Path, cards: dict[str, dict[str, Any]]) -> str:
     out = '<section aria-labelledby="summary">\n<h2 id="summary">Summary</h2>\n'
     out += table(["stage", "state", "films", "epochs"], rows, "Stages")
     missing = [name for name in stages.NAMES if name not in cards]
+    if "classify" in cards and cards["classify"]["decisions"].get("lungs") == "none":
+        missing = [name for name in missing if name != "segment"]  # the chain has no such stage
     if missing:
         out += f'<p class="warning">Not trained here: {escape(", ".join(missing))}.</p>\n'
     return out + "</section>\n"
@@ -174,8 +175,13 @@ def _by_label(figures: dict[str, dict[str, Any]], where: str) -> str:
         [label, one["auc"]["n"], *(cell(name, one[name]) if name in one else "" for name in kinds)]
         for label, one in figures.items()
     ]
-    head = ["label", "films where it is known", *(_LABEL_FIGURES[name] for name in kinds)]
-    return table(head, rows, f"By label ({where}); all intervals are in metrics.json", kind="figures")
+    head = ["label", "films", *(_LABEL_FIGURES[name] for name in kinds)]
+    return table(
+        head,
+        rows,
+        f"By label, on the films where it is known ({where}); all intervals are in metrics.json",
+        kind="figures labels",
+    )
 
 
 def _positive(metrics: dict[str, Any]) -> str:
