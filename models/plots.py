@@ -17,6 +17,12 @@ if TYPE_CHECKING:
 
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#777777"  # Okabe and Ito: told apart by all
 COLOURS = [BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", GREY]
+_LINES = ("-", "--", ":")
+
+
+def _style(number: int) -> dict[str, str]:
+    """Colour and line of the n-th curve: 21 that differ, then the same again."""
+    return {"color": COLOURS[number % len(COLOURS)], "linestyle": _LINES[number // len(COLOURS) % len(_LINES)]}
 
 
 def _figure(width: float, height: float, columns: int = 1) -> tuple[Figure, list[Axes]]:
@@ -76,9 +82,8 @@ def compared_curves(runs: Sequence[tuple[str, Sequence[dict[str, Any]]]], names:
     for axis, name in zip(axes, names, strict=True):
         for number, (run, history) in enumerate(runs):
             values = np.array([row.get(f"val_{name}", np.nan) for row in history], float)
-            style = {"color": COLOURS[number % len(COLOURS)], "linestyle": ("-", "--", ":")[number // len(COLOURS) % 3]}
             if np.isfinite(values).any():
-                axis.plot(np.arange(1, len(values) + 1), values, marker="o", markersize=3, label=run, **style)
+                axis.plot(np.arange(1, len(values) + 1), values, marker="o", markersize=3, label=run, **_style(number))
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.set(xlabel="epoch", ylabel=f"val {name}", title=f"{name} on val")
         if axis.lines:
@@ -164,11 +169,23 @@ def score_histogram(scores: dict[str, np.ndarray], threshold: float, path: Path)
 
 
 def contact_sheet(
-    images: Sequence[np.ndarray], captions: Sequence[str], path: Path, tile: int = 224, columns: int = 5
+    images: Sequence[np.ndarray],
+    captions: Sequence[str],
+    path: Path,
+    tile: int = 224,
+    columns: int = 5,
+    legend: Sequence[tuple[str, tuple[int, int, int] | None]] = (),
 ) -> Path:
-    """Small pictures, uint8 grey (H, W) or BGR (H, W, 3), in a grid with a caption under each."""
-    band = 20
+    """Small pictures, uint8 grey (H, W) or BGR (H, W, 3), in a grid with a caption under each.
+
+    Args:
+        captions: of one line or more each; what is too long for its tile ends in two points.
+        tile: side of a picture in pixels.
+        legend: what is drawn in the pictures, in words above them, each with the colour (BGR) of a square before it.
+    """
+    band = 6 + 14 * max((caption.count("\n") + 1 for caption in captions), default=1)
     rows = max(1, math.ceil(len(images) / columns))
+    top = _legend(legend, columns * tile)
     sheet = np.full((rows * (tile + band), columns * tile, 3), 255, np.uint8)
     for number, (image, caption) in enumerate(zip(images, captions, strict=True)):
         if image.ndim == 2:
@@ -178,11 +195,51 @@ def contact_sheet(
         small = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
         y, x = number // columns * (tile + band), number % columns * tile
         sheet[y + 2 : y + 2 + size[1], x + 2 : x + 2 + size[0]] = small
-        text = caption.encode("ascii", "replace").decode()[: tile // 6]  # OpenCV draws ASCII only
-        cv2.putText(sheet, text, (x + 4, y + tile + 13), cv2.FONT_HERSHEY_SIMPLEX, 0.36, (30, 30, 30), 1, cv2.LINE_AA)
+        for at, text in enumerate(_ascii(caption).split("\n")):
+            _write(sheet, _cut(text, tile - 8), x + 4, y + tile + 13 + 14 * at)
     path.parent.mkdir(parents=True, exist_ok=True)
-    cv2.imencode(".png", sheet)[1].tofile(path)
+    cv2.imencode(".png", np.vstack([top, sheet]))[1].tofile(path)
     return path
+
+
+def _legend(entries: Sequence[tuple[str, tuple[int, int, int] | None]], width: int) -> np.ndarray:
+    """The entries side by side on as many lines as they take, (h, width, 3) uint8; without any, of height 0."""
+    places, x, line = [], 8, 0
+    for text, colour in entries:
+        needed = (18 if colour else 0) + _width(text)
+        if x > 8 and x + needed > width - 8:
+            x, line = 8, line + 1
+        places.append((x, 17 + 20 * line))
+        x += needed + 22
+    band = np.full((20 * (line + 1) + 6 if entries else 0, width, 3), 255, np.uint8)
+    for (text, colour), (x, y) in zip(entries, places, strict=True):
+        if colour:
+            cv2.rectangle(band, (x, y - 9), (x + 10, y + 1), colour, cv2.FILLED)
+        _write(band, _ascii(text), x + (18 if colour else 0), y)
+    return band
+
+
+_FONT, _SIZE = cv2.FONT_HERSHEY_SIMPLEX, 0.36
+
+
+def _write(image: np.ndarray, text: str, x: int, y: int) -> None:
+    cv2.putText(image, text, (x, y), _FONT, _SIZE, (30, 30, 30), 1, cv2.LINE_AA)
+
+
+def _ascii(text: str) -> str:
+    return text.encode("ascii", "replace").decode()  # OpenCV draws ASCII only
+
+
+def _width(text: str) -> int:
+    return cv2.getTextSize(_ascii(text), _FONT, _SIZE, 1)[0][0]
+
+
+def _cut(text: str, room: int) -> str:
+    if _width(text) <= room:
+        return text
+    while text and _width(text + "..") > room:
+        text = text[:-1]
+    return text + ".."
 
 
 def films_by_class(bars: dict[str, dict[str, int]], path: Path) -> Path:
@@ -226,9 +283,10 @@ def label_counts(targets: np.ndarray, weights: np.ndarray, names: Sequence[str],
         else:
             axis.barh(rows + 0.2, first, 0.4, color=BLUE, label="there")
             axis.barh(rows - 0.2, second, 0.4, color=ORANGE, label="not there")
-            axis.legend(frameon=False, fontsize=8)
         axis.set_yticks(rows, names if axis is axes[0] else [""] * len(names))
         axis.set_title(title)
+    shown = axes[1].get_legend_handles_labels()
+    figure.legend(*shown, loc="outside lower right", ncols=2, frameon=False, fontsize=8)  # inside it would hide bars
     return _save(figure, path)
 
 
@@ -249,21 +307,24 @@ def per_label(figures: dict[str, dict], path: Path) -> Path:
     axes[1].barh(rows, [figures[name]["prevalence"].value for name in ranked], color=ORANGE)
     axes[1].set_yticks(rows, [""] * len(ranked))
     axes[1].set_xlabel("share of the films")
+    for axis in axes:
+        axis.set_ylim(-0.6, max(len(ranked), 1) - 0.4)  # the same, so that a bar stands in the row of its name
     return _save(figure, path)
 
 
 def several_roc(curves: dict[str, tuple[np.ndarray, np.ndarray]], path: Path) -> Path:
-    """ROC curves of several labels in one picture; those with one answer only are left out."""
+    """ROC curves of several labels in one picture, no two alike; those with one answer only are left out."""
     from sklearn.metrics import roc_curve
 
-    figure, (axis,) = _figure(6.5, 5.5)
-    for name, (y, score) in curves.items():
-        if len(y) and 0 < y.sum() < len(y):
-            fpr, tpr, _ = roc_curve(y, score)
-            axis.plot(fpr, tpr, linewidth=1, label=name)
-    axis.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1)
-    axis.set_xlabel("1 - specificity")
-    axis.set_ylabel("sensitivity")
-    if len(axis.lines) > 1:
-        axis.legend(frameon=False, fontsize=7)
+    from models.metrics import auroc
+
+    figure, (axis,) = _figure(8.5, 5.5)
+    drawn = {name: (y, score) for name, (y, score) in curves.items() if len(y) and 0 < y.sum() < len(y)}
+    for number, (name, (y, score)) in enumerate(drawn.items()):
+        fpr, tpr, _ = roc_curve(y, score)
+        axis.plot(fpr, tpr, linewidth=1.4, label=f"{name}: {auroc(y, score):.3f}", **_style(number))
+    axis.plot([0, 1], [0, 1], color=GREY, linestyle=(0, (1, 4)), linewidth=1)
+    axis.set(xlabel="1 - specificity", ylabel="sensitivity", title="ROC of each label (AUROC)")
+    if drawn:
+        axis.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     return _save(figure, path)

@@ -186,7 +186,8 @@ class Pipeline:
                 the full range of their type.
 
         Returns:
-            The record: `status` and `error`, `mask`, `probabilities`, `label`, `tb_score`, `heatmap`, `regions`.
+            The record: `status` and `error`, `mask`, `probabilities`, `label`, `tb_score`, `heatmap`,
+            `heatmap_label` (the class that it is of), `regions`.
 
         Raises:
             data.radiograph.RadiographError: the file cannot be read.

@@ -56,15 +56,15 @@ def stretched(film: np.ndarray) -> np.ndarray:
 
 
 def _certainty(record: Record) -> float:
-    """The probability of what the heat map shows: the regions' class, or the positive one on a film without regions.
+    """The probability of what the heat map shows: of its class, as far as a stage says it, else of the regions' one.
 
     To four digits, as results.csv has it: the last bits of a network depend on how many films it saw at once and on how
     many cores, and must not move a pixel.
     """
+    if record.heatmap_label and record.probabilities:
+        return round(record.probabilities[record.heatmap_label], 4)
     if record.regions and record.probabilities:
         return round(record.probabilities[record.regions[0].label], 4)
-    if record.tb_score is None and record.probabilities:
-        return round(max(record.probabilities.values()), 4)
     return round((record.tb_score or 0.0) / 100.0, 4)
 
 
@@ -95,24 +95,45 @@ def _caption(record: Record, width: int, height: int) -> np.ndarray:
     """The strip below the film: result on the left, notice on the right; in a narrow one the result gives way."""
     strip = np.full((height, width, 3), 24, np.uint8)
     size = 0.024 * height
-    notice = cv2.getTextSize(NOTICE, _FONT, size, 1)[0][0]
+    notice = _width(NOTICE, size)
     if notice > width:
         size, notice = size * width / notice, width
     y, gap = height - (height - round(22 * size)) // 2, 6
     cv2.putText(strip, NOTICE, (max(0, width - notice - gap), y), _FONT, size, _TEXT, 1, cv2.LINE_AA)
-    result = _result(record)
     room = width - notice - 3 * gap
-    while result and cv2.getTextSize(result, _FONT, size, 1)[0][0] > room:
-        result = result[:-1]
+    results = _results(record)
+    result = next((text for text in results if _width(text, size) <= room), results[-1])
+    if _width(result, size) > room:
+        while result and _width(result + "..", size) > room:
+            result = result[:-1]
+        result += ".." if result else ""
     cv2.putText(strip, result, (gap, y), _FONT, size, _TEXT, 1, cv2.LINE_AA)
     return strip
 
 
-def _result(record: Record) -> str:
+def _width(text: str, size: float) -> int:
+    return cv2.getTextSize(text, _FONT, size, 1)[0][0]
+
+
+def _results(record: Record) -> list[str]:
+    """What the caption says, the longest form first."""
     if not record.ok:
-        return f"{record.status}: {record.error}"
+        return [f"{record.status}: {record.error}"]
     if record.label is None:
-        return f"lungs {100 * (record.lung_fraction or 0):.0f} % of the film"
+        return [f"lungs {100 * (record.lung_fraction or 0):.0f} % of the film"]
     if record.tb_score is None:
-        return record.label.replace("|", ", ") or "none of the findings"
-    return f"{record.label}, {record.extra.get('positive', 'TB')} score {record.tb_score:.1f} of 100"
+        return _several(record)
+    return [f"{record.label}, {record.extra.get('positive', 'TB')} score {record.tb_score:.1f} of 100"]
+
+
+def _several(record: Record) -> list[str]:
+    """The labels of a film that may have several, the likeliest first: all of them, then "A, B +5", at last "A +6".
+
+    Where the heat map is of another label than the first, that is said too.
+    """
+    p = {name: round(value, 4) for name, value in record.probabilities.items()}  # as results.csv has them
+    names = sorted(filter(None, record.label.split("|")), key=lambda name: -p[name])
+    forms = [", ".join(names) or "none of the findings"]
+    forms += [f"{', '.join(names[:count])} +{len(names) - count}" for count in range(len(names) - 1, 0, -1)]
+    heat = record.heatmap_label
+    return forms if heat is None or heat in names[:1] else [f"{form}; heat: {heat}" for form in forms]

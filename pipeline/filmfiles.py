@@ -98,6 +98,7 @@ class FilmFiles:
             "retry": bool(trace) or not sha256,
             "row": row,
             "regions": regions,
+            **({"heatmap_label": record.heatmap_label} if record.heatmap_label else {}),
             "files": {folder: len(data) for folder, data in files.items()},
             "trace": trace,
         }

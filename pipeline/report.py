@@ -25,12 +25,14 @@ from pipeline.journal import FolderLock, JournalReader
 from pipeline.outputs import columns
 from pipeline.report_films import in_order, pieces, size_of, turbo
 from pipeline.report_page import (
+    Markup,
     ReportError,
     as_json,
     card_section,
     data_block,
     escape,
     folded,
+    number,
     page,
     said,
     table,
@@ -94,24 +96,29 @@ def _write(
     tally = Tally.of(entry["row"] for entry in journal)
     linked = sum(tally.counts.values()) > embed
     chosen = set(_best(journal, embed)) if linked else None
-    classify = run.get("config", {}).get("classify", {})
+    config = run.get("config", {})
+    classify = config.get("classify", {})
     threshold = classify.get("threshold")
+    several = bool(classify.get("multi_label"))
     facts = {
         "classes": run.get("classes", []),
-        "positive": classify.get("positive", "TB"),
-        "threshold": threshold if threshold is not None and math.isfinite(threshold) else None,
+        "several": several,
+        "positive": None if several else classify.get("positive", "TB"),
+        "threshold": None if several or threshold is None or not math.isfinite(threshold) else threshold,
+        "thresholds": classify.get("thresholds", {}),
+        "asked": config.get("localize", {}).get("label"),
         "colours": turbo(),
         "faint": FAINT,
         "heat": HEAT,
     }
     with page(folder / REPORT, "Chest X-ray run", "report.js", linked=linked) as file:
-        for part in (_summary(run, tally, facts["threshold"]), _films(tally, linked, embed), _about(run)):
+        for part in (_summary(run, tally, facts), _films(tally, facts, linked, embed), _about(run)):
             file.write(part.encode())
         file.write(data_block("facts", facts).encode())
         file.write(b'<script type="application/json" id="rows">[')
-        for number, entry in enumerate(journal):
-            embedded = chosen is None or number in chosen
-            file.write(((",\n" if number else "\n") + as_json(_row(entry, embedded))).encode())
+        for place, entry in enumerate(journal):
+            embedded = chosen is None or place in chosen
+            file.write(((",\n" if place else "\n") + as_json(_row(entry, embedded))).encode())
         file.write(b"\n]</script>\n")
         reader = IsolatedReader()
         try:
@@ -143,9 +150,17 @@ def _numbered(journal: JournalReader, chosen: set[int] | None) -> Iterator[tuple
 
 
 def _best(journal: JournalReader, count: int) -> list[int]:
-    """The places of the films with the highest scores, those without one last."""
-    scores = ((float(entry["row"].get("tb_score") or -1), -number) for number, entry in enumerate(journal))
+    """The places of the films with the highest scores (or probabilities of a label), those without one last."""
+
+    def score(row: dict[str, str]) -> float:
+        return float(row.get("tb_score") or 100 * max(_probabilities(row).values(), default=-0.01))
+
+    scores = ((score(entry["row"]), -place) for place, entry in enumerate(journal))
     return [-place for _, place in heapq.nlargest(count, scores)]
+
+
+def _probabilities(row: dict[str, str]) -> dict[str, float]:
+    return {name[2:]: float(value) for name, value in row.items() if name.startswith("p_") and value}
 
 
 def _row(entry: dict[str, Any], embedded: bool) -> dict[str, Any]:
@@ -161,7 +176,8 @@ def _row(entry: dict[str, Any], embedded: bool) -> dict[str, Any]:
         "lungs": float(row["lung_fraction"]) if row.get("lung_fraction") else None,
         "label": row.get("label"),
         "score": float(row["tb_score"]) if row.get("tb_score") else None,
-        "p": {name[2:]: float(value) for name, value in row.items() if name.startswith("p_") and value},
+        "p": _probabilities(row),
+        "heatmap_label": entry.get("heatmap_label"),
         "regions": entry.get("regions"),
         "warnings": row.get("warnings"),
         "sha256": row.get("sha256"),
@@ -173,13 +189,27 @@ def _row(entry: dict[str, Any], embedded: bool) -> dict[str, Any]:
 
 
 @dataclass
+class Spread:
+    """The probabilities of one label: films in equal steps from 0 to 1, sum and maximum."""
+
+    bins: list[int] = field(default_factory=lambda: [0] * _BINS)
+    sum: float = 0.0
+    highest: float = 0.0
+
+
+def _bin(share: float) -> int:
+    return min(_BINS - 1, int(share * _BINS))
+
+
+@dataclass
 class Tally:
     """What the summary counts, in one pass over the rows.
 
     Attributes:
         counts: films by status.
-        labels: films by answer.
+        labels: films by answer; one with several labels counts with each, one that may have some and has none as "".
         bins: films by score, in equal steps from 0 to 100.
+        probabilities: of films without a score, by label: films in equal steps from 0 to 1, and the sum and maximum.
         reasons: by status, films by reason.
         warnings: films by warning; `warned` is the number of films that have any.
         examples: by reason or warning, the first films that have it: (file name, the text in full).
@@ -188,6 +218,7 @@ class Tally:
     counts: Counter = field(default_factory=Counter)
     labels: Counter = field(default_factory=Counter)
     bins: list[int] = field(default_factory=lambda: [0] * _BINS)
+    probabilities: dict[str, Spread] = field(default_factory=dict)
     reasons: dict[str, Counter] = field(default_factory=lambda: {REFUSED: Counter(), FAILED: Counter()})
     warnings: Counter = field(default_factory=Counter)
     warned: int = 0
@@ -200,15 +231,27 @@ class Tally:
         for row in rows:
             tally.counts[row["status"]] += 1
             if row.get("label"):
-                tally.labels[row["label"]] += 1
+                tally.labels.update(row["label"].split("|"))
             if row.get("tb_score"):
-                tally.bins[min(_BINS - 1, int(float(row["tb_score"]) * _BINS / 100))] += 1
+                tally.bins[_bin(float(row["tb_score"]) / 100)] += 1
+            else:
+                tally._spread(row)
             if row["status"] != OK:
                 tally._note(tally.reasons[row["status"]], row["error"], row["image"])
             for text in filter(None, row.get("warnings", "").split("; ")):
                 tally._note(tally.warnings, text, row["image"])
             tally.warned += bool(row.get("warnings"))
         return tally
+
+    def _spread(self, row: dict[str, str]) -> None:
+        probabilities = _probabilities(row)
+        if probabilities and not row.get("label"):
+            self.labels[""] += 1
+        for name, value in probabilities.items():
+            spread = self.probabilities.setdefault(name, Spread())
+            spread.bins[_bin(value)] += 1
+            spread.sum += value
+            spread.highest = max(spread.highest, value)
 
     def _note(self, into: Counter, text: str, image: str) -> None:
         group = reason(text, image)
@@ -229,10 +272,19 @@ def reason(error: str, image: str) -> str:
     return re.sub(r"\d+(?:[.,]\d+)*", "…", text) or "no reason given"
 
 
-def _summary(run: dict[str, Any], tally: Tally, threshold: float | None) -> str:
+def _answers(tally: Tally, facts: dict[str, Any]) -> list[tuple[str, int]]:
+    """The films by answer: of several labels a film every label, in the order of the classes, and those with none."""
+    if not facts["several"]:
+        return sorted(tally.labels.items())
+    if not tally.probabilities:
+        return []
+    return [*((name, tally.labels[name]) for name in facts["classes"]), ("none of them", tally.labels[""])]
+
+
+def _summary(run: dict[str, Any], tally: Tally, facts: dict[str, Any]) -> str:
     total = sum(tally.counts.values())
     boxes = [("films", total), *((status, tally.counts[status]) for status in (OK, REFUSED, FAILED))]
-    boxes += [(f"answered {label}", count) for label, count in sorted(tally.labels.items())]
+    boxes += [(f"answered {label}", count) for label, count in _answers(tally, facts)]
     out = '<section aria-labelledby="summary">\n<h2 id="summary">Summary</h2>\n'
     if not run.get("finished"):
         out += '<p class="warning">This run has not finished: the page shows what it has done so far.</p>\n'
@@ -244,7 +296,9 @@ def _summary(run: dict[str, Any], tally: Tally, threshold: float | None) -> str:
     out += '<dl class="counts">\n'
     out += "".join(f"<div><dt>{escape(name)}</dt><dd>{count}</dd></div>\n" for name, count in boxes) + "</dl>\n"
     if sum(tally.bins):
-        out += _histogram(tally.bins, threshold)
+        out += _histogram(tally.bins, facts["threshold"], f"{facts['positive']} score")
+    elif facts["several"] and tally.probabilities:
+        out += _by_label(tally, facts)
     else:
         out += "<p>No film has a score: the chain ended before the classifier, or no film was judged.</p>\n"
     for status, reasons in tally.reasons.items():
@@ -270,7 +324,36 @@ def _names(named: Sequence[str], count: int) -> str:
     return ", ".join(named) + (f" and {more} more" if more > 0 else "")
 
 
-def _histogram(bins: list[int], threshold: float | None) -> str:
+def _by_label(tally: Tally, facts: dict[str, Any]) -> str:
+    """Of each label a film may have: how many films have it, and how its probabilities spread."""
+    rows = []
+    for name in facts["classes"]:
+        spread, threshold = tally.probabilities[name], facts["thresholds"].get(name)
+        mean = spread.sum / sum(spread.bins)
+        drawn = Markup(_small_histogram(spread.bins, threshold))
+        rows.append([name, tally.labels[name], number(threshold), number(mean), number(spread.highest), drawn])
+    head = ["label", "films with it", "threshold", "mean probability", "highest", "films by probability, 0 to 1"]
+    films = sum(tally.probabilities[facts["classes"][0]].bins)
+    what = f"The labels of {films} films; a film may have several, and has those that reach their threshold (the mark)"
+    return table(head, rows, what, kind="figures labels")
+
+
+def _small_histogram(bins: list[int], threshold: float | None) -> str:
+    """Films by probability as a small SVG, each bar at least visible; in the text beside it are the figures."""
+    peak, step = max(bins), 100 / len(bins)
+    marks = "".join(
+        f'<rect class="bar" x="{n * step + 0.3:.1f}" y="{20 - max(1.5, 20 * count / peak):.1f}" '
+        f'width="{step - 0.6:.1f}" height="{max(1.5, 20 * count / peak):.1f}"/>'
+        for n, count in enumerate(bins)
+        if count
+    )
+    if threshold is not None:
+        x = f"{100 * threshold:.1f}"
+        marks += f'<line class="threshold" x1="{x}" y1="0" x2="{x}" y2="20" vector-effect="non-scaling-stroke"/>'
+    return f'<svg viewBox="0 0 100 20" preserveAspectRatio="none" aria-hidden="true">{marks}</svg>'
+
+
+def _histogram(bins: list[int], threshold: float | None, score_name: str) -> str:
     """Films by score as an SVG with the threshold, and the same as a table."""
     width, height, left, top, bottom = 720, 200, 44, 22, 42
     peak = max(bins)
@@ -288,8 +371,8 @@ def _histogram(bins: list[int], threshold: float | None) -> str:
     marks += f'<line class="axis" x1="{left}" y1="{base}" x2="{width - 10}" y2="{base}"/>'
     marks += f'<text x="{left - 6}" y="{top + 5}" text-anchor="end">{peak}</text>'
     marks += f'<text x="{left - 6}" y="{base}" text-anchor="end">0</text>'
-    marks += f'<text x="{(left + width) / 2:.0f}" y="{height - 6}" text-anchor="middle">TB score</text>'
-    told = f"{sum(bins)} films by TB score, in steps of {100 // len(bins)} from 0 to 100."
+    marks += f'<text x="{(left + width) / 2:.0f}" y="{height - 6}" text-anchor="middle">{escape(score_name)}</text>'
+    told = f"{sum(bins)} films by {score_name}, in steps of {100 // len(bins)} from 0 to 100."
     if threshold is not None:
         x = left + threshold * step * len(bins)
         marks += f'<line class="threshold" x1="{x:.1f}" y1="{top - 6}" x2="{x:.1f}" y2="{base}"/>'
@@ -301,11 +384,11 @@ def _histogram(bins: list[int], threshold: float | None) -> str:
         f'<figure class="histogram"><svg viewBox="0 0 {width} {height}" role="img" aria-labelledby="hist-text">'
         f'<title id="hist-text">{escape(told)} The counts are in the table below.</title>{marks}</svg>\n'
         f"<figcaption>{escape(told)}</figcaption></figure>\n"
-        + folded("The counts as a table", table(["score", "films"], rows, "Films by TB score"))
+        + folded("The counts as a table", table(["score", "films"], rows, f"Films by {score_name}"))
     )
 
 
-def _films(tally: Tally, linked: bool, embed: int) -> str:
+def _films(tally: Tally, facts: dict[str, Any], linked: bool, embed: int) -> str:
     text = (Path(__file__).parent / "templates" / "films.html").read_text(encoding="utf-8")
     note = '<p class="small">This page holds small copies of the films: treat it like the films themselves.</p>\n'
     if linked:
@@ -313,8 +396,15 @@ def _films(tally: Tally, linked: bool, embed: int) -> str:
             f'<p class="warning">The page itself holds the pictures of the {embed} films with the highest scores. '
             "Those of the others are links to the folder overlays beside it: keep it there to see them.</p>"
         )
-    options = "".join(f"<option>{escape(label)}</option>" for label in sorted(tally.labels))
-    return text.replace("<!-- note -->", note).replace("<!-- labels -->", options)
+    answers = [label for label, _ in _answers(tally, facts)]
+    if facts["several"] and answers:
+        answers.pop()
+    options = "".join(f"<option>{escape(label)}</option>" for label in answers)
+    if facts["several"]:
+        options += '<option value="|">none of them</option>'
+    text = text.replace("<!-- note -->", note).replace("<!-- labels -->", options)
+    score, head = ("Probability, %", "Probability, %") if facts["several"] else ("Score", f"{facts['positive']} score")
+    return text.replace("<!-- score -->", score).replace("<!-- score head -->", escape(head))
 
 
 def _about(run: dict[str, Any]) -> str:

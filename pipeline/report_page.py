@@ -18,6 +18,12 @@ from pipeline.journal import whole_file
 TEMPLATES = Path(__file__).parent / "templates"
 
 
+class Markup(str):
+    """HTML made here, which a table takes as it is."""
+
+    __slots__ = ()
+
+
 class ReportError(ValueError):
     """A folder that no report can be made of; says what was looked for."""
 
@@ -86,10 +92,12 @@ def as_json(value: Any) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[Any]], caption: str, *, kind: str = "") -> str:
-    """A table of text; the first cell of a row names it. `kind` is a class of the style sheet."""
+    """A table of text (or `Markup`); the first cell of a row names it. `kind` is a class of the style sheet."""
     top = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
     body = "\n".join(
-        f'<tr><th scope="row">{escape(first)}</th>' + "".join(f"<td>{escape(cell)}</td>" for cell in rest) + "</tr>"
+        f'<tr><th scope="row">{escape(first)}</th>'
+        + "".join(f"<td>{cell if isinstance(cell, Markup) else escape(cell)}</td>" for cell in rest)
+        + "</tr>"
         for first, *rest in rows
     )
     return (

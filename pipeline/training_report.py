@@ -36,11 +36,17 @@ from pipeline.results import REPORT
 
 _SHOWN = 20  # worst cases, as many as the pictures of them hold
 _SHEETS = ("worst", "random")  # pictures of films, packed as JPEG: a tenth of the PNG
-_WORST = {"segment": "dice", "localize": "iou"}  # the column that tells the worst films; of classify see `_worst`
-_MEANING = {
-    "dice": "Dice",
-    "iou": "IoU",
-    "p_true": "probability of the true class",
+_WORST = {"segment": ("dice", "Dice"), "localize": ("iou", "IoU")}  # the column that tells the worst films
+_LABEL_FIGURES = {  # of `per_class` where a film may have several labels, and how the table heads them
+    "support": "with it",
+    "auc": "AUROC (95 % interval)",
+    "average_precision": "average precision (95 % interval)",
+    "sensitivity": "sensitivity",
+    "specificity": "specificity",
+    "precision": "precision",
+    "f1": "F1",
+    "ece": "ECE",
+    "threshold": "threshold",
 }
 
 
@@ -83,6 +89,8 @@ def _summary(folder: Path, cards: dict[str, dict[str, Any]]) -> str:
     out = '<section aria-labelledby="summary">\n<h2 id="summary">Summary</h2>\n'
     out += table(["stage", "state", "films", "epochs"], rows, "Stages")
     missing = [name for name in stages.NAMES if name not in cards]
+    if "classify" in cards and cards["classify"]["decisions"].get("lungs") == "none":
+        missing = [name for name in missing if name != "segment"]  # the chain has no such stage
     if missing:
         out += f'<p class="warning">Not trained here: {escape(", ".join(missing))}.</p>\n'
     return out + "</section>\n"
@@ -99,7 +107,7 @@ def _stage(folder: Path, name: str, card: dict[str, Any]) -> Iterator[str]:
         yield f"<h3>{escape(name)}, {escape(split)} films</h3>\n"
         yield _evaluation(metrics, f"{name}, {split}")
         yield from _plots(folder / "evaluation" / split, name, metrics)
-        yield _worst(folder / "evaluation" / split / "films.csv", name)
+        yield _worst(folder / "evaluation" / split / "films.csv", name, metrics)
     if (folder / "fit.csv").is_file():
         rows = _rows(folder / "fit.csv")
         if rows:
@@ -129,14 +137,17 @@ def _evaluation(metrics: dict[str, Any], where: str) -> str:
         ["hash of the split", metrics["split_hash"]],
     ]
     if metrics.get("threshold") is not None:
-        facts.append(["threshold", f"{metrics['threshold']} (TB score {100 * metrics['threshold']:.1f})"])
+        score = f"{_positive(metrics)} score {100 * metrics['threshold']:.1f}"
+        facts.append(["threshold", f"{metrics['threshold']} ({score})"])
     out = table(["what", "value"], facts, f"Films of {where}", kind="facts")
     if "confusion_matrix" in metrics:
         names, counts = metrics["confusion_matrix"]["classes"], metrics["confusion_matrix"]["counts"]
         rows = [[truth, *line] for truth, line in zip(names, counts, strict=True)]
         head = ["truth", *(f"answered {name}" for name in names)]
         out += table(head, rows, f"Confusion matrix, in films ({where})", kind="figures")
-    if metrics.get("per_class"):
+    if metrics.get("multi_label"):
+        out += _by_label(metrics["per_class"], where)
+    elif metrics.get("per_class"):
         kinds = list(next(iter(metrics["per_class"].values())))
         rows = [
             [label, *(value if isinstance(value, int) else number(value) for value in (one.get(k) for k in kinds))]
@@ -149,6 +160,32 @@ def _evaluation(metrics: dict[str, Any], where: str) -> str:
             f"What a guess without looking reaches ({where})",
         )
     return out
+
+
+def _by_label(figures: dict[str, dict[str, Any]], where: str) -> str:
+    """The figures of each label where a film may have several, from metrics.json's `per_class`."""
+
+    def cell(name: str, value: Any) -> str:
+        if name in ("auc", "average_precision"):
+            return figure({part: value[part] for part in ("value", "ci95")})
+        return str(value) if isinstance(value, int) else number(value["value"] if is_figure(value) else value)
+
+    kinds = [name for name in _LABEL_FIGURES if any(name in one for one in figures.values())]
+    rows = [
+        [label, one["auc"]["n"], *(cell(name, one[name]) if name in one else "" for name in kinds)]
+        for label, one in figures.items()
+    ]
+    head = ["label", "films", *(_LABEL_FIGURES[name] for name in kinds)]
+    return table(
+        head,
+        rows,
+        f"By label, on the films where it is known ({where}); all intervals are in metrics.json",
+        kind="figures labels",
+    )
+
+
+def _positive(metrics: dict[str, Any]) -> str:
+    return metrics.get("positive") or "TB"
 
 
 def _curves(folder: Path, name: str) -> Iterator[str]:
@@ -167,6 +204,9 @@ def _curves(folder: Path, name: str) -> Iterator[str]:
         yield _picture(folder / "curves.png", "; ".join(told) + ".", wide=True)
     cells = [[_short(value) for value in row.values()] for row in rows]
     yield folded("The curves as a table", table(list(rows[0]), cells, f"{name}: by epoch", kind="figures"))
+    if (folder / "labels.png").is_file():
+        told = "How often each label is there in the films trained on, and what the films with it and without it "
+        yield _picture(folder / "labels.png", told + "contribute to the loss, before and after weighing.", wide=True)
 
 
 def _plots(folder: Path, name: str, metrics: dict[str, Any]) -> Iterator[str]:
@@ -183,17 +223,24 @@ def _plots(folder: Path, name: str, metrics: dict[str, Any]) -> Iterator[str]:
 
 def _told(plot: str, metrics: dict[str, Any]) -> str:
     """A plot in words, with the figures that it shows."""
-    positive = metrics.get("positive", "TB")
+    positive = _positive(metrics)
+    key = positive.lower()
 
     def shown(*names: str) -> str:
         parts = [f"{one} {figure(metrics[one])}" for one in names if is_figure(metrics.get(one))]
         return "; ".join(parts) or "no figures"
 
     where = f"on the {metrics['split']} films"
+    if plot == "roc" and metrics.get("multi_label"):
+        return f"ROC curves of the labels {where}; means over the labels: {shown('auc', 'average_precision')}."
     if plot == "roc":
-        return f"ROC and precision-recall curves of {positive} {where}: {shown('auc_tb', 'average_precision_tb')}."
+        figures = shown(f"auc_{key}", f"average_precision_{key}")
+        return f"ROC and precision-recall curves of {positive} {where}: {figures}."
+    if plot == "labels":
+        return f"AUROC of each label with its interval {where}, and its share of the films. The table above has them."
     if plot == "reliability":
-        return f"Reliability {where}, share right by confidence, and films by confidence: {shown('ece', 'ece_tb')}."
+        figures = shown("ece", f"ece_{key}")
+        return f"Reliability {where}, share right by confidence, and films by confidence: {figures}."
     if plot == "scores":
         return f"Films by score and true class {where}, with the threshold {metrics.get('threshold', 'none')}."
     if plot == "confusion":
@@ -222,22 +269,44 @@ def _picture(path: Path, told: str, *, wide: bool = False) -> str:
     )
 
 
-def _worst(path: Path, stage: str) -> str:
-    """The worst films by the figure that the stage is judged by, as a table."""
-    if not path.is_file():
+def _worst(path: Path, stage: str, metrics: dict[str, Any]) -> str:
+    """The worst films as a table, in the order of worst.png; empty where there is none (several labels a film)."""
+    if not path.is_file() or metrics.get("multi_label"):
         return ""
-    films = _rows(path)
-    key = _WORST.get(stage, "p_true")
-    for film in films:
-        film["p_true"] = film.get(f"p_{film.get('label')}", "")
-    judged = sorted((film for film in films if film.get(key)), key=lambda film: float(film[key]))[:_SHOWN]
+    if stage == "classify":
+        return _worst_answers(_rows(path), _positive(metrics))
+    key, meaning = _WORST[stage]
+    judged = sorted((film for film in _rows(path) if film.get(key)), key=lambda film: float(film[key]))[:_SHOWN]
     if not judged:
         return ""
     columns = [name for name in ("source", "status", "label", "predicted") if name in judged[0]]
     rows = [[film["image"], *(film[name] for name in columns), _short(film[key])] for film in judged]
     return folded(
-        f"The {len(rows)} worst films by {_MEANING[key]}",
-        table(["film", *columns, _MEANING[key]], rows, f"Worst films by {_MEANING[key]}", kind="reasons"),
+        f"The {len(rows)} worst films by {meaning}",
+        table(["film", *columns, meaning], rows, f"Worst films by {meaning}", kind="reasons"),
+    )
+
+
+def _worst_answers(films: list[dict[str, str]], positive: str) -> str:
+    from stages.classify_figures import worst_first
+
+    judged = worst_first([film for film in films if film.get(f"p_{film['label']}")], positive)[:_SHOWN]
+    if not judged:
+        return ""
+    wrong = sum(film["predicted"] != film["label"] for film in judged)
+    rows = [
+        [film["image"], film["source"], film["label"], film["predicted"]]
+        + [_short(film[f"p_{name}"]) for name in (positive, film["label"])]
+        for film in judged
+    ]
+    return folded(
+        f"The {len(rows)} worst films, {wrong} of them with a wrong answer",
+        table(
+            ["film", "source", "truth", "answer", f"probability of {positive}", "of the truth"],
+            rows,
+            "Worst films: wrong answers first, the most wrong of each kind in turn",
+            kind="reasons",
+        ),
     )
 
 

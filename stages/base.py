@@ -58,6 +58,7 @@ class Record:
     frame: Frame | None = None
     # localize
     heatmap: np.ndarray | None = None  # (H, W) float32 [0, 1], native size
+    heatmap_label: str | None = None  # the class that it, and the regions, are of
     regions: list[Region] | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 

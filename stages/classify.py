@@ -330,7 +330,7 @@ class Classify(Stage):
 
     def evaluate(self, data: Manifest, out: Path, chain: Sequence[Stage] = ()) -> dict[str, Any]:
         """Discrimination, calibration and the confusion matrix, pooled and by source; plots into `out`."""
-        from stages.classify_figures import figures
+        from stages.classify_figures import SHOWN, figures, worst_first
         from stages.label_figures import figures_of_labels
 
         data = usable_films(data.relabelled(self.class_of), self.classes, self.multi_label)
@@ -342,9 +342,8 @@ class Classify(Stage):
                     "predicted": record.label
                 }
                 if not self.multi_label:
-                    crop, _, _ = lung_crop(record, 160)
-                    tiles.append((record.probabilities[row["label"]], crop, _caption(row, record)))
-                    tiles = sorted(tiles, key=lambda tile: tile[0])[:20]
+                    tiles.append((entry, lung_crop(record, 160)[0]))
+                    tiles = worst_first(tiles, self.positive, lambda tile: tile[0])[:SHOWN]
             if self.multi_label:
                 told = targets_of([row], self.classes)[0]
                 entry |= {
@@ -436,10 +435,6 @@ def _require_films(parts: dict[str, Manifest], data: Manifest, config: Config) -
 
 def _few(names: Sequence[str]) -> str:
     return (", ".join(names[:8]) or "none") + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-
-
-def _caption(row: dict[str, Any], record: Record) -> str:
-    return f"{row['label']}, p {record.probabilities[row['label']]:.2f}: {Path(row['image']).stem}"
 
 
 def _crops(

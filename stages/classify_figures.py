@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import chain, zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from models import metrics, plots
 from models.metrics import Figure, bootstrap
 
+SHOWN = 20  # films in worst.png
+
+Item = TypeVar("Item")
+
 
 def figures(
     films: list[dict[str, Any]],
-    tiles: list[tuple[float, np.ndarray, str]],
+    tiles: list[tuple[dict[str, Any], np.ndarray]],
     classes: list[str],
     positive: str,
     normal: str | None,
@@ -25,7 +30,7 @@ def figures(
 
     Args:
         films: image, patient, source, label, status, and for judged films p_<class> and predicted.
-        tiles: (probability of the true class, picture, caption) of the worst cases.
+        tiles: the first of `worst_first` with their pictures, uint8 grey (H, W).
         classes, positive, normal, threshold: as in the stage's card.
         out: folder for the plots.
     """
@@ -96,7 +101,7 @@ def _pooled(
 
 def _draw(
     films: list[dict[str, Any]],
-    tiles: list[tuple[float, np.ndarray, str]],
+    tiles: list[tuple[dict[str, Any], np.ndarray]],
     classes: list[str],
     positive: str,
     threshold: float,
@@ -106,8 +111,9 @@ def _draw(
     source = np.array([film["source"] for film in films])
     p = np.array([[film[f"p_{name}"] for name in classes] for film in films])
     score = p[:, classes.index(positive)]
-    curves = {"all": (label == positive, score)}
-    curves |= {name: (label[source == name] == positive, score[source == name]) for name in sorted(set(source))}
+    curves = {name: (label[source == name] == positive, score[source == name]) for name in sorted(set(source))}
+    if len(curves) > 1:  # of one source, it would lie on that source's own
+        curves = {"all": (label == positive, score)} | curves
     plots.roc_and_precision_recall(curves, threshold, out / "roc.png", positive)
     truth = np.array([classes.index(name) for name in label])
     plots.reliability(p.max(axis=1), p.argmax(axis=1) == truth, out / "reliability.png")
@@ -117,4 +123,45 @@ def _draw(
         {name: 100 * score[label == name] for name in classes if (label == name).any()}, threshold, out / "scores.png"
     )
     if tiles:
-        plots.contact_sheet([tile[1] for tile in tiles], [tile[2] for tile in tiles], out / "worst.png")
+        captions = [caption(film, positive) for film, _ in tiles]
+        told = f"Wrong answers first (threshold {threshold:.2f} of {positive}), the most wrong of each kind in turn; "
+        told += "then right ones, the least probable first. Number: probability of the class named."
+        plots.contact_sheet([crop for _, crop in tiles], captions, out / "worst.png", legend=[(told, None)])
+
+
+def worst_first(
+    items: Sequence[Item], positive: str, of: Callable[[Item], dict[str, Any]] = lambda item: item
+) -> list[Item]:
+    """Judged films, the worst first: those with a wrong answer, the most wrong of each kind in turn, then the others.
+
+    A kind is a pair of truth and answer. Most wrong are, of the films called positive, those with the highest
+    probability of it; of all others, those with the lowest probability of their true class. The first n of many are
+    always among the first n of a part and the rest, so a few can be kept while films pass by.
+
+    Args:
+        items: films as rows of films.csv (label, predicted, p_<class>), or what holds one.
+        of: gives the row of an item.
+    """
+
+    def wrongness(item: Item) -> float:
+        film = of(item)
+        if film["predicted"] == positive and film["label"] != positive:
+            return float(film[f"p_{positive}"])
+        return 1 - float(film[f"p_{film['label']}"])
+
+    kinds: dict[tuple[str, str], list[Item]] = {}
+    right = []
+    for item in sorted(items, key=wrongness, reverse=True):
+        film = of(item)
+        same = film["predicted"] == film["label"]
+        (right if same else kinds.setdefault((film["label"], film["predicted"]), [])).append(item)
+    nothing = object()
+    in_turn = chain.from_iterable(zip_longest(*kinds.values(), fillvalue=nothing))
+    return [*(item for item in in_turn if item is not nothing), *right]
+
+
+def caption(film: dict[str, Any], positive: str) -> str:
+    """Truth, answer, and the probability that decided: of the positive class, or of the truth where neither is it."""
+    name = positive if positive in (film["label"], film["predicted"]) else film["label"]
+    said = f"truth {film['label']}, answer {film['predicted']}"
+    return f"{said}\n{name} {float(film[f'p_{name}']):.2f}: {Path(film['image']).stem}"

@@ -176,9 +176,9 @@ class Localize(Stage):
         return cls(read_card(bundle), fingerprint(bundle))
 
     def run(self, records: Sequence[Record]) -> list[Record]:
-        """Fill in `heatmap` and `regions` of the films that have maps.
+        """Fill in `heatmap`, `heatmap_label` and `regions` of the films that have maps.
 
-        Both are of the class `label`, where one was asked for, else of the predicted class; of several predicted
+        They are of the class `label`, where one was asked for, else of the predicted class; of several predicted
         labels, the likeliest. A film predicted normal gets no regions, and the heat map of the positive class (without
         one, of the likeliest), so that a reader can still see where the little evidence for it lies. A heat map is
         relative: its maximum is 1 however weak the evidence; only a region's score takes the class's probability in.
@@ -190,6 +190,7 @@ class Localize(Stage):
             seen = focus(record, self.classes.index(judged))
             heatmap = seen.frame.to_native(seen.heat)
             record.heatmap = np.clip(heatmap, 0.0, 1.0, out=heatmap)
+            record.heatmap_label = judged
             record.regions = self.regions(seen, judged, record.probabilities[judged]) if certain else []
         return list(records)
 

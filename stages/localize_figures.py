@@ -91,7 +91,7 @@ def evaluate(stage: Localize, data: Manifest, out: Path, chain: Sequence[Stage])
       Only what is above it is skill.
 
     A film that cannot be read is left out; one that an earlier stage refuses counts as a miss. `worst.png` and
-    `random.png` show cases: lesions green, regions red, the maximum a cross.
+    `random.png` show cases, with a legend: lesions green, regions red, the maximum a cross.
     """
     films = films_with_lesions(data, stage)
     random = set(np.random.default_rng(0).permutation(len(films))[:_SHOWN].tolist())
@@ -104,7 +104,8 @@ def evaluate(stage: Localize, data: Manifest, out: Path, chain: Sequence[Stage])
         regions = stage.regions(seen, label, record.probabilities[label]) if seen else []
         one = _judge(stage, row, record, label, truths, seen, regions)
         judged.append(one)
-        caption = f"IoU {one.iou:.2f}, {record.status}: {record.radiograph.id}"
+        status = "" if record.ok else f", {record.status}"
+        caption = f"IoU {one.iou:.2f}{status}: {record.radiograph.id}"
         tile = (one.iou, _tile(record, truths, regions, seen), caption)
         worst = sorted([*worst, tile], key=lambda case: case[0])[:_SHOWN]
         if number in random:
@@ -112,8 +113,14 @@ def evaluate(stage: Localize, data: Manifest, out: Path, chain: Sequence[Stage])
     if judged:
         from models.plots import contact_sheet
 
+        legend = [
+            ("true boxes of lesions", _TRUE),
+            ("regions found", _FOUND),
+            ("+: maximum of the heat map (blue to red: little to much of it)", None),
+            ("IoU: the best of a region with a lesion", None),
+        ]
         for name, tiles in (("worst", worst), ("random", drawn)):
-            contact_sheet([t[1] for t in tiles], [t[2] for t in tiles], out / f"{name}.png")
+            contact_sheet([t[1] for t in tiles], [t[2] for t in tiles], out / f"{name}.png", legend=legend)
     guess = stage.card.get("training", {}).get("constant_guess")
     labels = sorted({one.row["label"] for one in judged})
     top = [stage.positive] if stage.positive in labels else labels

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("cxr.segment")
 
+_TRUE, _FOUND = (80, 220, 80), (60, 60, 255)  # BGR, of the outlines in worst.png
 _SMALLEST_SHARE = 0.05  # a second component smaller than this share of the first is no lung
 
 
@@ -254,7 +255,8 @@ class Segment(Stage):
             tiles.append((scores["dice"], _tile(record, truth), f"{row['image'].split('/')[-1]} {scores['dice']:.3f}"))
             tiles = sorted(tiles, key=lambda tile: tile[0])[:20]
         if tiles:
-            contact_sheet([t[1] for t in tiles], [t[2] for t in tiles], out / "worst.png")
+            legend = [("true outline", _TRUE), ("outline found", _FOUND), ("number: Dice", None)]
+            contact_sheet([t[1] for t in tiles], [t[2] for t in tiles], out / "worst.png", legend=legend)
         patients = np.array([row["patient"] for row in rows])
         figures = {k: bootstrap_mean(np.array([r[k] for r in rows]), patients) for k in ("dice", "iou", "hd95_px")}
         return {**figures, "films": rows}
@@ -295,7 +297,7 @@ def _tile(record: Record, truth: np.ndarray) -> np.ndarray:
     tile = cv2.cvtColor(
         (cv2.resize(pixels, size, interpolation=cv2.INTER_AREA) * 255).astype(np.uint8), cv2.COLOR_GRAY2BGR
     )
-    for mask, colour in ((truth, (80, 220, 80)), (record.mask, (60, 60, 255))):
+    for mask, colour in ((truth, _TRUE), (record.mask, _FOUND)):
         small = cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST_EXACT)
         outlines, _ = cv2.findContours(small, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
         cv2.drawContours(tile, outlines, -1, colour, 1)

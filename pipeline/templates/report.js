@@ -12,8 +12,14 @@
     row.number = number;
     row.name = row.image.split(/[/\\]/).pop();
     row.count = row.regions ? row.regions.length : undefined;
+    row.labels = row.label ? row.label.split("|") : [];
+    if (facts.several) row.labels.sort((a, b) => row.p[b] - row.p[a]); // the likeliest first
+    const more = row.labels.length > 1 ? ` +${row.labels.length - 1}` : "";
+    row.answer = row.labels.length ? row.labels[0] + more : facts.several && row.p ? "none" : undefined;
     row.text = [row.image, row.id, row.status, row.label, row.error, row.warnings].join(" ").toLowerCase();
   });
+  const scoreName = `${facts.positive} score`;
+  const anyLungs = rows.some((row) => row.lungs !== undefined); // a chain without segmentation finds none
   const state = { sort: "score", down: true, page: 0, shown: rows, chosen: null, printing: false };
 
   // ---- small helpers ----
@@ -34,8 +40,9 @@
 
   function describe(row) {
     const parts = [`Chest X-ray ${row.name}: ${row.status}`];
-    if (row.label) parts.push(`answer ${row.label}`);
-    if (row.score !== undefined) parts.push(`TB score ${fixed(row.score, 1)} of 100`);
+    if (row.answer) parts.push(`answer ${row.labels.join(", ") || "none of the labels"}`);
+    if (row.scored) parts.push(`probability of ${row.scored} ${fixed(row.score, 1)} %`);
+    else if (row.score !== undefined) parts.push(`${scoreName} ${fixed(row.score, 1)} of 100`);
     if (row.regions) {
       const where = row.regions.map((one) => `${one.category} in the ${place(one)}`).join("; ");
       parts.push(row.regions.length ? `regions to look at: ${where}` : "no regions to look at");
@@ -55,13 +62,25 @@
   }
 
   // ---- the table ----
+  function score() {
+    // Of several labels a film, the score is the probability of the label asked for, else of the likeliest.
+    const asked = $("answer").value;
+    for (const row of rows.filter((one) => one.p)) {
+      const likeliest = Object.keys(row.p).reduce((best, name) => (row.p[name] > row.p[best] ? name : best));
+      row.scored = asked in row.p ? asked : likeliest;
+      row.score = 100 * row.p[row.scored];
+    }
+  }
+  function answers(row, asked) {
+    return asked === "|" ? Boolean(row.p) && !row.labels.length : row.labels.includes(asked);
+  }
   function filtered() {
     const find = $("find").value.trim().toLowerCase();
     const [low, high] = [$("low").value, $("high").value];
     const keep = (row) =>
       (!find || row.text.includes(find)) &&
       (!$("status").value || row.status === $("status").value) &&
-      (!$("answer").value || row.label === $("answer").value) &&
+      (!$("answer").value || answers(row, $("answer").value)) &&
       (low === "" || row.score >= Number(low)) &&
       (high === "" || row.score <= Number(high)) &&
       (!$("warned").checked || Boolean(row.warnings));
@@ -91,8 +110,12 @@
     }
     const cell = (title, text) => make("td", { "data-name": title, role: "cell" }, text);
     const where = row.regions ? row.regions.map((one) => `${one.side} ${one.zone}`).join(", ") || "none" : "";
-    tr.append(thumb, name, cell("Status", row.status), cell("Answer", row.label || ""));
-    tr.append(cell("TB score", fixed(row.score, 1)), cell("Lungs", row.lungs === undefined ? "" : `${fixed(100 * row.lungs, 0)} %`));
+    const answer = cell("Answer", row.answer || "");
+    if (row.labels.length > 1) answer.title = row.labels.join(", ");
+    tr.append(thumb, name, cell("Status", row.status), answer);
+    if (facts.several) tr.append(cell("Probability, %", row.scored ? `${fixed(row.score, 1)} ${row.scored}` : ""));
+    else tr.append(cell(scoreName, fixed(row.score, 1)));
+    if (anyLungs) tr.append(cell("Lungs", row.lungs === undefined ? "" : `${fixed(100 * row.lungs, 0)} %`));
     tr.append(cell("Regions", row.regions && row.regions.length ? `${row.regions.length}: ${where}` : where));
     return tr;
   }
@@ -114,6 +137,7 @@
     }
   }
   function refresh() {
+    if (facts.several) score();
     state.shown = sorted(filtered());
     state.page = 0;
     render();
@@ -176,23 +200,33 @@
       : "No picture: the film was not read, or no lungs were found in it.";
     draw(row, one, drawnIn);
     paint(row, one.heat, drawnIn);
-    const certainty = row.regions && row.regions.length ? row.p[row.label] : (row.score || 0) / 100;
+    const heatOf = row.heatmap_label || (row.count ? row.regions[0].category : facts.positive);
+    const certainty = row.p && heatOf in row.p ? row.p[heatOf] : (row.score || 0) / 100;
     $("opacity").value = Math.round(100 * facts.heat * certainty);
     $("opacity").disabled = !one.heat;
     opacity();
-    const heatOf = row.regions && row.regions.length ? row.label : facts.positive;
     $("heat-note").textContent = one.heat
-      ? `Grad-CAM for ${heatOf}. It is relative: its strongest place is red however weak the evidence, so the slider starts at half the probability.`
+      ? `Grad-CAM${heatOf ? ` for ${heatOf}${why(row, heatOf)}` : ""}. It is relative: its strongest place is red however weak the evidence, so the slider starts at half the probability.`
       : "This film has no heat map.";
     $("verdict").textContent = verdict(row);
     bars(row);
     regions(row);
     details(row);
   }
+  function why(row, heatOf) {
+    if (facts.asked === heatOf) return ", which --label asked for";
+    if (!facts.several) return "";
+    return row.labels.length ? ", the likeliest label of the answer" : ", the likeliest label";
+  }
   function verdict(row) {
     if (row.status !== "ok") return `${row.status}: ${row.error || "no reason given"}`;
-    if (row.score === undefined) return `Lungs found: ${fixed(100 * row.lungs, 1)} % of the film. Not classified.`;
-    const score = `TB score ${fixed(row.score, 1)} of 100`;
+    const lungs = row.lungs === undefined ? "" : `Lungs found: ${fixed(100 * row.lungs, 1)} % of the film. `;
+    if (!row.p) return `${lungs}Not classified.`;
+    if (facts.several) {
+      if (!row.labels.length) return "Answer: none of the labels, as none reaches its threshold.";
+      return `Answer: ${row.labels.join(", ")}. What is at or above its own threshold counts; the likeliest comes first.`;
+    }
+    const score = `${scoreName} ${fixed(row.score, 1)} of 100`;
     if (facts.threshold === null) return `${score}. Answer: ${row.label}.`;
     const threshold = fixed(100 * facts.threshold, 1);
     return row.label === facts.positive
@@ -252,20 +286,23 @@
   function bars(row) {
     $("bars").replaceChildren();
     if (!row.p) return;
-    const marked = facts.threshold !== null && facts.positive in row.p;
-    const mark = marked ? `; the mark on ${facts.positive} is the threshold` : "";
+    const thresholds = facts.several ? facts.thresholds : facts.threshold === null ? {} : { [facts.positive]: facts.threshold };
+    const marked = facts.classes.filter((name) => name in row.p && name in thresholds);
+    const one = `; the mark on ${facts.positive} is the threshold`;
+    const mark = !marked.length ? "" : facts.several ? "; the marks are the labels' own thresholds" : one;
     const table = titled(`Probabilities${mark}`, "bars", ["class", "probability", ""]);
     const body = make("tbody");
     for (const name of facts.classes.filter((one) => one in row.p)) {
       const svg = shape("svg", { viewBox: "0 0 100 10", preserveAspectRatio: "none", "aria-hidden": "true" });
       svg.append(shape("rect", { class: "bar", x: 0, y: 0, width: 100 * row.p[name], height: 10 }));
-      if (marked && name === facts.positive) {
-        const x = 100 * facts.threshold;
+      if (name in thresholds) {
+        const x = 100 * thresholds[name];
         const ends = { x1: x, x2: x, y1: 0, y2: 10, "vector-effect": "non-scaling-stroke" };
         svg.append(shape("line", { class: "threshold", ...ends }));
       }
       const percent = `${fixed(100 * row.p[name], 1)} %`;
-      body.append(make("tr", {}, make("th", { scope: "row" }, name), make("td", {}, percent), make("td", { class: "track" }, svg)));
+      const answered = facts.several && row.labels.includes(name) ? { class: "answered" } : {};
+      body.append(make("tr", answered, make("th", { scope: "row" }, name), make("td", {}, percent), make("td", { class: "track" }, svg)));
     }
     table.append(body);
     $("bars").append(table);
@@ -273,8 +310,9 @@
   function regions(row) {
     const list = row.regions || [];
     if (!list.length) {
-      const why = row.regions ? "None: the answer is normal, or nothing stands out." : "Not looked for.";
-      $("regions").replaceChildren(make("p", {}, why));
+      const nothing = facts.several ? "no label reaches its threshold" : "the answer is normal";
+      const text = row.regions ? `None: ${nothing}, or nothing stands out.` : "Not looked for.";
+      $("regions").replaceChildren(make("p", {}, text));
       return;
     }
     const items = list.map((one) => {
@@ -305,6 +343,7 @@
   }
 
   // ---- wiring ----
+  $("show-lungs").parentElement.hidden = document.querySelector("[data-sort=lungs]").parentElement.hidden = !anyLungs;
   $("filter").addEventListener("submit", (event) => event.preventDefault());
   $("filter").addEventListener("input", refresh);
   $("filter").addEventListener("reset", () => setTimeout(refresh));

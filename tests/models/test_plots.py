@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from models import plots
+from models.metrics import Figure
 
 Y = np.array([True, False, True, False])
 SCORE = np.array([0.9, 0.2, 0.4, 0.6])
@@ -27,6 +28,14 @@ CASES = {
 }
 
 
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures in place of their files."""
+    figures = []
+    monkeypatch.setattr(plots, "_save", lambda figure, path: figures.append(figure))
+    return figures
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_it_draws_a_picture(case, tmp_path):
     (tmp_path / "history.csv").write_text(HISTORY)
@@ -42,3 +51,57 @@ def test_a_contact_sheet_shows_each_picture_in_its_place(tmp_path):
     shades = [np.full((50, 50), grey, np.uint8) for grey in (10, 90, 170)]
     sheet = cv2.imread(str(plots.contact_sheet(shades, ["", "", ""], tmp_path / "s.png", tile=64, columns=2)), 0)
     assert [int(sheet[y, x]) for y, x in ((32, 32), (32, 96), (116, 32))] == [10, 90, 170]
+
+
+def test_a_contact_sheet_says_what_is_drawn_in_it(tmp_path):
+    shades = [np.full((50, 50), grey, np.uint8) for grey in (10, 90)]
+    plain = cv2.imread(str(plots.contact_sheet(shades, ["a", "b\nc"], tmp_path / "a.png", tile=64, columns=2)))
+    legend = [("the truth", (80, 220, 80)), ("what was found", (60, 60, 255)), ("number: Dice", None)]
+    told = cv2.imread(
+        str(plots.contact_sheet(shades, ["a", "b\nc"], tmp_path / "b.png", tile=64, columns=2, legend=legend))
+    )
+    band = told.shape[0] - plain.shape[0]
+    assert (told[band:] == plain).all()
+    for _, colour in legend[:2]:
+        assert (told[:band] == colour).all(axis=2).sum() > 80
+    assert (told[:band].max(axis=2) < 80).sum() > 100  # the words
+    assert not (told[:band, -4:] < 255).any()  # and none beyond the edge
+
+
+def test_a_caption_that_does_not_fit_ends_in_points(tmp_path):
+    assert plots._cut("short", 200) == "short"
+    cut = plots._cut("a name that is far too long", 100)
+    assert cut.endswith("..")
+    assert 80 < plots._width(cut) <= 100
+
+
+def test_curves_of_fourteen_labels_can_be_told_apart(drawn, tmp_path):
+    plots.several_roc({f"label {number}": (Y, SCORE) for number in range(14)}, tmp_path / "roc.png")
+    (axis,) = drawn[0].axes
+    lines = [line for line in axis.lines if line.get_label().startswith("label")]
+    assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == 14
+
+
+def test_bars_stand_in_the_row_of_their_label(drawn, tmp_path):
+    figures = {
+        name: {"auc": Figure(auc, auc - 0.1, auc + 0.1, 9), "prevalence": Figure(auc / 2, 0, 1, 9), "support": 3}
+        for name, auc in (("a", 0.8), ("b", 0.6), ("c", float("nan")))
+    }
+    plots.per_label(figures, tmp_path / "labels.png")
+    left, right = drawn[0].axes
+    assert left.get_ylim() == right.get_ylim()
+    assert [bar.get_width() for bar in right.patches] == [0.3, 0.4]
+    assert [bar.get_y() + bar.get_height() / 2 for bar in right.patches] == list(left.get_yticks())
+
+
+def test_a_legend_of_the_label_counts_hides_no_bar(drawn, tmp_path):
+    targets = np.tile([[1, 0], [0, 1], [0, 1]], (5, 1))
+    plots.label_counts(targets, np.ones((2, 2)), ["a", "b"], tmp_path / "labels.png")
+    (figure,) = drawn
+    figure.canvas.draw()
+    boxes = [
+        legend.get_window_extent() for legend in (*figure.legends, *(a.get_legend() for a in figure.axes)) if legend
+    ]
+    assert len(boxes) == 1
+    bars = [bar.get_window_extent() for axis in figure.axes for bar in axis.patches]
+    assert not any(boxes[0].overlaps(bar) for bar in bars)

@@ -109,6 +109,34 @@ class FakeLocalize(Fake):
             record.regions = [Region(box, record.probabilities[record.label], record.label, "right", "upper")]
 
 
+class FakeFindings(FakeClassify):
+    """Several labels a film, on the whole film: the brighter, the more Effusion; in between, nothing."""
+
+    decisions = {  # noqa: RUF012
+        "classes": ["Mass", "Effusion", "Pleural_Thickening"],
+        "positive": None,
+        "multi_label": True,
+        "thresholds": {"Mass": 0.2, "Effusion": 0.5, "Pleural_Thickening": 0.4},
+    }
+
+    def judge(self, record):
+        bright = float(record.radiograph.pixels[20:50, 20:38].mean()) / 0.8
+        values = (1.5 * abs(bright - 0.4), bright, 0.5 - 0.5 * bright)
+        record.probabilities = dict(zip(self.classes, values, strict=True))
+        record.label = "|".join(n for n, p in record.probabilities.items() if p >= self.thresholds[n])
+        record.frame = Frame.crop(record.radiograph.size, Box(0, 0, *record.radiograph.size[::-1]), 16)
+        record.maps = np.stack([record.frame.to_grid(record.radiograph.pixels)] * 3, axis=-1)
+
+
+def findings_chain(label=None):
+    """A chain without segmentation that finds several labels a film; heat map and regions of `label`, where given."""
+    from stages.localize import Localize
+
+    decisions = {"classes": FakeFindings.decisions["classes"], "positive": None, "normal": None, "label": label}
+    decisions |= {"threshold": 0.5, "min_area": 0.01, "max_regions": 5}
+    return [FakeFindings(), Localize({"decisions": decisions}, f"localize {label}")]
+
+
 def chain(upto="localize", **options):
     """The stages up to `upto`; `options` go to each."""
     classes = [FakeSegment, FakeClassify, FakeLocalize]

@@ -7,6 +7,7 @@ import pytest
 
 from data.geometry import Box
 from data.radiograph import Radiograph
+from pipeline import drawing
 from pipeline.drawing import LONGEST, SHORTEST, overlay
 from stages.base import Record, Region
 from tests.pipeline.fake_chain import chain, film
@@ -67,3 +68,52 @@ def test_faint_evidence_is_drawn_faintly():
 def test_a_refused_film_and_odd_text_can_be_drawn():
     one = judged((100, 120)).refuse("no_lungs: Überlänge " + "x" * 500)
     assert overlay(one).shape[2] == 3
+
+
+FINDINGS = {"Mass": 0.2, "Effusion": 0.6, "Pleural_Thickening": 0.3, "Fibrosis": 0.1, "Infiltration": 0.25}
+
+
+def captions(monkeypatch, record):
+    """The texts that the overlay of a record draws."""
+    drawn = []
+    monkeypatch.setattr(drawing.cv2, "putText", lambda image, text, *_: drawn.append(text))
+    overlay(record)
+    return drawn
+
+
+@pytest.mark.parametrize(
+    ("width", "expected"),
+    [
+        (1000, "Effusion, Pleural_Thickening, Infiltration, Mass, Fibrosis"),
+        (500, "Effusion, Pleural_Thickening +3"),
+        (400, "Effusion +4"),
+    ],
+)
+def test_several_labels_are_shortened_and_not_cut(monkeypatch, width, expected):
+    one = judged((1000, width), "classify")
+    one.tb_score, one.probabilities, one.label = None, FINDINGS, "|".join(FINDINGS)
+    assert expected in captions(monkeypatch, one)
+
+
+def test_the_caption_names_the_label_of_the_heat_where_it_is_another(monkeypatch):
+    one = judged((1000, 1000), "classify")
+    one.tb_score, one.probabilities, one.label, one.heatmap_label = None, FINDINGS, "Effusion|Mass", "Mass"
+    assert "Effusion, Mass; heat: Mass" in captions(monkeypatch, one)
+    one.label, one.heatmap_label = "", "Effusion"
+    assert "none of the findings; heat: Effusion" in captions(monkeypatch, one)
+
+
+def test_a_long_reason_ends_in_points(monkeypatch):
+    one = judged((100, 120)).refuse("no_lungs: " + "x" * 500)
+    assert captions(monkeypatch, one)[-1].endswith("xx..")
+
+
+def test_the_heat_is_as_strong_as_its_own_label_is_probable():
+    sure, unsure = judged((200, 200)), judged((200, 200))
+    for one, label in ((sure, "Effusion"), (unsure, "Fibrosis")):
+        one.regions, one.tb_score, one.probabilities, one.label = [], None, FINDINGS, "Effusion"
+        one.heatmap_label = label
+    bare = judged((200, 200), "classify")
+    film_ = overlay(bare)[:480].astype(int)
+    difference = [np.abs(overlay(one)[:480].astype(int) - film_).mean() for one in (sure, unsure)]
+    assert difference[0] > 3 * difference[1] > 0

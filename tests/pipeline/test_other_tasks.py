@@ -79,6 +79,26 @@ def test_a_run_gives_every_label_its_column(films, weights, tmp_path):
     assert not list((tmp_path / "a" / "masks").iterdir())
     assert len(list((tmp_path / "a" / "overlays").iterdir())) == len(rows)
     assert len(list((tmp_path / "a" / "heatmaps").iterdir())) == len(rows)
+    with (tmp_path / "a" / "journal.jsonl").open() as file:
+        entries = [json.loads(line) for line in file]
+    for entry in entries:
+        p = {name: float(entry["row"][f"p_{name}"]) for name in TASK["classes"]}
+        called = list(filter(None, entry["row"]["label"].split("|"))) or TASK["classes"]
+        assert p[entry["heatmap_label"]] == max(p[name] for name in called)
+    text = (tmp_path / "a" / "report.html").read_text()
+    for name in TASK["classes"]:
+        count = sum(name in row["label"].split("|") for row in rows)
+        assert f"<dt>answered {name}</dt><dd>{count}</dd>" in text
+
+
+@pytest.mark.slow
+def test_a_training_of_several_labels_has_a_report(weights):
+    assert _call(["report", str(weights)]) == 0
+    text = (weights / "report.html").read_text()
+    metrics = json.loads((weights / "classify" / "evaluation" / "test" / "metrics.json").read_text())
+    for name, figures in metrics["per_class"].items():
+        assert f'<th scope="row">{name}</th><td>{figures["auc"]["n"]}</td><td>{figures["support"]}</td>' in text
+    assert "Not trained here" not in text
 
 
 @pytest.mark.slow

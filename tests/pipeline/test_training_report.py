@@ -100,9 +100,55 @@ def test_it_shows_what_the_training_left(trained):
 def test_the_worst_films_come_first_and_those_unread_not_at_all(trained):
     write_training_report(trained)
     text = (trained / "report.html").read_text()
-    worst = text[text.index("worst films by probability") :]
+    worst = text[text.index("The 3 worst films, 2 of them with a wrong answer") :]
     assert worst.index("&lt;b&gt;bad.png") < worst.index("fair.png") < worst.index("good.png")
+    assert "<td>c</td><td>TB</td><td>NORM</td><td>0.05</td><td>0.05</td>" in worst
     assert "unread.png" not in worst
+
+
+LABELS = {
+    name: {
+        **{kind: figure(*three) for kind in ("auc", "average_precision", "sensitivity", "f1", "prevalence")},
+        "threshold": 0.25,
+        "support": 7,
+    }
+    for name, three in (("Effusion", (0.81, 0.7, 0.9, 38)), ("Hernia", (None, None, None, 0)))
+}
+
+
+def test_of_several_labels_a_film_each_has_its_figures(trained):
+    several = {name: METRICS[name] for name in METRICS if name not in ("threshold", "positive", "confusion_matrix")}
+    several |= {"multi_label": True, "classes": list(LABELS), "per_class": LABELS, "auc": figure(0.81, 0.7, 0.9)}
+    test = trained / "classify" / "evaluation" / "test"
+    (test / "metrics.json").write_text(json.dumps(several))
+    (test / "films.csv").write_text(
+        "image,source,label,status,p_Effusion,predicted\na.png,c,Effusion,ok,0.3,Effusion\n"
+    )
+    for name in ("reliability", "scores", "confusion", "worst"):
+        (test / f"{name}.png").unlink()
+    picture(test / "labels.png")
+    picture(trained / "classify" / "labels.png")
+    page = opened(write_training_report(trained))
+    text = (trained / "report.html").read_text()
+    assert '<th scope="row">Effusion</th><td>38</td><td>7</td><td>0.810 (0.700 to 0.900)</td>' in text
+    assert '<th scope="row">Hernia</th><td>0</td><td>7</td><td>none</td>' in text
+    assert "worst films" not in text
+    told = " ".join(given["alt"] for tag, given in page.tags if tag == "img")
+    assert "ROC curves of the labels on the test films; means over the labels: auc 0.810 (0.700 to 0.900)" in told
+    assert "How often each label is there in the films trained on" in told
+
+
+def test_the_positive_class_is_named_whatever_it_is(trained):
+    other = {name.replace("_tb", "_pneumonia"): value for name, value in METRICS.items()} | {"positive": "PNEUMONIA"}
+    test = trained / "classify" / "evaluation" / "test"
+    (test / "metrics.json").write_text(json.dumps(other))
+    (test / "films.csv").write_text(FILMS.replace("TB", "PNEUMONIA"))
+    page = opened(write_training_report(trained))
+    told = " ".join(given["alt"] for tag, given in page.tags if tag == "img")
+    assert "ROC and precision-recall curves of PNEUMONIA on the test films: auc_pneumonia 0.830" in told
+    text = (trained / "report.html").read_text()
+    assert "0.14 (PNEUMONIA score 14.0)" in text
+    assert "TB score" not in text
 
 
 def test_the_same_folder_gives_the_same_bytes(trained):

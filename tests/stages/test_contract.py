@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 
+import cv2
 import numpy as np
 import pytest
 
@@ -15,6 +16,7 @@ import stages
 from data.manifest import read_manifest
 from data.radiograph import Radiograph
 from data.synthetic import make_film
+from models import plots
 from models.weights import CARD_FILE, KERAS_FILE, SERVING_FILE, WeightsError, bundle_of, fingerprint
 from pipeline.evaluation import plain
 from stages.base import OK, REFUSED, Record
@@ -141,16 +143,33 @@ class TestSegment(StageContract):
     filled = ("mask", "lung_fraction")
     figures = ("dice", "iou", "hd95_px")
 
+    def test_the_picture_of_the_worst_says_what_its_colours_are(self, chain, samples, tmp_path):
+        chain[0].evaluate(read_manifest(samples), tmp_path)
+        top = cv2.imread(str(tmp_path / "worst.png"))[:26]
+        for colour in ((80, 220, 80), (60, 60, 255)):
+            assert (top == colour).all(axis=2).sum() > 80
+
 
 class TestClassify(StageContract):
     name = "classify"
     filled = ("probabilities", "label", "tb_score", "maps", "frame")
     figures = ("accuracy", "balanced_accuracy", "auc_tb", "sensitivity", "specificity", "ece")
 
+    def test_the_films_with_a_wrong_answer_are_shown_as_the_worst(self, chain, samples, tmp_path, monkeypatch):
+        shown = []
+        monkeypatch.setattr(plots, "contact_sheet", lambda images, captions, *_, **__: shown.extend(captions))
+        *before, stage = chain
+        films = stage.evaluate(read_manifest(samples), tmp_path, before)["films"]
+        wrong = [film for film in films if film["status"] == OK and film["predicted"] != film["label"]]
+        assert wrong
+        told = [text.split("\n")[0] for text in shown[: len(wrong)]]
+        expected = [f"truth {film['label']}, answer {film['predicted']}" for film in wrong[:20]]
+        assert sorted(told) == sorted(expected) or len(wrong) > 20
+
 
 class TestLocalize(StageContract):
     name = "localize"
-    filled = ("heatmap", "regions")
+    filled = ("heatmap", "heatmap_label", "regions")
     figures = ("hit_rate", "iou", "ap50", "cam_in_lungs")
 
 

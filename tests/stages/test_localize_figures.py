@@ -203,7 +203,9 @@ def test_evaluation_on_a_made_case(dataset, tmp_path):
     assert [row["status"] for row in figures["films"]] == ["ok", "ok", "ok", "refused", "ok"]
     assert {"image", "patient", "source", "label", "hit", "iou"} <= set(figures["films"][0])
     for name in ("worst.png", "random.png"):
-        assert cv2.imread(str(out / name)) is not None
+        top = cv2.imread(str(out / name))[:26]
+        for colour in ((80, 220, 80), (60, 60, 255)):  # the legend
+            assert (top == colour).all(axis=2).any(), name
 
 
 def test_evaluation_without_boxes_says_so_instead_of_failing(dataset, tmp_path):
