@@ -108,6 +108,15 @@ def test_some_failed_is_1_and_names_them(films, tmp_path, weights, capsys):
     assert call("run", films, "--out", tmp_path / "out", "--weights", weights) == 1  # it is not mended by asking again
 
 
+def test_files_that_are_no_films_are_counted_aloud(films, tmp_path, weights, capsys):
+    assert call("run", films, "--out", tmp_path / "out", "--weights", weights) == 0
+    assert "Left out" not in capsys.readouterr().err
+    for name in ("a.webp", "b.txt"):
+        (films / name).write_text("no film")
+    assert call("run", films, "--out", tmp_path / "out", "--weights", weights) == 0
+    assert re.search(r"Left out.* 2 file\(s\), such as .*a\.webp", capsys.readouterr().err)
+
+
 def test_an_interrupted_call_goes_on_with_an_equal_result(films, tmp_path, weights, monkeypatch, capsys):
     arguments = ["run", films, "--out", tmp_path / "out", "--weights", weights, "--batch-size", "1"]
     judge = fake_chain.FakeLocalize.judge
@@ -150,6 +159,7 @@ def test_stage_by_stage_in_one_folder(films, tmp_path, weights):
         (["run", "FILMS", "--out", "OUT", "--config", "nonsense.yaml"], "no config 'nonsense.yaml'"),
         (["run", "FILMS", "--out", "FILMS/f0.png"], "is a file"),
         (["run", "EMPTY", "--out", "OUT"], "no films in"),
+        (["run", "FILMS", "--out", "FILMS"], "both the input and --out"),
         (["evaluate", "--data", "FILMS", "--out", "OUT"], "Missing option '--stage'"),
         (["evaluate", "--stage", "segment", "--data", "nowhere", "--out", "OUT"], "does not exist"),
         (["train", "--data", "FILMS", "--out", "OUT", "--set", "seed=x"], "seed"),
