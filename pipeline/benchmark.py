@@ -32,9 +32,9 @@ def benchmark(
         runtimes: those to measure; all that are installed where empty.
 
     Returns:
-        machine, films, and by runtime: `images_per_second` of a whole run, start of the process included, over the films
-        that are ok; `counts` of films by status; `problems`, the first that are not ok; `first_result_seconds` from
-        that start; `seconds` by part, of all threads together; `peak_memory_mb`.
+        machine, films, and by runtime: `images_per_second` of a whole run, start of the process included, films that
+        are ok only; `counts` of films by status; `problems`, the first films that are not ok; `first_result_seconds`
+        from that start; `seconds` by part, of all threads together; `peak_memory_mb`.
 
     Raises:
         BenchmarkError: a runtime that was named cannot run, or none can.

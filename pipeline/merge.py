@@ -26,7 +26,7 @@ def merge(folders: Sequence[Path], out: Path) -> dict[str, int]:
         Number of rows by status.
 
     Raises:
-        ResultsError: a folder is no finished shard, or `out` itself, shards are missing or there twice, or they were made
+        ResultsError: a folder is no finished shard, or `out` itself; shards are missing or there twice, or were made
             with different weights, settings or versions.
         OSError: the disk takes no more.
     """
