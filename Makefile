@@ -9,10 +9,11 @@ BIN := .venv/bin
 
 run: .venv/ready  ## The whole chain with the shipped weights, on synthetic samples or INPUT=folder
 ifeq ($(INPUT),samples)
-	$(BIN)/pipeline samples $(OUT)/samples
-	$(BIN)/pipeline run $(OUT)/samples/images --out $(OUT)/run
+	$(BIN)/pipeline samples "$(OUT)/samples"
+	$(BIN)/pipeline run "$(OUT)/samples/images" --out "$(OUT)/run"
 else
-	$(BIN)/pipeline run "$(INPUT)" --out $(OUT)/run-$(notdir $(patsubst %/,%,$(INPUT)))
+# basename, because make's own notdir splits at blanks
+	$(BIN)/pipeline run "$(INPUT)" --out "$(OUT)/run-$$(basename "$(INPUT)")"
 endif
 
 test: .venv/ready lint  ## Lint, format check and all tests

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from difflib import get_close_matches
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -270,10 +271,26 @@ def load_config(source: str | Path | None = None, overrides: list[str] | tuple[s
     except ValidationError as error:
         where = f"{source}: " if source is not None else ""
         lines = [
-            f"  {'.'.join(map(str, e['loc'])) or 'config'}: {e['msg']}. Received: {e['input']!r}"
+            f"  {'.'.join(map(str, e['loc'])) or 'config'}: "
+            + (_unknown(*e["loc"]) if e["type"] == "extra_forbidden" else f"{e['msg']}. Received: {e['input']!r}")
             for e in error.errors()
         ]
         raise ConfigError(f"{where}{len(lines)} setting(s) cannot be used:\n" + "\n".join(lines)) from error
+
+
+def _unknown(*path: str) -> str:
+    """What to say of a setting that does not exist: the nearest one that does, and those of its section."""
+    *parents, name = path
+    section: Any = Config
+    for parent in parents:
+        section = section.model_fields[parent].annotation
+    near = [".".join([*parents, one]) for one in get_close_matches(name, section.model_fields, 1)]
+    if not near:  # in another section, such as classify.epochs for classify.fit.epochs
+        everywhere = _flat(Config().model_dump())
+        near = [one for one in everywhere if get_close_matches(name, [one.rpartition(".")[2]], 1, 0.8)]
+    meant = f". Did you mean {' or '.join(near)}?" if near else "."
+    where = f" in {'.'.join(parents)}" if parents else ""
+    return f"there is no such setting{meant} Allowed{where}: {', '.join(section.model_fields)}"
 
 
 def explain(source: str | Path | None, overrides: Sequence[str] = ()) -> list[tuple[str, Any, str]]:

@@ -76,16 +76,18 @@ class Radiograph:
 
 
 def looks_like_image(path: Path) -> bool:
-    """Whether a folder walk picks the file up: by suffix, or a file without one that starts like a DICOM."""
+    """Whether a folder walk picks the file up: by its suffix, so that most need no look, or else by its first bytes."""
     if path.suffix.lower() in IMAGE_SUFFIXES:
         return True
-    if path.suffix and not path.suffix[1:].isdigit():  # DICOM exports name files by UID: 1.2.840.113...
-        return False
     try:
-        with path.open("rb") as file:
-            return file.read(132)[128:] == b"DICM"
-    except OSError:
+        if not path.is_file():  # opening a pipe would wait for its other end
+            return False
+        with open(path, "rb", buffering=0) as file:
+            head = file.read(132)
+        kind = _format(head, path.name)
+    except (OSError, RadiographError):
         return False
+    return kind != "bmp" or head[6:10] == bytes(4)  # reserved, zero; a text may well begin with BM
 
 
 def read(path: str | Path, *, id: str | None = None) -> Radiograph:

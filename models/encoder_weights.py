@@ -9,6 +9,9 @@ if TYPE_CHECKING:
     import keras as K
 
 
+SETTINGS = "segment.encoder_weights or classify.encoder_weights"  # by the stage that is trained
+
+
 class EncoderWeightsError(ValueError):
     """Encoder weights that cannot be had."""
 
@@ -39,8 +42,8 @@ def resolve(weights: str | None, network: str, alpha: float | None = None, nearb
         return str(local) if local is not None and local.is_file() else "imagenet"
     if not Path(weights).is_file():
         raise EncoderWeightsError(
-            f"no encoder weights at {weights!r}. Give 'imagenet' (downloaded), null (random weights) or a .weights.h5 "
-            "file"
+            f"no encoder weights at {weights!r}. Set {SETTINGS} to 'imagenet' (downloaded), null (random weights) or a "
+            ".weights.h5 file"
         )
     return weights
 
@@ -68,9 +71,12 @@ def application(network: str, weights: str | None, size: int, alpha: float | Non
             raise
         said = f"{network}{'' if alpha is None else f' {alpha}'}"
         if weights != "imagenet":
-            raise EncoderWeightsError(f"{weights} does not hold weights of {said} ({error})") from error
+            raise EncoderWeightsError(
+                f"{weights} does not hold weights of {said} ({error}). Set {SETTINGS} to a file that does, or to "
+                "'imagenet'"
+            ) from error
         raise EncoderWeightsError(
             f"the ImageNet weights of {said} could not be downloaded ({error}). Without internet, put "
-            f"{file_name(network, alpha)} into a folder `weights` beside the manifest, give its path as "
-            "encoder_weights, or set encoder_weights to null to start from random weights"
+            f"{file_name(network, alpha)} into a folder `weights` beside the manifest, or set {SETTINGS} to its path, "
+            "or to null to start from random weights"
         ) from error

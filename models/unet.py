@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from models.backend import keras, segmentation_models
-from models.encoder_weights import application, resolve
+from models.encoder_weights import EncoderWeightsError, application, resolve
 
 if TYPE_CHECKING:
     import keras as K
@@ -33,12 +33,16 @@ def build_unet(
         nearby: folder beside which ImageNet weights may lie.
 
     Raises:
-        ValueError: a size that the encoder cannot halve five times, or weights for another encoder.
+        ValueError: a size that the encoder cannot halve five times.
+        EncoderWeightsError: weights for another encoder, or none to be had.
     """
     if size % 32:
         raise ValueError(f"size must be a multiple of 32. Received: {size}; try {round(size / 32) * 32}")
     if encoder_weights is not None and encoder != "mobilenetv2":
-        raise ValueError(f"encoder_weights are known for 'mobilenetv2' only. Received: {encoder!r}; set them to null")
+        raise EncoderWeightsError(
+            f"encoder weights are known for 'mobilenetv2' only. Received: {encoder!r}; set segment.encoder_weights to "
+            "null"
+        )
     k = keras()
     unet = segmentation_models().Unet(
         encoder,

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.about import RUNTIMES, cores
+from pipeline.inputs import find_inputs
 
 PARTS = ("read", "segment", "classify", "localize", "write")
 FILMS = 48  # synthetic ones, where no input is given
@@ -31,11 +32,13 @@ def benchmark(
         runtimes: those to measure; all that are installed where empty.
 
     Returns:
-        machine, films, and by runtime: `images_per_second` of a whole run, start of the process included;
-        `first_result_seconds` from that start; `seconds` by part, of all threads together; `peak_memory_mb`.
+        machine, films, and by runtime: `images_per_second` of a whole run, start of the process included, films that
+        are ok only; `counts` of films by status; `problems`, the first films that are not ok; `first_result_seconds`
+        from that start; `seconds` by part, of all threads together; `peak_memory_mb`.
 
     Raises:
-        BenchmarkError: a runtime that was named cannot run.
+        BenchmarkError: a runtime that was named cannot run, or none can.
+        pipeline.inputs.InputError: nothing to judge.
     """
     with tempfile.TemporaryDirectory(prefix="cxr-benchmark-") as folder:
         if not inputs:
@@ -43,6 +46,7 @@ def benchmark(
 
             write_samples(Path(folder) / "films", FILMS, size=(512, 512))
             inputs = [str(Path(folder) / "films" / "images")]
+        find_inputs(inputs)  # or every runtime would fail on it
         said: dict[str, Any] = {
             "machine": {"platform": platform.platform(terse=True), "cores": cores()},
             "inputs": "synthetic, 512 px" if folder in inputs[0] else list(inputs),
@@ -59,19 +63,29 @@ def benchmark(
                 check=False,
             )
             if answer.returncode:
+                why = f"{runtime} cannot be measured: {answer.stderr.strip().splitlines()[-1]}"
                 if runtimes:
-                    raise BenchmarkError(f"{runtime} cannot be measured: {answer.stderr.strip().splitlines()[-1]}")
+                    raise BenchmarkError(why)
                 continue  # not installed
             measured = json.loads(answer.stdout.splitlines()[-1])
             seconds = measured["ended"] - begun
             said["films"] = measured["films"]
             said["runtimes"][runtime] = {
-                "images_per_second": round(measured["films"] / seconds, 2),
+                "images_per_second": round(measured["counts"]["ok"] / seconds, 2),
+                "counts": measured["counts"],
+                "problems": measured["problems"],
                 "first_result_seconds": round(measured["first"] - begun, 2),
                 "seconds": {name: round(measured["seconds"][name], 3) for name in (*PARTS, "total")},
                 "peak_memory_mb": round(measured["peak_memory_mb"]),
             }
+        if not said["runtimes"]:
+            raise BenchmarkError(why)
     return said
+
+
+def not_ok(said: dict[str, Any]) -> int:
+    """Films that were refused or failed, of the runtime with the most."""
+    return max(r["counts"]["refused"] + r["counts"]["failed"] for r in said["runtimes"].values())
 
 
 def as_text(said: dict[str, Any]) -> str:
@@ -83,12 +97,17 @@ def as_text(said: dict[str, Any]) -> str:
     widths = [max(len(row[i]) for row in [head, *lines]) for i in range(len(head))]
     table = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in [head, *lines]]
     about = f"{said.get('films', 0)} films ({said['inputs']}) on {said['machine']['cores']} cores"
-    return "\n".join([about, "Seconds of the parts are of all threads together.", "", *table])
+    lines = [about, "Seconds of the parts are of all threads together.", "", *table]
+    if not_ok(said):
+        lines += ["", "Images/s are of the films that are ok; of the others, the time is counted too:"]
+        for name, r in said["runtimes"].items():
+            lines.append(f"{name}: " + ", ".join(f"{count} {status}" for status, count in r["counts"].items()))
+            lines += [f"  {status}: {image}: {error}" for status, image, error in r["problems"]]
+    return "\n".join(lines)
 
 
 def _measure(call: dict[str, Any]) -> dict[str, Any]:
     from pipeline.chain import open_chain
-    from pipeline.inputs import find_inputs
     from pipeline.runner import Runner
 
     begun = time.time()
@@ -99,6 +118,8 @@ def _measure(call: dict[str, Any]) -> dict[str, Any]:
     summary = runner.run(found, progress=lambda done: first.append(time.time()) if not first else None)
     return {
         "films": len(found),
+        "counts": summary.counts,
+        "problems": summary.problems,
         "begun": begun,
         "first": first[0],
         "ended": time.time(),

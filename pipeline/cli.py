@@ -37,8 +37,9 @@ _FOR_THE_USER = {
     "data.layouts.base": ("LayoutError",),
     "data.manifest": ("ManifestError",),
     "data.radiograph": ("RadiographError",),
-    "models.weights": ("WeightsError",),
+    "models.encoder_weights": ("EncoderWeightsError",),
     "models.fit": ("TrainingError",),
+    "models.weights": ("WeightsError",),
     "pipeline.benchmark": ("BenchmarkError",),
     "pipeline.calibration": ("CalibrationError",),
     "pipeline.cluster": ("EngineError",),
@@ -109,7 +110,7 @@ def run(
       masks/ crops/ heatmaps/ overlays/    PNG, named after the id in results.csv
       regions.json   boxes in COCO format, in pixels of the original films
       run.json       versions, weights, config, counts
-      report.html    one page to look at all of it, and to mail; see `pipeline report`
+      report.html    one page to look at all of it, with small copies of the films: treat it like them
 
     Stopped or killed, it goes on where it was when the same command is given again. Films that come later may join the
     same folder, and so may a later stage: what is there already is used.
@@ -129,7 +130,7 @@ def run(
         raise click.UsageError(f"--gpus-per-worker: {runtime} runs on CPUs here. Add --runtime keras, or leave it out")
     from pipeline.chain import open_chain
     from pipeline.console import print_summary, run_progress
-    from pipeline.inputs import find_inputs
+    from pipeline.inputs import find_inputs, said_left_out
     from pipeline.runner import Runner
 
     if engine == "ray":
@@ -154,7 +155,10 @@ def run(
     chain = open_chain(weights, upto, **how, arguments=arguments)
     if chain.identity.about["unchecked"]:
         click.echo(f"note: {chain.identity.about['unchecked']}.", err=True)
-    found = find_inputs(inputs, out=out)
+    left_out: list[str] = []
+    found = find_inputs(inputs, out=out, left_out=left_out)
+    if left_out:
+        click.echo(said_left_out(left_out), err=True)
     for name, settings in chain.settings.items():
         said = ", ".join(f"{key} {value}" for key, value in settings.items())
         given = [str(file) for file in (config, site) if file is not None]

@@ -256,12 +256,12 @@ def benchmark(
 
     On synthetic films of 512 px where no INPUT is given.
     """
-    from pipeline.benchmark import as_text
+    from pipeline.benchmark import as_text, not_ok
     from pipeline.benchmark import benchmark as measure
 
     said = measure(inputs, runtimes=runtimes, weights=weights, workers=workers)
     click.echo(json.dumps(said, indent=2) if as_json else as_text(said))
-    return DONE
+    return SOME_FAILED if not_ok(said) else DONE
 
 
 @cli.group()

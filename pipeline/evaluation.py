@@ -69,8 +69,10 @@ def evaluate(
     if len(chosen) == 0:
         have = ", ".join(f"{s or 'none'}: {n}" for s, n in sorted(Counter(manifest.table["split"]).items()))
         sources = ", ".join(sorted(set(manifest.table["source"])))
+        asked = {"split": split, "source": source}
+        wanted = " and ".join(f"{name} {value!r}" for name, value in asked.items() if value is not None)
         raise EvaluationError(
-            f"no film has split {split!r} and source {source!r}. Splits there ({have}); sources there: {sources}"
+            f"no film has {wanted}. Splits there ({have}); sources there: {sources}. Name one of these, or --split all"
         )
     return evaluate_stage(last, chosen, out, chain, split=split, source=source, refuse=refuse)
 

@@ -49,22 +49,34 @@ class Input:
         return 1 + int(_hash(self.names[-1])[:16], 16) % count
 
 
-def find_inputs(given: Sequence[str | Path], *, out: Path | None = None) -> list[Input]:
+def find_inputs(
+    given: Sequence[str | Path], *, out: Path | None = None, left_out: list[str] | None = None
+) -> list[Input]:
     """All films of what a person gave, in its order; folders recursively and sorted. A file given twice counts once.
 
     A file that is named is always taken. In folders only files that look like images are, without hidden ones, results
     folders of earlier runs, and `out`. A manifest (a CSV with a column `image`, or a folder with `manifest.csv`) gives
     the films that it lists, whether they exist or not.
 
+    Args:
+        out: the results folder of the run.
+        left_out: takes the files in folders that are no image, by name or content.
+
     Raises:
-        InputError: an input does not exist, a CSV is no manifest, or there are no films at all.
+        InputError: an input does not exist or is `out` itself, a CSV is no manifest, or there are no films at all.
     """
     found: dict[str, Input] = {}
+    left_out = [] if left_out is None else left_out
     for item in given:
         path = Path(item)
         if path.is_dir():
             manifest = path / "manifest.csv"
-            new = _listed(manifest) if manifest.is_file() else _walked(path, out)
+            if manifest.is_file():
+                new = _listed(manifest)
+            elif out is not None and _same(path, out) and (len(given) == 1 or not _is_results(path)):
+                raise InputError(f"{path} is both the input and --out. Give a folder of its own for the results")
+            else:
+                new = _walked(path, out, left_out)
         elif path.suffix.lower() == ".csv" and path.is_file():
             new = _listed(path)
         elif os.path.lexists(path):
@@ -76,10 +88,23 @@ def find_inputs(given: Sequence[str | Path], *, out: Path | None = None) -> list
     if not found:
         raise InputError(
             f"no films in {', '.join(map(str, given))}. Looked for {FORMATS} files "
-            f"({' '.join(sorted(IMAGE_SUFFIXES))}, or DICOM without a suffix), in folders below too; "
-            "a file of another name is taken when it is named itself"
+            f"({' '.join(sorted(IMAGE_SUFFIXES))}, or of any other name by content), in folders below too"
+            + (f". {said_left_out(left_out)}" if left_out else "")
         )
     return list(found.values())
+
+
+def said_left_out(files: Sequence[str]) -> str:
+    """A sentence on files of folders that are not read."""
+    return f"Left out, as their first bytes are none of {FORMATS}: {len(files)} file(s), such as {files[0]}"
+
+
+def _same(one: Path, other: Path) -> bool:
+    return os.path.realpath(one) == os.path.realpath(other)
+
+
+def _is_results(folder: Path) -> bool:
+    return (folder / "run.json").is_file() and (folder / "journal.jsonl").is_file()
 
 
 def _input(path: Path, root: Path, problem: str = "") -> Input:
@@ -94,14 +119,14 @@ def _input(path: Path, root: Path, problem: str = "") -> Input:
     return Input(str(path), key_of(path), names, problem)
 
 
-def _walked(folder: Path, out: Path | None) -> Iterator[Input]:
+def _walked(folder: Path, out: Path | None, left_out: list[str]) -> Iterator[Input]:
     """The films in a folder: its files sorted, then its folders sorted. Links are followed, circles are not."""
     seen = {os.path.realpath(out)} if out is not None else set()
     waiting = [folder]
     while waiting:
         here = waiting.pop()
         real = os.path.realpath(here)
-        if real in seen or ((here / "run.json").is_file() and (here / "journal.jsonl").is_file()):
+        if real in seen or _is_results(here):
             continue
         seen.add(real)
         try:
@@ -117,6 +142,8 @@ def _walked(folder: Path, out: Path | None) -> Iterator[Input]:
                 folders.append(here / entry.name)
             elif looks_like_image(here / entry.name):
                 yield _input(here / entry.name, folder)
+            else:
+                left_out.append(str(here / entry.name))
         waiting += reversed(folders)
 
 

@@ -26,10 +26,16 @@ def merge(folders: Sequence[Path], out: Path) -> dict[str, int]:
         Number of rows by status.
 
     Raises:
-        ResultsError: a folder is no finished shard, shards are missing or there twice, or they were made with different
-            weights, settings or versions.
+        ResultsError: a folder is no finished shard, or `out` itself; shards are missing or there twice, or were made
+            with different weights, settings or versions.
         OSError: the disk takes no more.
     """
+    real = [os.path.realpath(folder) for folder in folders]
+    if os.path.realpath(out) in real:
+        raise ResultsError(f"--out {out} is one of the parts. Give a folder of its own for all of them together")
+    for number, folder in enumerate(folders):
+        if real[number] in real[:number]:
+            raise ResultsError(f"{folder} is given twice. Give each part once")
     with ExitStack() as held:
         for folder in folders:
             if not (folder / "run.json").is_file():

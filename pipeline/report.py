@@ -1,4 +1,4 @@
-"""The report of a run: `report.html`, one page that works from disk, by mail, and without a network.
+"""The report of a run: `report.html`, one page that works from disk, by itself, and without a network.
 
 It is made from the run's folder alone (`run.json`, `journal.jsonl`, the pictures), the source films and the weights'
 cards where they are still what the run used. The same folder gives the same bytes. It is written film by film, so its
@@ -40,7 +40,7 @@ from pipeline.report_page import (
 from pipeline.results import REPORT, run_info
 from stages.base import FAILED, OK, REFUSED
 
-EMBEDDED = 2000  # films in the page itself, about 20 KB each; it may have to be mailed, and opened by a small machine
+EMBEDDED = 2000  # films in the page itself, about 20 KB each; it must open on a small machine too
 TIMES = ("<!-- times of run.json -->", "<!-- end of times -->")  # all that differs between two runs of the same films
 _BINS = 20
 _NAMED = 3  # films named with each reason or warning

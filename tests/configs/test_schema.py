@@ -35,7 +35,11 @@ def test_overrides_reach_into_sections():
 @pytest.mark.parametrize(
     ("overrides", "named"),
     [
-        (["classify.alfa=1"], r"classify\.alfa"),
+        (["classify.alfa=1"], r"classify\.alfa: there is no such setting. Did you mean classify\.alpha\?"),
+        (["classify.fit.epoch=3"], r"mean classify\.fit\.epochs\? Allowed in classify\.fit: epochs, batch_size, .*ema"),
+        (["clasify.alpha=1"], r"clasify: .*mean classify\? Allowed: name, .*segment, classify, localize"),
+        (["classify.epochs=3"], r"mean segment\.fit\.epochs or classify\.fit\.epochs\?"),
+        (["localize.zzz=3"], r"localize\.zzz: there is no such setting\. Allowed in localize: threshold, "),
         (["segment.size=100"], r"segment\.size.*multiple of 32.*100"),
         (["classify.lungs=nothing"], r"classify\.lungs.*'nothing'"),
         (["positive=COVID"], r"positive must be one of.*'COVID'"),
@@ -63,6 +67,13 @@ def test_overrides_reach_into_sections():
 def test_what_cannot_be_used_is_named(overrides, named):
     with pytest.raises(ConfigError, match=named):
         load_config("tb", overrides)
+
+
+def test_a_typo_in_a_file_is_named_with_what_was_meant(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("classify: {fit: {learningrate: 0.1, epochs: 0}}\nsede: 3\n")
+    with pytest.raises(ConfigError, match=r"(?s)mine\.yaml: 2 setting.*classify\.fit\.learning_rate\?.*mean seed\?"):
+        load_config(path)
 
 
 def test_a_missing_or_broken_file_is_named(tmp_path):

@@ -226,10 +226,25 @@ def test_nothing_but_radiograph_error_comes_out(tmp_path_factory, content, magic
 
 
 def test_folder_walks_take_films_only(tmp_path):
-    for name in ("a.PNG", "b.jpeg", "c.dcm", "1.2.840.113", "notes.txt", "table.csv", "noname"):
-        (tmp_path / name).write_bytes(b"\0" * 128 + b"DICM")
-    taken = {p.name for p in tmp_path.iterdir() if looks_like_image(p)}
-    assert taken == {"a.PNG", "b.jpeg", "c.dcm", "1.2.840.113", "noname"}
+    films = {name: b"" for name in ("a.PNG", "b.jpeg", "c.dcm")}  # by name, whatever they hold
+    films |= {name: bytes(128) + b"DICM" for name in ("1.2.840.113", "noname", "IM1.img")}
+    pixels = np.zeros((40, 40), np.uint8)
+    for suffix in (".png", ".jpg", ".tif", ".bmp"):
+        content = cv2.imencode(suffix, pixels)[1].tobytes()
+        films |= {f"without {suffix[1:]}": content, f"other{suffix}.part": content}
+    others = {"a.webp": cv2.imencode(".webp", pixels)[1].tobytes(), "b.gif": b"GIF89a", "empty": b"", "short": b"I"}
+    others |= {"notes.txt": b"some words", "table.csv": b"BMI,age\n21,40\n"}  # which begins like a BMP
+    for name, content in (films | others).items():
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "gone").symlink_to("nowhere")
+    assert {p.name for p in tmp_path.iterdir() if looks_like_image(p)} == set(films)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="a system without named pipes")
+def test_a_folder_walk_does_not_wait_for_a_pipe(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    assert not looks_like_image(tmp_path / "pipe")
 
 
 @pytest.mark.real

@@ -13,7 +13,7 @@ from models.backend import keras
 k = keras()
 
 from models import classifiers, unet  # noqa: E402
-from models.encoder_weights import EncoderWeightsError, resolve  # noqa: E402
+from models.encoder_weights import EncoderWeightsError, application, resolve  # noqa: E402
 from models.export import save_bundle, serving_model  # noqa: E402
 from models.fit import set_batchnorm_momentum  # noqa: E402
 from models.gradcam import gradient_maps, has_linear_head  # noqa: E402
@@ -269,8 +269,18 @@ def test_encoder_weights_are_looked_for_nearby_first(tmp_path):
     assert resolve("imagenet", "MobileNetV2", 1.0, tmp_path) == "imagenet"
     assert resolve("imagenet", "DenseNet121", None, tmp_path) == "imagenet"
     assert resolve(None, "MobileNetV2", 0.35) is None
-    with pytest.raises(EncoderWeightsError, match=r"none\.h5"):
+    with pytest.raises(EncoderWeightsError, match=r"none\.h5.*Set segment\.encoder_weights or classify\."):
         resolve("none.h5", "MobileNetV2", 0.35)
+
+
+def test_without_internet_the_settings_to_change_are_named(monkeypatch):
+    def offline(**_):
+        raise OSError("URL fetch failure")
+
+    monkeypatch.setattr(k.applications, "MobileNetV2", offline)
+    said = r"could not be downloaded \(URL.*set segment\.encoder_weights or classify\.encoder_weights to its path.*null"
+    with pytest.raises(EncoderWeightsError, match=said):
+        application("MobileNetV2", "imagenet", 64, 0.35)
 
 
 def test_encoder_weights_load_into_both_networks(tmp_path):

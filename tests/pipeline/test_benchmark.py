@@ -42,6 +42,34 @@ def test_it_reads_as_a_table(films, capsys):
     assert "images/s" in said
 
 
+def test_films_that_fail_are_counted_and_slow_it_down(films, tmp_path, capsys):
+    for number in range(5):
+        (tmp_path / f"broken{number}.png").write_text("no film")
+    assert _call(["benchmark", films, "--runtime", "onnx", "--json"]) == 1
+    said = json.loads(capsys.readouterr().out)
+    measured = said["runtimes"]["onnx"]
+    assert said["films"] == 8
+    assert measured["counts"] == {"ok": 3, "refused": 0, "failed": 5}
+    assert measured["images_per_second"] <= 3 / measured["seconds"]["total"]
+
+
+def test_a_film_that_fails_is_named(tmp_path, capsys):
+    (tmp_path / "broken.png").write_text("no film")
+    assert _call(["benchmark", str(tmp_path / "broken.png"), "--runtime", "onnx"]) == 1
+    said = capsys.readouterr().out
+    assert "0.0" in said
+    assert "0 ok, 0 refused, 1 failed" in said
+    assert "broken.png: its content is no image" in said
+
+
+def test_nothing_to_measure_is_said(films, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    assert _call(["benchmark", str(tmp_path / "empty")]) == 2
+    assert "no films in" in capsys.readouterr().err
+    assert _call(["benchmark", films, "--weights", "nonsense"]) == 2
+    assert "cannot be measured" in capsys.readouterr().err
+
+
 def test_a_runtime_that_cannot_run_is_named(films, capsys):
     assert _call(["benchmark", films, "--runtime", "onnx", "--weights", films]) == 2
     assert "onnx cannot be measured" in capsys.readouterr().err

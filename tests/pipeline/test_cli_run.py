@@ -108,6 +108,15 @@ def test_some_failed_is_1_and_names_them(films, tmp_path, weights, capsys):
     assert call("run", films, "--out", tmp_path / "out", "--weights", weights) == 1  # it is not mended by asking again
 
 
+def test_files_that_are_no_films_are_counted_aloud(films, tmp_path, weights, capsys):
+    assert call("run", films, "--out", tmp_path / "out", "--weights", weights) == 0
+    assert "Left out" not in capsys.readouterr().err
+    for name in ("a.webp", "b.txt"):
+        (films / name).write_text("no film")
+    assert call("run", films, "--out", tmp_path / "out", "--weights", weights) == 0
+    assert re.search(r"Left out.* 2 file\(s\), such as .*a\.webp", capsys.readouterr().err)
+
+
 def test_an_interrupted_call_goes_on_with_an_equal_result(films, tmp_path, weights, monkeypatch, capsys):
     arguments = ["run", films, "--out", tmp_path / "out", "--weights", weights, "--batch-size", "1"]
     judge = fake_chain.FakeLocalize.judge
@@ -150,6 +159,7 @@ def test_stage_by_stage_in_one_folder(films, tmp_path, weights):
         (["run", "FILMS", "--out", "OUT", "--config", "nonsense.yaml"], "no config 'nonsense.yaml'"),
         (["run", "FILMS", "--out", "FILMS/f0.png"], "is a file"),
         (["run", "EMPTY", "--out", "OUT"], "no films in"),
+        (["run", "FILMS", "--out", "FILMS"], "both the input and --out"),
         (["evaluate", "--data", "FILMS", "--out", "OUT"], "Missing option '--stage'"),
         (["evaluate", "--stage", "segment", "--data", "nowhere", "--out", "OUT"], "does not exist"),
         (["train", "--data", "FILMS", "--out", "OUT", "--set", "seed=x"], "seed"),
@@ -252,6 +262,30 @@ def test_a_bug_is_one_line_unless_asked_for_more(films, tmp_path, weights, monke
     assert ("Traceback" in error) == traceback
 
 
+def test_errors_of_our_own_are_meant_for_the_user():
+    """Every error class of the program is told as it is, but for those of the web API, which answer by HTTP."""
+    found = {}
+    for folder in ("pipeline", "stages", "models", "data", "configs"):
+        for path in (ROOT / folder).rglob("*.py"):
+            if classes := re.findall(r"^class (\w+Error)\b", path.read_text(encoding="utf-8"), re.MULTILINE):
+                module = path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".").removesuffix(".__init__")
+                found[module] = tuple(classes)
+    assert found.pop("pipeline.web.answers") == ("ApiError",)
+    assert found == cli._FOR_THE_USER
+
+
+def test_training_without_internet_is_explained(tmp_path, films, monkeypatch, capsys):
+    import pipeline.training
+    from models.encoder_weights import EncoderWeightsError
+
+    def offline(*_):
+        raise EncoderWeightsError("no internet, no weights")
+
+    monkeypatch.setattr(pipeline.training, "train", offline)
+    assert call("train", "--data", films, "--out", tmp_path / "w") == 2
+    assert capsys.readouterr().err == "Error: no internet, no weights\n"
+
+
 def test_train_gets_what_was_asked(tmp_path, films, monkeypatch, capsys):
     import pipeline.training
 
@@ -304,6 +338,21 @@ def test_evaluate_gets_what_was_asked(tmp_path, films, monkeypatch, capsys, spli
     said = capsys.readouterr().out
     assert re.search(r"dice +0\.951 +0\.940 to 0\.960 +n 12", said)
     assert str(tmp_path / "e" / "metrics.json") in said
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (["--split", "val"], "no film has split 'val'. Splits there (test: 1); sources there: here. "),
+        (["--split", "all", "--source", "x"], "no film has source 'x'. "),
+        (["--source", "x"], "no film has split 'test' and source 'x'. "),
+    ],
+)
+def test_no_film_to_evaluate_names_what_was_asked(tmp_path, films, weights, capsys, asked, said):
+    (films / "manifest.csv").write_text("image,label,source,split\nf0.png,TB,here,test\n")
+    how = ["--stage", "segment", "--data", films, "--out", tmp_path / "e", "--weights", weights]
+    assert call("evaluate", *how, *asked) == 2
+    assert said in capsys.readouterr().err
 
 
 def test_info_for_programs_and_people(capsys, tmp_path, monkeypatch):

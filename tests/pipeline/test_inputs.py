@@ -35,6 +35,27 @@ def test_a_folder_is_walked_in_order_without_what_is_no_film(tmp_path):
     assert paths(find_inputs([tmp_path]), tmp_path) == ["1.2.840.99", "a.JPG", "b.png", "sub/deep/c.tif"]
 
 
+def test_what_is_left_out_of_a_folder_is_told(tmp_path):
+    films(tmp_path, "a.png", "sub/no suffix", ".hidden", "out/overlays/a.png")
+    (tmp_path / "notes.txt").write_text("no film")
+    (tmp_path / "sub" / "b.webp").write_bytes(b"RIFF????WEBP")
+    left_out = []
+    found = find_inputs([tmp_path, tmp_path / "a.png"], out=tmp_path / "out", left_out=left_out)
+    assert paths(found, tmp_path) == ["a.png", "sub/no suffix"]
+    assert left_out == [str(tmp_path / "notes.txt"), str(tmp_path / "sub" / "b.webp")]
+
+
+def test_a_folder_cannot_be_its_own_results(tmp_path):
+    films(tmp_path, "o3/a.png", "more/b.png")
+    (tmp_path / "link").symlink_to("o3")
+    for given_ in (["o3"], ["more", "o3"], ["link"]):
+        with pytest.raises(InputError, match="both the input and --out"):
+            find_inputs([tmp_path / name for name in given_], out=tmp_path / "o3")
+    for name in ("run.json", "journal.jsonl"):  # results of an earlier call, such as `pipeline run * --out o3` gives
+        (tmp_path / "o3" / name).touch()
+    assert paths(find_inputs([tmp_path / "more", tmp_path / "o3"], out=tmp_path / "o3"), tmp_path) == ["more/b.png"]
+
+
 def test_results_folders_inside_are_left_out(tmp_path):
     films(tmp_path, "a.png", "out/overlays/a.png", "earlier/overlays/a.png")
     for name in ("run.json", "journal.jsonl"):
@@ -72,7 +93,7 @@ def test_a_manifest_lists_films_that_need_not_exist(tmp_path, text):
     [
         ("table.csv", b"file,label\na.png,TB\n", "no column `image`"),
         ("table.csv", "image\né.png\n".encode("latin-1"), "not UTF-8"),
-        ("empty/readme.txt", b"", "no films in"),
+        ("empty/readme.txt", b"", r"no films in .*1 file\(s\), such as .*readme\.txt"),
     ],
 )
 def test_what_gives_no_films_is_an_error(tmp_path, name, content, message):

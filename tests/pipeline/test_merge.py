@@ -84,6 +84,15 @@ def test_what_cannot_be_merged_is_refused(films, parts, tmp_path):
     assert not (tmp_path / "m").exists()
 
 
+def test_a_part_is_not_the_whole_nor_another_part(parts, tmp_path):
+    before = tree(parts[0])
+    with pytest.raises(ResultsError, match="--out .*part1 is one of the parts"):
+        merge(parts, tmp_path / "part2" / ".." / "part1")
+    with pytest.raises(ResultsError, match="part2 is given twice"):
+        merge([*parts, parts[1]], tmp_path / "m")
+    assert tree(parts[0]) == before
+
+
 def test_another_shard_is_not_mixed_in(films, parts):
     with pytest.raises(ResultsError, match="another shard"):
         go(films, parts[0], (2, 3))

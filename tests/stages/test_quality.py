@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 import stages
 from data.geometry import Frame
@@ -73,6 +74,21 @@ class TestShipped:
     def test_what_was_done_to_a_film_is_its_code(self, segment, expected, how):
         for seed in range(4):
             assert code(judged(segment, how(synthetic(seed)))) == expected
+
+    @pytest.mark.parametrize("suffix", [".png", ".tif", ".bmp"])
+    def test_a_film_of_one_bit_is_badly_exposed(self, segment, tmp_path, suffix):
+        for seed in range(3):
+            grey = Image.fromarray(np.round(synthetic(seed, (400, 420)) * 255).astype(np.uint8))
+            grey.convert("1").save(tmp_path / f"film{suffix}")  # dithered: shrunk for the network, it looks like grey
+            (record,) = segment.run([Record(read(tmp_path / f"film{suffix}"))])
+            assert code(record) == "exposure"
+            assert "2 grey levels, at least 16" in record.error
+
+    @pytest.mark.parametrize(("levels", "status"), [(4, REFUSED), (15, REFUSED), (32, OK)])
+    def test_few_grey_levels_are_counted_in_the_film_itself(self, segment, levels, status):
+        for seed in range(3):
+            record = judged(segment, np.floor(synthetic(seed) * (levels - 0.01)) / (levels - 1))
+            assert record.status == status, record.error
 
     @pytest.mark.parametrize(
         ("quarters", "advice"), [(1, "by 90 degrees clockwise"), (2, "180"), (3, "90 degrees anticlockwise")]
