@@ -148,7 +148,19 @@ def test_evaluate_each_stage(samples, tiny_chain, tmp_path):
         assert metrics["split"] == "all"
         assert len(metrics["split_hash"]) == 16
         assert list(out.glob("*.png"))
-    assert "confusion_matrix" in json.loads((tmp_path / "classify" / "metrics.json").read_text())
+    metrics = json.loads((tmp_path / "classify" / "metrics.json").read_text())
+    whole = sum(map(sum, metrics["confusion_matrix"]["counts"]))
+    assert (tmp_path / "classify" / "confusion.png").is_file()
+    counted = [figures for figures in metrics["per_class"].values() if figures["support"]]
+    for name in ("precision", "recall", "f1"):
+        assert set(metrics[name]) == {"value", "ci95", "n"}
+        assert metrics[name]["n"] == whole == metrics["n_judged"]
+        assert metrics[name]["value"] == pytest.approx(np.mean([one[name] or 0 for one in counted]), abs=1e-5)
+    for name, figures in metrics["per_class"].items():
+        with (tmp_path / "classify" / "films.csv").open() as file:
+            films = [film for film in csv.DictReader(file) if film["status"] == "ok"]
+        right = [(film["label"] == name) == (film["predicted"] == name) for film in films]
+        assert figures["accuracy"] == pytest.approx(np.mean(right), abs=1e-5)
 
 
 def test_films_that_the_chain_refuses_are_judged_on_request(samples, tiny_chain, tmp_path):
