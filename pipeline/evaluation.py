@@ -148,7 +148,7 @@ def _warn_of(seen: Sequence[dict[str, Any]]) -> None:
             if (one["stage"], one["used_to"]) == (stage, used_to)
         )
         log.warning(
-            "warning: %s was %s films of these sources and splits: %s. On new films it will do worse than it does here",
+            "warning: %s was %s films of these sources and splits: %s. The figures may be better than on new films",
             stage,
             done[used_to],
             films,
