@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,38 +26,46 @@ def _style(number: int) -> dict[str, str]:
     return {"color": COLOURS[number % len(COLOURS)], "linestyle": _LINES[number // len(COLOURS) % len(_LINES)]}
 
 
-def _figure(width: float, height: float, columns: int = 1) -> tuple[Figure, list[Axes]]:
+def _figure(width: float, height: float, columns: int = 1, rows: int = 1) -> tuple[Figure, list[Axes]]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = [figure.add_subplot(1, columns, number + 1) for number in range(columns)]
+    axes = [figure.add_subplot(rows, columns, number + 1) for number in range(rows * columns)]
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
     return figure, axes
 
 
 def _save(figure: Figure, path: Path) -> Path:
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):  # names of classes, sources and files are no formulas, dollar signs or not
+        text.set_parse_math(False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
     return path
 
 
 def training_curves(history: Path, path: Path) -> Path:
-    """Loss and each metric by epoch, train and val together, from a history.csv; the best val epoch is marked."""
+    """Loss and each metric by epoch, train and val together, from a history.csv; the best val epoch is marked.
+
+    A metric that only one of the two has is drawn too: a training without epochs measures on val alone.
+    """
     with history.open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     beside = ("epoch", "phase", "learning_rate")
-    names = [n for n in rows[0] if n not in beside and not n.startswith("val_")] if rows else ["loss"]
+    names = list(dict.fromkeys(n.removeprefix("val_") for n in rows[0] if n not in beside)) if rows else ["loss"]
     names.sort(key=lambda name: name != "loss")
     figure, axes = _figure(5.2 * len(names), 3.8, len(names))
     epochs = np.arange(1, len(rows) + 1)
     for axis, name in zip(axes, names, strict=True):
         for column, colour, label in ((name, BLUE, "train"), (f"val_{name}", ORANGE, "val")):
             values = np.array([float(row.get(column) or "nan") for row in rows])
-            if np.isfinite(values).any():
-                axis.plot(epochs, values, color=colour, marker="o", markersize=3, label=label)
+            known = int(np.isfinite(values).sum())
+            if known:
+                axis.plot(epochs, values, color=colour, marker="o", markersize=3 if known > 1 else 6, label=label)
                 if label == "val":
                     best = int(np.nanargmin(values) if name == "loss" else np.nanargmax(values))
                     axis.plot(epochs[best], values[best], "o", color=colour, markersize=9, fillstyle="none")
@@ -66,8 +75,10 @@ def training_curves(history: Path, path: Path) -> Path:
         for number in range(1, len(rows)):
             if rows[number].get("phase") != rows[number - 1].get("phase"):
                 axis.axvline(number + 0.5, color=GREY, linestyle=":", linewidth=1)
-        axis.set(xlabel="epoch", ylabel=name, title=name)
-        axis.legend(frameon=False)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.set(xlabel="epoch", ylabel=name, title=name, xlim=(0.5, max(len(rows), 1) + 0.5))
+        if axis.get_legend_handles_labels()[1]:
+            axis.legend(frameon=False)
     return _save(figure, path)
 
 
@@ -139,6 +150,32 @@ def reliability(confidence: np.ndarray, correct: np.ndarray, path: Path, bins: i
 def confusion(matrix: np.ndarray, names: Sequence[str], path: Path) -> Path:
     """A confusion matrix (K, K): counts, and the share of each row."""
     figure, (axis,) = _figure(1.6 + 1.3 * len(names), 1.4 + 1.1 * len(names))
+    _counts(axis, matrix, names)
+    axis.set(xlabel="answer", ylabel="truth", title="confusion matrix")
+    return _save(figure, path)
+
+
+def confusion_of_labels(matrices: dict[str, np.ndarray], path: Path, columns: int = 5) -> Path:
+    """A small confusion matrix (2, 2) of each label, absent first: counts, and the share of each row."""
+    rows, columns = max(1, math.ceil(len(matrices) / columns)), min(columns, max(1, len(matrices)))
+    figure, axes = _figure(0.8 + 2.2 * columns, 0.6 + 2.2 * rows, columns, rows)
+    for number, axis in enumerate(axes):
+        if number >= len(matrices):
+            axis.set_axis_off()
+            continue
+        name = list(matrices)[number]
+        _counts(axis, np.asarray(matrices[name]), ["absent", "present"])
+        axis.tick_params(axis="y", labelrotation=90)
+        for tick in axis.get_yticklabels():
+            tick.set_va("center")
+        axis.set_title(textwrap.fill(name, 24), fontsize=10)
+    figure.supxlabel("answer")
+    figure.supylabel("truth")
+    return _save(figure, path)
+
+
+def _counts(axis: Axes, matrix: np.ndarray, names: Sequence[str]) -> None:
+    """A confusion matrix (K, K) on an axis, each cell with its count and its share of the row."""
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for row in range(len(names)):
@@ -152,8 +189,6 @@ def confusion(matrix: np.ndarray, names: Sequence[str], path: Path) -> Path:
                 color="white" if shares[row, column] > 0.5 else "black",
             )
     axis.set(xticks=range(len(names)), xticklabels=names, yticks=range(len(names)), yticklabels=names)
-    axis.set(xlabel="answer", ylabel="truth", title="confusion matrix")
-    return _save(figure, path)
 
 
 def score_histogram(scores: dict[str, np.ndarray], threshold: float, path: Path) -> Path:

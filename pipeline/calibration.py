@@ -163,15 +163,18 @@ def _judge(data: Manifest, chain: Sequence[Stage]) -> tuple[np.ndarray, np.ndarr
 def _cross_validated(
     logits: np.ndarray, labels: np.ndarray, patients: np.ndarray, positive: int, target: float
 ) -> dict[str, metrics.Figure]:
-    """Figures on films that the fit did not see: five folds, by patient, threshold and all."""
-    names, codes = np.unique(patients, return_inverse=True)
-    fold_of = np.random.default_rng(0).permutation(len(names)) % _FOLDS
-    fold = fold_of[codes]
-    score, called = np.zeros(len(labels)), np.zeros(len(labels), bool)
+    """Figures on films that the fit did not see: five folds, by patient, threshold and all.
+
+    Films of a fold whose rest lacks the positive class, or all others, cannot be judged by another fit: they are in no
+    figure. The AUROC is a mean over folds: scores of two fits are on two scales, and do not rank together.
+    """
     is_positive = labels == positive
+    fold = _folds(is_positive, patients)
+    judged = np.zeros(len(labels), bool)
+    score, called = np.zeros(len(labels)), np.zeros(len(labels), bool)
     for number in range(_FOLDS):
         test, rest = fold == number, fold != number
-        if not test.any() or not is_positive[rest].any():
+        if not test.any() or not is_positive[rest].any() or is_positive[rest].all():
             continue
         fitted = fit(logits[rest], labels[rest])
         threshold = metrics.threshold_for_sensitivity(
@@ -179,12 +182,37 @@ def _cross_validated(
         )
         score[test] = fitted.probabilities(logits[test])[:, positive]
         called[test] = score[test] >= threshold
+        judged |= test
+    y, score, called, fold, patients = (values[judged] for values in (is_positive, score, called, fold, patients))
     return {
-        "auroc": bootstrap(lambda i: metrics.auroc(is_positive[i], score[i]), patients),
-        "sensitivity": bootstrap(lambda i: metrics.sensitivity(is_positive[i], called[i], 0.5), patients),
-        "specificity": bootstrap(lambda i: metrics.specificity(is_positive[i], called[i], 0.5), patients),
-        "ece": bootstrap(lambda i: metrics.ece(score[i], is_positive[i]), patients),
+        "auroc": bootstrap(lambda i: _auroc_within(y[i], score[i], fold[i]), patients),
+        "sensitivity": bootstrap(lambda i: metrics.sensitivity(y[i], called[i], 0.5), patients),
+        "specificity": bootstrap(lambda i: metrics.specificity(y[i], called[i], 0.5), patients),
+        "ece": metrics.bootstrap_ece(score, y, patients),
     }
+
+
+def _folds(is_positive: np.ndarray, patients: np.ndarray) -> np.ndarray:
+    """The fold (N,) of each film: one a patient, those with and those without a positive film spread over all folds."""
+    names, codes = np.unique(patients, return_inverse=True)
+    has = np.bincount(codes, is_positive, len(names)) > 0
+    draw = np.random.default_rng(0)
+    dealt = np.concatenate([draw.permutation(np.flatnonzero(has)), draw.permutation(np.flatnonzero(~has))])
+    fold_of = np.empty(len(names), int)
+    fold_of[dealt] = np.arange(len(names)) % _FOLDS
+    return fold_of[codes]
+
+
+def _auroc_within(y: np.ndarray, score: np.ndarray, fold: np.ndarray) -> float:
+    """The mean AUROC of the folds, each weighted by its pairs of a positive and a negative film; NaN without any."""
+    areas, pairs = [], []
+    for number in np.unique(fold):
+        own = fold == number
+        positives = int(y[own].sum())
+        if 0 < positives < own.sum():
+            areas.append(metrics.auroc(y[own], score[own]))
+            pairs.append(positives * (int(own.sum()) - positives))
+    return float(np.average(areas, weights=pairs)) if pairs else float("nan")
 
 
 def apply_site(path: Path, chain: Sequence[Stage]) -> dict[str, Any]:

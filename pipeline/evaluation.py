@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, is_dataclass
@@ -19,6 +20,8 @@ from data.manifest import Manifest, read_manifest
 from data.splits import split_by_patient
 from models.weights import write_text
 from stages.base import Stage
+
+log = logging.getLogger("cxr.evaluate")
 
 
 class EvaluationError(ValueError):
@@ -51,7 +54,7 @@ def evaluate(
         What `metrics.json` holds.
 
     Raises:
-        EvaluationError: no film matches.
+        EvaluationError: no film matches, or none of them has what the stage is judged against.
     """
     *chain, last = stages.load_chain(weights, stage, runtime)
     if site is not None:
@@ -74,7 +77,86 @@ def evaluate(
         raise EvaluationError(
             f"no film has {wanted}. Splits there ({have}); sources there: {sources}. Name one of these, or --split all"
         )
+    if len(with_truth(last, chosen)) == 0:
+        raise EvaluationError(_nothing_to_judge_by(last, chosen, manifest))
     return evaluate_stage(last, chosen, out, chain, split=split, source=source, refuse=refuse)
+
+
+def with_truth(stage: Stage, data: Manifest) -> Manifest:
+    """The films that a stage can be judged on: those with a lung mask, with one of the classes, or with boxes."""
+    if stage.name == "segment":
+        return data.select(has_mask=True)
+    data = data.relabelled(stage.class_of)
+    if stage.name == "classify":
+        from stages.classify import usable_films
+
+        return usable_films(data, stage.classes, stage.multi_label)
+    from stages.localize_figures import films_with_lesions
+
+    return films_with_lesions(data, stage)
+
+
+def _nothing_to_judge_by(stage: Stage, chosen: Manifest, manifest: Manifest) -> str:
+    needed, place = {
+        "segment": ("a lung mask", "column `mask`"),
+        "classify": (f"one of the classes {', '.join(getattr(stage, 'classes', ()))}", "column `label` or `findings`"),
+        "localize": ("a lesion box", "file boxes.csv beside the manifest"),
+    }[stage.name]
+    usable = _counted(with_truth(stage, manifest))
+    instead = f"Films that have it: {usable}" if usable else f"No film of the manifest has it: name it in the {place}"
+    labels = ""
+    if stage.name == "classify":
+        found = Counter(label or "none" for label in chosen.table["label"])
+        labels = f", labels: {', '.join(f'{name} {n}' for name, n in found.most_common(10))}"
+    return f"no film of the selection has {needed} ({_counted(chosen)}{labels}). {instead}"
+
+
+def _counted(films: Manifest) -> str:
+    """Films by source and split, such as "nih test 198, shenzhen test 100"."""
+    kinds = Counter(zip(films.table["source"], films.table["split"], strict=True))
+    return ", ".join(f"{source} {split or 'without split'} {n}" for (source, split), n in sorted(kinds.items()))
+
+
+def seen_in_training(chain: Sequence[Stage], data: Manifest) -> list[dict[str, Any]]:
+    """The films of `data` that are of a source and split that a stage of the chain was trained on, as its card says.
+
+    It goes by the names of source and split alone: the same films under other names are not found, and films that only
+    share the names are taken for the same.
+
+    Returns:
+        One dict a stage, split and source: ``stage``, ``split``, ``source``, ``films`` (how many) and ``used_to``:
+        "train" the network, or "choose" its best epoch, temperature and thresholds.
+    """
+    there = Counter(zip(data.table["split"], data.table["source"], strict=True))
+    found = []
+    for stage in chain:
+        training = stage.card.get("training") or {}
+        films = training.get("films") or {}
+        fit = (training.get("settings") or {}).get("fit") or {}
+        for part, splits, used_to in (("train", fit.get("splits") or ["train"], "train"), ("val", ["val"], "choose")):
+            sources = (films.get(part) or {}).get("by_source") or {}
+            found += [
+                {"stage": stage.name, "split": split, "source": source, "films": n, "used_to": used_to}
+                for (split, source), n in sorted(there.items())
+                if split in splits and source in sources
+            ]
+    return found
+
+
+def _warn_of(seen: Sequence[dict[str, Any]]) -> None:
+    done = {"train": "trained on", "choose": "chosen and calibrated on"}
+    for stage, used_to in dict.fromkeys((one["stage"], one["used_to"]) for one in seen):
+        films = ", ".join(
+            f"{one['source']} {one['split']} ({one['films']} here)"
+            for one in seen
+            if (one["stage"], one["used_to"]) == (stage, used_to)
+        )
+        log.warning(
+            "warning: %s was %s films of these sources and splits: %s. The figures may be better than on new films",
+            stage,
+            done[used_to],
+            films,
+        )
 
 
 def labels_of(chain: Sequence[Stage]) -> list[str] | None:
@@ -95,7 +177,12 @@ def evaluate_stage(
     source: str | None = None,
     refuse: bool = True,
 ) -> dict[str, Any]:
-    """Run `stage.evaluate` and write what it says; `films` in it goes to films.csv, the rest to metrics.json."""
+    """Run `stage.evaluate` and write what it says; `films` in it goes to films.csv, the rest to metrics.json.
+
+    `seen` there lists what of the films the stages were trained on, see `seen_in_training`; a warning says so too.
+    """
+    seen = seen_in_training([*chain, stage], with_truth(stage, data))
+    _warn_of(seen)
     out.mkdir(parents=True, exist_ok=True)
     figures = dict(stage.evaluate(data, out, chain))
     films = figures.pop("films", [])
@@ -108,6 +195,7 @@ def evaluate_stage(
         "n_judged": sum(film.get("status") == "ok" for film in films),
         **({} if refuse else {"refuse": False}),
         "patients": int(data.table["patient"].nunique()),
+        "seen": seen,
         "sources": dict(sorted(Counter(data.table["source"]).items())),
         "weights": {s.name: s.fingerprint for s in [*chain, stage]},
         "date": date.today().isoformat(),

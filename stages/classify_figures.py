@@ -33,6 +33,10 @@ def figures(
         tiles: the first of `worst_first` with their pictures, uint8 grey (H, W).
         classes, positive, normal, threshold: as in the stage's card.
         out: folder for the plots.
+
+    Returns:
+        Figures with intervals, `confusion_matrix`, `per_class` and `by_source`; `precision`, `recall` and `f1` are
+        means over the classes that have films, see `models.metrics.macro`.
     """
     judged = [film for film in films if film["status"] == "ok"]
     out.mkdir(parents=True, exist_ok=True)
@@ -69,6 +73,10 @@ def _pooled(
         "n": len(films),
         "accuracy": over(every, lambda i: metrics.accuracy(truth[i], guess[i])),
         "balanced_accuracy": over(every, lambda i: metrics.balanced_accuracy(truth[i], guess[i])),
+        **{
+            name: over(every, lambda i, name=name: metrics.macro(truth[i], guess[i], len(classes), name))
+            for name in ("precision", "recall", "f1")
+        },
         f"auc_{key}": over(every, lambda i: metrics.auroc(is_positive[i], score[i])),
         f"average_precision_{key}": over(every, lambda i: metrics.average_precision(is_positive[i], score[i])),
         "sensitivity": over(every, lambda i: metrics.sensitivity(is_positive[i], score[i], threshold)),
@@ -76,8 +84,8 @@ def _pooled(
         "specificity_at_90_sensitivity": over(
             every, lambda i: metrics.specificity_at_sensitivity(is_positive[i], score[i])
         ),
-        "ece": over(every, lambda i: metrics.ece(confidence[i], right[i])),
-        f"ece_{key}": over(every, lambda i: metrics.ece(score[i], is_positive[i])),
+        "ece": metrics.bootstrap_ece(confidence, right, patients),
+        f"ece_{key}": metrics.bootstrap_ece(score, is_positive, patients),
         "confusion_matrix": {
             "classes": classes,
             "counts": metrics.confusion_matrix(truth, guess, len(classes)).tolist(),

@@ -23,8 +23,10 @@ def figures_of_labels(
         out: folder for the plots.
 
     Returns:
-        `auc`, `average_precision` and `f1`, means over the labels that have both answers; `per_class`: for each label
-        AUROC, average precision, sensitivity, specificity, precision, F1, ECE, prevalence and threshold; `by_source`.
+        Means over labels: `auc` and `average_precision` over those that have both answers, `precision` (0 where a label
+        is never answered), `recall` and `f1` over those that some film has, `accuracy` over all. `per_class`: for each
+        label AUROC, average precision, accuracy, sensitivity (which is its recall), specificity, precision, F1, ECE,
+        prevalence and threshold. `confusion_matrices`, and `by_source`.
     """
     judged = [film for film in films if film["status"] == "ok"]
     out.mkdir(parents=True, exist_ok=True)
@@ -36,6 +38,8 @@ def figures_of_labels(
     }
     if judged:
         plots.per_label(result["per_class"], out / "labels.png")
+        counts = result["confusion_matrices"]["counts"]
+        plots.confusion_of_labels({name: np.array(counts[name]) for name in classes}, out / "confusion.png")
         plots.several_roc({name: _known(judged, name) for name in classes}, out / "roc.png")
     return {**result, "films": films}
 
@@ -69,29 +73,38 @@ def _pooled(films: list[dict[str, Any]], classes: Sequence[str], thresholds: dic
 
         return bootstrap(over, patients, repeats=500)
 
-    per_class = {}
+    per_class, counts = {}, {}
     for k, name in enumerate(classes):
-        limit = limits[k]
+        limit, known = limits[k], truth[:, k] >= 0
         per_class[name] = {
             "auc": one(k, metrics.auroc),
             "average_precision": one(k, metrics.average_precision),
+            "accuracy": one(k, lambda y, s, t=limit: _accuracy(y, s, t)),
             "sensitivity": one(k, lambda y, s, t=limit: metrics.sensitivity(y, s, t)),
             "specificity": one(k, lambda y, s, t=limit: metrics.specificity(y, s, t)),
             "precision": one(k, lambda y, s, t=limit: _precision(y, s, t)),
             "f1": one(k, lambda y, s, t=limit: _f1(y, s, t)),
-            "ece": one(k, lambda y, s: metrics.ece(s, y)),
+            "ece": metrics.bootstrap_ece(p[known, k], truth[known, k] == 1, patients[known]),
             "prevalence": one(k, lambda y, s: float(y.mean()) if len(y) else float("nan")),
             "threshold": float(limit),
             "support": int((truth[:, k] == 1).sum()),
         }
+        counts[name] = metrics.confusion_matrix(truth[known, k], p[known, k] >= limit, 2).tolist()
     return {
         "n": len(films),
         "auc": mean(lambda y, s, t: metrics.auroc(y, s)),
         "average_precision": mean(lambda y, s, t: metrics.average_precision(y, s) if not y.all() else float("nan")),
+        "precision": mean(lambda y, s, t: float(np.nan_to_num(_precision(y, s, t))) if y.any() else float("nan")),
+        "recall": mean(metrics.sensitivity),
         "f1": mean(lambda y, s, t: _f1(y, s, t) if y.any() else float("nan")),
-        "accuracy": mean(lambda y, s, t: float(((s >= t) == y).mean())),
+        "accuracy": mean(_accuracy),
+        "confusion_matrices": {"classes": ["absent", "present"], "counts": counts},
         "per_class": per_class,
     }
+
+
+def _accuracy(y: np.ndarray, score: np.ndarray, threshold: float) -> float:
+    return float(((score >= threshold) == y).mean()) if len(y) else float("nan")
 
 
 def _precision(y: np.ndarray, score: np.ndarray, threshold: float) -> float:

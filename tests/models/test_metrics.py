@@ -101,8 +101,10 @@ def test_several_classes_against_sklearn():
     assert m.balanced_accuracy(truth, guess) == pytest.approx(sk.balanced_accuracy_score(truth, guess))
     precision, recall, f1, support = sk.precision_recall_fscore_support(truth, guess)
     for number, (name, row) in enumerate(m.per_class(truth, guess, "abc").items()):
-        expected = (precision[number], recall[number], f1[number], support[number])
-        assert (row["precision"], row["recall"], row["f1"], row["support"]) == pytest.approx(expected), name
+        right = sk.accuracy_score(truth == number, guess == number)
+        expected = (right, precision[number], recall[number], f1[number], support[number])
+        assert tuple(row.values()) == pytest.approx(expected), name
+        assert list(row) == ["accuracy", "precision", "recall", "f1", "support"]
 
 
 def test_a_class_never_answered_has_no_precision():
@@ -110,6 +112,16 @@ def test_a_class_never_answered_has_no_precision():
     assert np.isnan(row["b"]["precision"])
     assert row["b"]["recall"] == 0
     assert np.isnan(row["c"]["recall"])
+    assert [row[name]["accuracy"] for name in "abc"] == [0.5, 0.5, 1.0]
+
+
+def test_macro_figures_are_means_over_the_classes_with_films():
+    truth, guess = np.array([0, 0, 0, 1, 1, 2]), np.array([0, 0, 3, 0, 1, 0])  # 2 never answered, 3 without films
+    for name, own in (("precision", sk.precision_score), ("recall", sk.recall_score), ("f1", sk.f1_score)):
+        expected = own(truth, guess, labels=[0, 1, 2], average="macro", zero_division=0)
+        assert m.macro(truth, guess, 4, name) == pytest.approx(expected), name
+    assert m.macro(truth, guess, 4, "recall") == pytest.approx(m.balanced_accuracy(truth, guess))
+    assert np.isnan(m.macro(truth[:0], guess[:0], 4, "f1"))
 
 
 @pytest.mark.parametrize(
@@ -124,6 +136,31 @@ def test_a_class_never_answered_has_no_precision():
 )
 def test_ece(confidence, correct, expected):
     assert m.ece(confidence, correct) == pytest.approx(expected, nan_ok=True, abs=1e-9)
+
+
+def test_ece_lies_in_its_own_interval():
+    """Plain percentiles lie above it: a sample with replacement has a higher ECE than the films themselves."""
+    levels = (np.arange(15) + 0.5) / 15
+    p = np.repeat(levels, 10)
+    y = np.concatenate([np.arange(10) < round(10 * level) for level in levels])  # as right as ten films can be
+    films = np.arange(150)
+    plain = m.bootstrap(lambda i: m.ece(p[i], y[i]), films)
+    centred = m.bootstrap_ece(p, y, films)
+    assert plain.low > plain.value  # else this tells nothing
+    assert centred.low < centred.value == plain.value < centred.high
+    assert plain.high - centred.high == pytest.approx(0.08, abs=0.03)  # what 10 films a bin stray by chance
+
+
+def test_an_interval_of_ece_ends_at_zero():
+    figure = m.bootstrap_ece([0.5] * 40, [True, False] * 20, np.arange(40))
+    assert figure.value == figure.low == 0 < figure.high
+    assert np.isnan(m.bootstrap_ece([], [], []).value)
+
+
+def test_centring_leaves_an_unbiased_figure_alone():
+    values = np.random.default_rng(6).normal(0, 1, 60)
+    plain, centred = (m.bootstrap(lambda i: values[i].mean(), np.arange(60), centred=c) for c in (False, True))
+    assert (centred.low, centred.high) == pytest.approx((plain.low, plain.high), abs=0.02)
 
 
 def test_temperature_undoes_overconfidence():

@@ -19,6 +19,10 @@ CASES = {
     "roc of nothing": lambda path, _: plots.roc_and_precision_recall({}, 0.5, path),
     "reliability": lambda path, _: plots.reliability(np.array([0.0, 0.5, 1.0]), np.array([0, 1, 1]), path),
     "confusion": lambda path, _: plots.confusion(np.array([[3, 1], [0, 0]]), ["TB", "NORM"], path),
+    "confusion of labels": lambda path, _: plots.confusion_of_labels(
+        {f"Label {n}": np.array([[n, 1], [0, 0]]) for n in range(14)}, path
+    ),
+    "confusion of no label": lambda path, _: plots.confusion_of_labels({}, path),
     "scores": lambda path, _: plots.score_histogram({"TB": 100 * SCORE, "NORM": np.zeros(0)}, 0.5, path),
     "sheet": lambda path, _: plots.contact_sheet(
         [np.zeros((9, 30), np.uint8), np.zeros((300, 20, 3), np.uint8)], ["Lungenflügel", "b" * 99], path
@@ -45,6 +49,64 @@ def test_it_draws_a_picture(case, tmp_path):
     assert picture is not None
     assert min(picture.shape[:2]) > 20
     assert picture.min() < picture.max() or case == "sheet of nothing"
+
+
+FIGURE = Figure(0.5, 0.4, 0.6, 3)
+OF_NAMES = {  # every plot that shows names of classes, sources, runs or files
+    "roc": lambda name, path: plots.roc_and_precision_recall({name: (Y, SCORE)}, 0.5, path, name),
+    "confusion": lambda name, path: plots.confusion(np.eye(2, dtype=int), [name, "NORM"], path),
+    "confusion of labels": lambda name, path: plots.confusion_of_labels({name: np.eye(2, dtype=int)}, path),
+    "scores": lambda name, path: plots.score_histogram({name: 100 * SCORE}, 0.5, path),
+    "films": lambda name, path: plots.films_by_class({name: {name: 3}, "b": {"NORM": 1}}, path),
+    "label counts": lambda name, path: plots.label_counts(np.eye(2), np.ones((2, 2)), [name, "b"], path),
+    "labels": lambda name, path: plots.per_label({name: {"auc": FIGURE, "support": 3, "prevalence": FIGURE}}, path),
+    "roc of labels": lambda name, path: plots.several_roc({name: (Y, SCORE)}, path),
+    "compared": lambda name, path: plots.compared_curves([(name, [{"val_loss": 1.0}] * 2)], ["loss"], path),
+    "sheet": lambda name, path: plots.contact_sheet([np.zeros((9, 9), np.uint8)], [name], path),
+}
+
+
+@pytest.mark.parametrize("case", OF_NAMES)
+def test_a_name_is_never_read_as_a_formula(case, tmp_path):
+    path = OF_NAMES[case](r"a $\foo$ b", tmp_path / "plot.png")
+    assert cv2.imread(str(path)).min() < 255
+
+
+@pytest.mark.parametrize(
+    ("history", "drawn"),
+    [
+        (HISTORY, {"loss": {"train": 2, "val": 2}, "accuracy": {"val": 2}}),
+        (
+            "epoch,phase,loss,val_loss,val_accuracy\n1,start,0.5,0.6,0.7\n",
+            {"loss": {"train": 1, "val": 1}, "accuracy": {"val": 1}},
+        ),
+        (
+            "epoch,phase,loss,val_loss,accuracy,val_accuracy,learning_rate\n1,start,0.5,0.6,,0.7,\n2,fine,1,1,1,1,0.1\n",
+            {"loss": {"train": 2, "val": 2}, "accuracy": {"train": 1, "val": 2}},
+        ),
+    ],
+)
+def test_curves_show_all_that_the_history_has(history, drawn, tmp_path, monkeypatch):
+    """Metrics that only val has among it, as a training without epochs leaves them: a point each."""
+    figures = []
+    monkeypatch.setattr(plots, "_save", lambda figure, path: figures.append(figure))
+    (tmp_path / "history.csv").write_text(history)
+    plots.training_curves(tmp_path / "history.csv", tmp_path / "curves.png")
+    found = {}
+    for axis in figures[0].axes:
+        curves = [line for line in axis.lines if line.get_label() in ("train", "val")]
+        assert all(line.get_marker() == "o" for line in curves)
+        found[axis.get_title()] = {line.get_label(): int(np.isfinite(line.get_ydata()).sum()) for line in curves}
+    assert found == drawn
+
+
+def test_the_confusion_of_each_label_has_its_own_table(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(plots, "_save", lambda figure, path: figures.append(figure))
+    plots.confusion_of_labels({"Nodule": np.array([[30, 10], [1, 3]]), "Mass": np.zeros((2, 2), int)}, tmp_path / "c")
+    nodule, mass = figures[0].axes
+    assert [text.get_text() for text in nodule.texts] == ["30\n75 %", "10\n25 %", "1\n25 %", "3\n75 %"]
+    assert (nodule.get_title(), mass.get_title()) == ("Nodule", "Mass")
 
 
 def test_a_contact_sheet_shows_each_picture_in_its_place(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from models import metrics
-from pipeline.calibration import CalibrationError, apply_site, fit
+from pipeline.calibration import CalibrationError, _auroc_within, _cross_validated, _folds, apply_site, fit
 from pipeline.cli import _call
 from stages import load_chain
 
@@ -38,6 +38,55 @@ def test_without_films_the_weights_answer_stays():
 def test_a_class_that_the_films_lack_stays_possible():
     logits, labels = draw(200, [0.5, 0.0, 0.5], 1.0)
     assert fit(logits, labels).probabilities(np.array([[0.0, 8.0, 0.0]]))[0, 1] > 0.5
+
+
+def cross_validated(logits, labels, patients=None):
+    return _cross_validated(logits, labels, np.arange(len(labels)) if patients is None else patients, 0, 0.9)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-3])
+def test_the_cross_validated_auroc_is_that_of_the_films(scale):
+    """Each fold's fit moves the scores; of a nearly constant model by more than they differ among themselves."""
+    logits, labels = draw(100, [0.5, 0.0, 0.5], scale, seed=3)
+    area = metrics.auroc(labels == 0, metrics.softmax(logits)[:, 0])
+    held = cross_validated(logits, labels)
+    assert held["auroc"].value == pytest.approx(area, abs=0.05)
+    assert held["auroc"].low < held["auroc"].value < held["auroc"].high
+    assert held["ece"].low <= held["ece"].value <= held["ece"].high
+
+
+def test_the_auroc_within_folds_weighs_them_by_their_pairs():
+    y = np.array([1, 0, 1, 1, 0, 0, 1], bool)
+    score = np.array([0.1, 0.9, 0.9, 0.3, 0.5, 0.1, 0.9])
+    fold = np.array([0, 0, 1, 1, 1, 1, 2])  # areas 0 of one pair and 3/4 of four; the last has none
+    assert _auroc_within(y, score, fold) == pytest.approx(3 / 5)
+    assert np.isnan(_auroc_within(y[-1:], score[-1:], fold[-1:]))
+
+
+def test_films_that_no_other_fit_can_judge_are_in_no_figure():
+    logits, labels = draw(60, [0.5, 0.0, 0.5], 1.0)
+    assert {figure.n for figure in cross_validated(logits, labels).values()} == {60}
+
+    of_one = np.where(labels == 0, -1, np.arange(60))  # all that is positive lies in one patient
+    held = cross_validated(logits, labels, of_one)
+    fold = _folds(labels == 0, of_one)
+    apart = fold == fold[labels == 0][0]
+    assert {figure.n for figure in held.values()} == {int((~apart).sum())}
+    assert np.isnan(held["auroc"].value)
+    assert np.isnan(held["sensitivity"].value)
+    assert 0 <= held["specificity"].value <= 1
+
+    for figure in cross_validated(logits, labels, np.zeros(60)).values():  # one patient, and nobody else to fit on
+        assert figure.to_json() == {"value": None, "ci95": [None, None], "n": 0}
+
+
+def test_folds_share_out_patients_with_and_without_the_positive_class():
+    patients = np.repeat(np.arange(30), 2)
+    is_positive = np.isin(patients, [3, 7, 8, 20, 29]) & (np.arange(60) % 2 == 0)
+    fold = _folds(is_positive, patients)
+    assert sorted(fold[is_positive]) == [0, 1, 2, 3, 4]
+    assert np.bincount(fold).tolist() == [12] * 5
+    assert (fold[::2] == fold[1::2]).all()  # a patient's films stay together
 
 
 @pytest.fixture

@@ -18,6 +18,8 @@ import pytest
 
 from data.manifest import read_manifest
 from data.synthetic import make_film
+from models.weights import shipped
+from stages import load_chain
 from tests.tiny import TINY
 
 
@@ -148,7 +150,98 @@ def test_evaluate_each_stage(samples, tiny_chain, tmp_path):
         assert metrics["split"] == "all"
         assert len(metrics["split_hash"]) == 16
         assert list(out.glob("*.png"))
-    assert "confusion_matrix" in json.loads((tmp_path / "classify" / "metrics.json").read_text())
+    metrics = json.loads((tmp_path / "classify" / "metrics.json").read_text())
+    whole = sum(map(sum, metrics["confusion_matrix"]["counts"]))
+    assert (tmp_path / "classify" / "confusion.png").is_file()
+    counted = [figures for figures in metrics["per_class"].values() if figures["support"]]
+    for name in ("precision", "recall", "f1"):
+        assert set(metrics[name]) == {"value", "ci95", "n"}
+        assert metrics[name]["n"] == whole == metrics["n_judged"]
+        assert metrics[name]["value"] == pytest.approx(np.mean([one[name] or 0 for one in counted]), abs=1e-5)
+    for name, figures in metrics["per_class"].items():
+        with (tmp_path / "classify" / "films.csv").open() as file:
+            films = [film for film in csv.DictReader(file) if film["status"] == "ok"]
+        right = [(film["label"] == name) == (film["predicted"] == name) for film in films]
+        assert figures["accuracy"] == pytest.approx(np.mean(right), abs=1e-5)
+
+
+def bare(samples, folder, **columns):
+    """A copy of the samples' manifest, without boxes, with other columns where given."""
+    table = read_manifest(samples).table.assign(**columns)
+    for column in ("image", "mask"):
+        table[column] = [str(samples.parent / value) if value else "" for value in table[column]]
+    folder.mkdir(parents=True, exist_ok=True)
+    table.to_csv(folder / "manifest.csv", index=False)
+    return folder / "manifest.csv"
+
+
+@pytest.mark.parametrize(
+    ("stage", "columns", "says"),
+    [
+        ("segment", {"mask": ""}, "has a lung mask"),
+        ("classify", {"label": ""}, "has one of the classes TB, NTB, NORM"),
+        ("localize", {}, "has a lesion box"),
+    ],
+)
+def test_films_without_truth_cannot_be_judged(stage, columns, says, samples, tiny_chain, tmp_path):
+    out = tmp_path / "out"
+    call = ["--split", "all", "--out", out, "--weights", tiny_chain]
+    table = read_manifest(samples).table
+    said = pipeline("evaluate", "--stage", stage, "--data", bare(samples, tmp_path, **columns), *call, check=2).stderr
+    assert f"no film of the selection {says}" in said
+    assert f"synthetic test {(table['split'] == 'test').sum()}" in said
+    assert "No film of the manifest has it" in said
+    assert not out.exists()
+
+
+def test_films_without_truth_are_told_where_there_are_others(samples, tiny_chain, tmp_path):
+    table = read_manifest(samples).table
+    in_test = table["split"] == "test"
+    data = bare(samples, tmp_path, mask=table["mask"].where(~in_test, ""))
+    call = ["evaluate", "--stage", "segment", "--data", data, "--out", tmp_path / "out", "--weights", tiny_chain]
+    said = pipeline(*call, check=2).stderr
+    assert "Films that have it: synthetic train" in said
+    assert f"synthetic val {(table['split'] == 'val').sum()}" in said
+
+
+def test_training_passes_over_a_split_without_truth(samples, tiny_chain, tiny_config, tmp_path, caplog):
+    from pipeline.training import train
+
+    shutil.copytree(tiny_chain, tmp_path / "w")
+    shutil.rmtree(tmp_path / "w" / "localize")
+    train(bare(samples, tmp_path), tiny_config, tmp_path / "w", "localize")
+    assert json.loads((tmp_path / "w" / "localize" / "card.json").read_text())["figures"] == {}
+    assert not (tmp_path / "w" / "localize" / "evaluation").exists()
+    assert "no film" not in caplog.text
+
+
+def test_films_of_the_training_are_named(samples, tiny_chain, tmp_path):
+    out = tmp_path / "out"
+    table = read_manifest(samples).table
+    count = {split: int((table["split"] == split).sum()) for split in ("train", "val", "test")}
+    call = ["--data", samples, "--out", out, "--weights", tiny_chain]
+    for split, used_to, word in (("train", "train", "trained on"), ("val", "choose", "chosen and calibrated on")):
+        said = pipeline("evaluate", "--stage", "classify", *call, "--split", split).stderr
+        for stage in ("segment", "classify"):
+            films = f"synthetic {split} ({count[split]} here)"
+            assert f"warning: {stage} was {word} films of these sources and splits: {films}" in said
+        entry = {"split": split, "source": "synthetic", "films": count[split], "used_to": used_to}
+        seen = json.loads((out / "metrics.json").read_text())["seen"]
+        assert seen == [{"stage": stage, **entry} for stage in ("segment", "classify")]
+    said = pipeline("evaluate", "--stage", "classify", *call, "--split", "test").stderr
+    assert "warning" not in said
+    assert json.loads((out / "metrics.json").read_text())["seen"] == []
+
+
+@pytest.mark.skipif("tb" not in shipped(), reason="no weights are shipped")
+def test_the_shipped_lungs_have_seen_montgomery(samples, tmp_path):
+    from pipeline.evaluation import seen_in_training
+
+    chain = load_chain("tb")
+    films = read_manifest(bare(samples, tmp_path, source="montgomery", split="external"))
+    entry = {"split": "external", "source": "montgomery", "films": 18, "used_to": "train"}
+    assert seen_in_training(chain, films) == [{"stage": "segment", **entry}]
+    assert seen_in_training(chain, read_manifest(bare(samples, tmp_path, source="new", split="external"))) == []
 
 
 def test_films_that_the_chain_refuses_are_judged_on_request(samples, tiny_chain, tmp_path):

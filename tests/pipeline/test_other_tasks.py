@@ -117,14 +117,23 @@ def test_every_label_is_judged_on_the_films_where_it_is_known(films, weights, tm
     data = ["--data", str(films), "--split", "all", "--weights", str(weights)]
     assert _call(["evaluate", "--stage", "classify", *data, "--out", str(tmp_path / "c")]) == 0
     metrics = json.loads((tmp_path / "c" / "metrics.json").read_text())
-    for name in ("auc", "average_precision", "f1"):
+    for name in ("auc", "average_precision", "accuracy", "precision", "recall", "f1"):
         assert set(metrics[name]) == {"value", "ci95", "n"}
     truth = read_manifest(films).table
     for name in TASK["classes"]:
         figures = metrics["per_class"][name]
         assert figures["support"] == truth["findings"].str.contains(name).sum()
         assert figures["prevalence"]["value"] == pytest.approx(figures["support"] / metrics["n"], abs=1e-5)
+        (right, false), (missed, found) = metrics["confusion_matrices"]["counts"][name]
+        assert found + missed == figures["support"]
+        assert figures["accuracy"]["value"] == pytest.approx((right + found) / metrics["n"], abs=1e-5)
+        assert figures["sensitivity"]["value"] == pytest.approx(found / (found + missed), abs=1e-5)
+        assert (figures["precision"]["value"] or 0) == pytest.approx(found / max(found + false, 1), abs=1e-5)
+    for name, own in (("precision", "precision"), ("recall", "sensitivity"), ("f1", "f1"), ("accuracy", "accuracy")):
+        of_labels = [figures[own]["value"] or 0 for figures in metrics["per_class"].values()]
+        assert metrics[name]["value"] == pytest.approx(sum(of_labels) / 3, abs=1e-5)
     assert (tmp_path / "c" / "roc.png").is_file()
+    assert (tmp_path / "c" / "confusion.png").is_file()
     assert _call(["evaluate", "--stage", "localize", *data, "--out", str(tmp_path / "l")]) == 0
     where = json.loads((tmp_path / "l" / "metrics.json").read_text())
     assert where["judged_labels"] == ["Tuberculosis"]
