@@ -31,6 +31,7 @@ from models.metrics import bootstrap
 from models.weights import write_text
 from pipeline.evaluation import labels_of
 from stages.base import Stage
+from stages.classify_calibration import rounded_down
 from stages.films import stream
 
 LEAST = 10  # films with, and without, the positive class: under it, a threshold is a guess
@@ -137,7 +138,7 @@ def calibrate(
         "weights": {stage.name: stage.fingerprint for stage in chain},
         "temperature": round(classify.temperature * whole.temperature, 4),
         "offsets": {name: round(float(v), 4) for name, v in zip(classify.classes, offsets, strict=True)},
-        "threshold": round(float(threshold), 4),
+        "threshold": rounded_down(float(threshold)),
         "threshold_ci95": [round(spread.low, 4), round(spread.high, 4)],
         "target_sensitivity": target_sensitivity,
         "films": {"n": len(labels), **{name: counts[name] for name in classify.classes if counts[name]}},

@@ -293,6 +293,8 @@ def _summary(run: dict[str, Any], tally: Tally, facts: dict[str, Any]) -> str:
         out += (
             f'<p class="warning">Part {shard["number"]} of {shard["of"]} of a run over {shard["inputs"]} films.</p>\n'
         )
+    if run.get("unchecked"):
+        out += f'<p class="warning">{escape(run["unchecked"])}.</p>\n'
     out += '<dl class="counts">\n'
     out += "".join(f"<div><dt>{escape(name)}</dt><dd>{count}</dd></div>\n" for name, count in boxes) + "</dl>\n"
     if sum(tally.bins):

@@ -136,6 +136,9 @@ def _evaluation(metrics: dict[str, Any], where: str) -> str:
         ["date", metrics["date"]],
         ["hash of the split", metrics["split_hash"]],
     ]
+    if metrics.get("seen"):
+        films = [f"{one['stage']}: {one['source']} {one['split']} ({one['films']})" for one in metrics["seen"]]
+        facts.append(["films of sources and splits that were trained on", ", ".join(films)])
     if metrics.get("threshold") is not None:
         score = f"{_positive(metrics)} score {100 * metrics['threshold']:.1f}"
         facts.append(["threshold", f"{metrics['threshold']} ({score})"])
@@ -243,6 +246,8 @@ def _told(plot: str, metrics: dict[str, Any]) -> str:
         return f"Reliability {where}, share right by confidence, and films by confidence: {figures}."
     if plot == "scores":
         return f"Films by score and true class {where}, with the threshold {metrics.get('threshold', 'none')}."
+    if plot == "confusion" and "confusion_matrices" in metrics:
+        return f"Right and wrong answers {where}, a table a label, on the films where it is known."
     if plot == "confusion":
         return f"Confusion matrix {where}: {shown('accuracy', 'balanced_accuracy')}. The counts are in the table above."
     if plot == "worst":

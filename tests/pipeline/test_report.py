@@ -117,6 +117,13 @@ def out(films, tmp_path):
     return tmp_path / "out"
 
 
+def test_a_chain_that_checks_no_films_says_so(out):
+    run = json.loads((out / "run.json").read_text())
+    assert "Films are not checked" not in write_report(out).read_text()
+    (out / "run.json").write_text(json.dumps(run | {"unchecked": "Films are not checked"}))
+    assert "Films are not checked." in write_report(out).read_text()
+
+
 def test_it_shows_every_film_with_what_the_run_said(out):
     page = opened(write_report(out))
     rows = {row["id"]: row for row in page.json("rows")}
