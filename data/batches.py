@@ -30,6 +30,8 @@ class Batches(keras.utils.PyDataset):
         weights: (N,) float32 weight of each film in the loss, or None.
         beside: further inputs of the network by name, (N, ...) float32 each; the film itself is then named "crop".
         shuffle: shuffle each epoch and drop the last, smaller batch.
+        replicas: devices that share each batch evenly: it has a multiple of that many films, and the last one is filled
+            up with its own again.
     """
 
     def __init__(
@@ -46,18 +48,21 @@ class Batches(keras.utils.PyDataset):
         shuffle: bool = False,
         seed: int = 0,
         workers: int = 2,
+        replicas: int = 1,
     ) -> None:
         super().__init__(workers=workers, use_multiprocessing=False, max_queue_size=8)
         if len(images) == 0:
             raise ValueError("batches need at least one film. Received: 0; check the manifest's split and sources")
         self.images, self.masks, self.targets, self.weights = images, masks, targets, weights
         self.encode, self.augmentation, self.beside = encode, augmentation, beside
-        self.batch_size, self.shuffle, self.seed = min(batch_size, len(images)), shuffle, seed
+        size = min(batch_size, len(images))
+        self.batch_size = max(replicas, size - size % replicas)
+        self.shuffle, self.seed, self.replicas = shuffle, seed, replicas
         self.epoch = 0  # set by the training when it goes on; counted up by Keras through on_epoch_end
 
     def __len__(self) -> int:
         count = len(self.images)
-        return count // self.batch_size if self.shuffle else -(-count // self.batch_size)
+        return max(1, count // self.batch_size) if self.shuffle else -(-count // self.batch_size)
 
     def on_epoch_end(self) -> None:
         """Called by Keras after each epoch."""
@@ -68,7 +73,8 @@ class Batches(keras.utils.PyDataset):
         order = np.arange(len(self.images))
         if self.shuffle:
             order = np.random.default_rng((self.seed, self.epoch)).permutation(order)
-        return order[batch * self.batch_size : (batch + 1) * self.batch_size]
+        films = order[batch * self.batch_size : (batch + 1) * self.batch_size]
+        return np.resize(films, -(-len(films) // self.replicas) * self.replicas)
 
     def __getitem__(self, batch: int) -> tuple[Any, ...]:
         """(inputs, targets) or (inputs, targets, weights) of one batch, float32."""

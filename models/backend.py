@@ -74,6 +74,15 @@ def _devices(distribute: str) -> Iterator[None]:
         yield
 
 
+def replicas() -> int:
+    """How many devices share each batch of a training, in the scope that `training_scope` opened."""
+    if keras().backend.backend() != "tensorflow":
+        return 1
+    import tensorflow as tf
+
+    return tf.distribute.get_strategy().num_replicas_in_sync
+
+
 @lru_cache(maxsize=1)  # a second one in the same process counts its collectives from 0 again, and they collide
 def _mirrored() -> Any:
     import tensorflow as tf

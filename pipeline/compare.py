@@ -210,7 +210,7 @@ def figures_of(run: Run) -> dict[str, Any]:
         best = best_epoch(run.history, run.stage)
         row |= {"epochs": len(run.history), "best_epoch": int(best["epoch"])}
         for name in curve_names(run.history):
-            row |= {f"train_{name}": best.get(name), f"val_{name}": best.get(f"val_{name}")}
+            row |= {f"train_{name}": _known(best.get(name)), f"val_{name}": _known(best.get(f"val_{name}"))}
     metrics = run.metrics
     if not metrics:
         return row
@@ -231,6 +231,11 @@ def figures_of(run: Run) -> dict[str, Any]:
         if positive:
             row |= {f"{name}_positive": _of_class(classes.get(positive, {}), name) for name in names}
     return row
+
+
+def _known(value: float | None) -> float | None:
+    """A number of the history, None where the epoch has none: the start has no accuracy on train."""
+    return value if value is not None and np.isfinite(value) else None
 
 
 def _of_class(values: dict[str, Any], name: str) -> float | None:

@@ -177,7 +177,7 @@ class Classify(Stage):
         from data.augment import classify_augmentation
         from data.batches import Batches
         from data.progress import progress_bar
-        from models.backend import keras
+        from models.backend import keras, replicas
         from models.classifiers import build_classifier, free_encoder, with_prior
         from models.export import save_bundle
         from models.fit import PHASE_SETTINGS, Phase, TrainingError, average_with_start, fit, set_batchnorm_momentum
@@ -199,6 +199,7 @@ class Classify(Stage):
             "encode": lambda crop, lungs: encoder_input(crop, lungs, settings.lungs, settings.pool),
             "batch_size": settings.fit.batch_size,
             "seed": config.seed,
+            "replicas": replicas(),
         }
 
         def batches(split: str, **more: Any) -> Batches:

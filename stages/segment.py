@@ -170,7 +170,7 @@ class Segment(Stage):
         """Train on the films of `segment.fit.splits` that have masks, watching Dice on those of `val`."""
         from data.augment import segment_augmentation
         from data.batches import Batches
-        from models.backend import keras
+        from models.backend import keras, replicas
         from models.export import save_bundle
         from models.fit import PHASE_SETTINGS, Phase, TrainingError, fit, set_batchnorm_momentum
         from models.losses import DiceScore, segmentation_loss
@@ -199,7 +199,10 @@ class Segment(Stage):
             nearby=data.root,
         )
         set_batchnorm_momentum(model)
-        common = {"encode": _encode, "batch_size": settings.fit.batch_size, "seed": config.seed}
+        common = {
+            **{"encode": _encode, "batch_size": settings.fit.batch_size, "seed": config.seed},
+            "replicas": replicas(),
+        }
         train = Batches(
             *arrays["train"],
             None,

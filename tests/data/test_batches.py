@@ -62,6 +62,15 @@ def test_without_targets_the_mask_is_learned():
     assert np.array_equal(y > 0, np.round(x * 255) > 99)
 
 
+@pytest.mark.parametrize(("n", "sizes"), [(10, [4, 4, 2]), (9, [4, 4, 2]), (3, [2, 2]), (1, [2])])
+def test_devices_share_every_batch_evenly(n, sizes):
+    for shuffle in (False, True):
+        batches = make(n, batch_size=5, replicas=2, shuffle=shuffle)
+        films = films_of(batches)
+        assert [len(batch) for batch in films] == (sizes if not shuffle else sizes[: max(1, n // batches.batch_size)])
+        assert shuffle or {film for batch in films for film in batch} == set(range(n))
+
+
 def test_no_films_is_named():
     with pytest.raises(ValueError, match="at least one film"):
         make(n=0, targets=np.zeros((0, 2), np.float32))

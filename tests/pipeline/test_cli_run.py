@@ -278,7 +278,7 @@ def test_training_without_internet_is_explained(tmp_path, films, monkeypatch, ca
     import pipeline.training
     from models.encoder_weights import EncoderWeightsError
 
-    def offline(*_):
+    def offline(*_, **__):
         raise EncoderWeightsError("no internet, no weights")
 
     monkeypatch.setattr(pipeline.training, "train", offline)
