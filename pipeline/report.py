@@ -105,7 +105,8 @@ def _write(
         "several": several,
         "positive": None if several else classify.get("positive", "TB"),
         "threshold": None if several or threshold is None or not math.isfinite(threshold) else threshold,
-        "thresholds": classify.get("thresholds", {}),
+        # One above 1 is never reached: the label was not learned.
+        "thresholds": {name: value for name, value in classify.get("thresholds", {}).items() if value <= 1},
         "asked": config.get("localize", {}).get("label"),
         "colours": turbo(),
         "faint": FAINT,
@@ -333,7 +334,8 @@ def _by_label(tally: Tally, facts: dict[str, Any]) -> str:
         spread, threshold = tally.probabilities[name], facts["thresholds"].get(name)
         mean = spread.sum / sum(spread.bins)
         drawn = Markup(_small_histogram(spread.bins, threshold))
-        rows.append([name, tally.labels[name], number(threshold), number(mean), number(spread.highest), drawn])
+        limit = "not learned" if threshold is None else number(threshold)
+        rows.append([name, tally.labels[name], limit, number(mean), number(spread.highest), drawn])
     head = ["label", "films with it", "threshold", "mean probability", "highest", "films by probability, 0 to 1"]
     films = sum(tally.probabilities[facts["classes"][0]].bins)
     what = f"The labels of {films} films; a film may have several, and has those that reach their threshold (the mark)"

@@ -25,7 +25,7 @@ from pipeline.report_films import outline
 from pipeline.report_page import TEMPLATES, ReportError
 from pipeline.runner import Runner, identity_of
 from tests.pipeline.chromium import BROWSER, tab
-from tests.pipeline.fake_chain import chain, findings_chain, tree, write_film
+from tests.pipeline.fake_chain import FakeFindings, chain, findings_chain, tree, write_film
 
 VOID = {"meta", "img", "input", "br", "hr", "link"}
 
@@ -401,6 +401,14 @@ def test_of_several_labels_a_film_each_is_counted(tmp_path):
     assert re.search(rf'row">Effusion</th><td>1</td><td>0.500</td><td>0.\d+</td><td>{highest:.3f}</td><td><svg', text)
     options = re.findall(r"<option[^>]*>([^<]+)</option>", text[text.index('<select id="answer">') :])
     assert options == ["all", "Mass", "Effusion", "Pleural_Thickening", "none of them"]
+
+
+def test_a_label_that_was_not_learned_has_no_threshold_to_show(tmp_path, monkeypatch):
+    limits = FakeFindings.decisions["thresholds"] | {"Effusion": 2.0}
+    monkeypatch.setitem(FakeFindings.decisions, "thresholds", limits)
+    path = run_findings(tmp_path)
+    assert re.search('row">Effusion</th><td>0</td><td>not learned</td>', path.read_text())
+    assert set(opened(path).json("facts")["thresholds"]) == {"Mass", "Pleural_Thickening"}
 
 
 @pytest.mark.parametrize(("label", "expected"), [(None, ["Mass", "Effusion"]), ("Mass", ["Mass", "Mass"])])
