@@ -12,8 +12,10 @@ import pytest
 
 pytest.importorskip("fastapi", reason="the extra [web] is not installed")
 
+from pipeline.chain import Chain
+from pipeline.runner import identity_of
 from tests.pipeline.chromium import BROWSER, tab
-from tests.pipeline.fake_chain import write_film
+from tests.pipeline.fake_chain import findings_chain, write_film
 from tests.pipeline.web_server import KEY, listening
 
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed: apt-get install chromium")
@@ -217,3 +219,21 @@ def test_the_api_page_lists_the_routes(page, server):
     assert "POST /v1/analyze" in text(page, "#routes")
     assert "tb_score" in text(page, "#models")
     screenshot(page, "docs")
+
+
+def test_several_labels_are_told_one_by_one(tmp_path):
+    film = write_film(tmp_path / "both.png", 1, lungs=0.5)  # Mass and Effusion, the latter likelier
+    stages = findings_chain()
+    with (
+        listening(Chain(stages, identity_of(stages), {})) as address,
+        tab(tmp_path / "profile") as page,
+    ):
+        page.open(address)
+        page.wait("document.querySelector('#drop-help').textContent.includes('DICOM')")
+        page.give("#files", [film])
+        page.wait(DONE)
+        assert page.run("document.querySelector('#list .state').textContent") == "Effusion +1"
+        stage_is_painted(page)
+        assert "Effusion, Mass" in text(page, "#facts")
+        assert page.errors == []
+        screenshot(page, "labels")

@@ -134,11 +134,19 @@ async function follow() {
   }
 }
 
+// A film's answer: one class, or of several labels all that were found, the likeliest first.
+function labels(result) {
+  const found = (result.label || "").split("|").filter(Boolean);
+  return found.sort((a, b) => result[`p_${b}`] - result[`p_${a}`]);
+}
+
 function words(film) {
   const result = film.result;
   if (!result) return STATES[film.state];
   if (result.status !== "ok") return result.status;
-  return result.tb_score === null ? result.label || "done" : `${result.label} ${result.tb_score.toFixed(1)}`;
+  const answer = labels(result);
+  if (result.tb_score !== null) return `${answer.join(", ")} ${result.tb_score.toFixed(1)}`;
+  return answer.length > 1 ? `${answer[0]} +${answer.length - 1}` : answer[0] || "none found";
 }
 
 function render() {
@@ -221,6 +229,8 @@ function facts(film) {
   const said = (result.boxes || []).map((box) => `${box.category}: ${place(box)}, strength ${box.score.toFixed(2)}`);
   $("regions").replaceChildren(...(said.length ? said : result.boxes ? ["none"] : []).map((text) => element("li", text)));
   const rows = [];
+  if (result.status === "ok" && typeof result.tb_score !== "number" && classes.length)
+    rows.push(["Found", labels(result).join(", ") || "none of the labels"]);
   if (result.width) rows.push(["Film", `${result.width} x ${result.height} pixels`]);
   if (typeof result.lung_fraction === "number") rows.push(["Lungs", `${(100 * result.lung_fraction).toFixed(0)} % of the film`]);
   $("facts").replaceChildren(...rows.flatMap(([name, text]) => [element("dt", name), element("dd", text)]));
