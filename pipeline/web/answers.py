@@ -80,6 +80,7 @@ class Limits(BaseModel):
     max_files: int
     forget_after_minutes: float
     kept: bool = Field(description="Whether the operator keeps results on disk.")
+    unchecked: str = Field("", description="Why films are not checked for being chest X-rays; empty where they are.")
     notice: str = NOTICE
 
 

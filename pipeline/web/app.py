@@ -266,6 +266,7 @@ def create_app(settings: Settings, chain: Chain) -> FastAPI:
             max_files=most,
             forget_after_minutes=settings.forget_after,
             kept=settings.keep is not None,
+            unchecked=chain.identity.about.get("unchecked", ""),
         )
 
     @app.get(

@@ -224,12 +224,14 @@ def test_the_api_page_lists_the_routes(page, server):
 def test_several_labels_are_told_one_by_one(tmp_path):
     film = write_film(tmp_path / "both.png", 1, lungs=0.5)  # Mass and Effusion, the latter likelier
     stages = findings_chain()
+    unchecked = {"unchecked": "Films are not checked"}
     with (
-        listening(Chain(stages, identity_of(stages), {})) as address,
+        listening(Chain(stages, identity_of(stages, about=unchecked), {})) as address,
         tab(tmp_path / "profile") as page,
     ):
         page.open(address)
         page.wait("document.querySelector('#drop-help').textContent.includes('DICOM')")
+        assert text(page, "#drop-help").endswith("megapixels. Films are not checked.")
         page.give("#files", [film])
         page.wait(DONE)
         assert page.run("document.querySelector('#list .state').textContent") == "Effusion +1"
