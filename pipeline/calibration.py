@@ -114,6 +114,7 @@ def calibrate(
     manifest = read_manifest(data, classes=labels_of([classify])).relabelled(classify.class_of)
     manifest = manifest.select(split=split, source=source, labels=classify.classes)
     logits, labels, patients = _judge(manifest, chain)
+    raw = logits
     # From here on as the weights answer, which the fit then stays near where films are few.
     logits = logits / classify.temperature + classify.offsets
     positive = classify.classes.index(classify.positive)
@@ -124,20 +125,22 @@ def calibrate(
             f"{LEAST} of each are needed, and {MANY} together for an interval worth having"
         )
     whole = fit(logits, labels)
-    scores = whole.probabilities(logits)[:, positive]
+    temperature = round(classify.temperature * whole.temperature, 4)
+    offsets = [round(float(v), 4) for v in classify.offsets / whole.temperature + whole.offsets]
+    # Of the numbers as they are stored: the threshold is between films that they judge.
+    scores = metrics.softmax(raw / temperature + offsets)[:, positive]
     is_positive = labels == positive
     threshold = metrics.threshold_for_sensitivity(is_positive, scores, target_sensitivity)
     spread = bootstrap(
         lambda i: metrics.threshold_for_sensitivity(is_positive[i], scores[i], target_sensitivity), patients
     )
     held = _cross_validated(logits, labels, patients, positive, target_sensitivity)
-    offsets = classify.offsets / whole.temperature + whole.offsets
     counts = Counter(classify.classes[label] for label in labels)
     said = {
         "site": site or out.stem,
         "weights": {stage.name: stage.fingerprint for stage in chain},
-        "temperature": round(classify.temperature * whole.temperature, 4),
-        "offsets": {name: round(float(v), 4) for name, v in zip(classify.classes, offsets, strict=True)},
+        "temperature": temperature,
+        "offsets": dict(zip(classify.classes, offsets, strict=True)),
         "threshold": rounded_down(float(threshold)),
         "threshold_ci95": [round(spread.low, 4), round(spread.high, 4)],
         "target_sensitivity": target_sensitivity,

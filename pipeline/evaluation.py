@@ -64,9 +64,9 @@ def evaluate(
     if not refuse:
         (chain or [last])[0].refuse = False
     manifest = read_manifest(data, classes=labels_of([*chain, last]))
-    if split is not None and not (manifest.table["split"] != "").any():
+    how = dict(last.card.get("dealt", {}))
+    if (split is not None or how) and not (manifest.table["split"] != "").any():
         # As the training of these weights dealt films out: other splits would hold films that it saw.
-        how = dict(last.card.get("dealt", {}))
         manifest = split_by_patient(manifest.relabelled(how.pop("class_of", None)), **how)
     chosen = manifest.select(split=split, source=source)
     if len(chosen) == 0:

@@ -136,7 +136,7 @@ def _walked(folder: Path, out: Path | None, left_out: list[str]) -> Iterator[Inp
             continue
         folders = []
         for entry in entries:
-            if entry.name.startswith(".") or entry.name.lower() in _NOT_FILMS:
+            if entry.name.startswith(".") or entry.name.endswith("~") or entry.name.lower() in _NOT_FILMS:
                 continue
             if entry.is_dir():
                 folders.append(here / entry.name)

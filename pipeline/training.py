@@ -67,7 +67,10 @@ def train(data: Path, config: Config, out: Path, stage: str | None = None, *, ov
         names.insert(0, "segment")
     settings = {name: _settings_of(name, config, manifest) for name in names}
     if not overwrite:
-        _refuse_to_replace(settings, out)
+        _refuse_to_replace(settings, out, manifest)
+    for name in names:
+        if not (name == "segment" and config.segment.weights):
+            stages.stage_class(name).require(manifest, config)
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / "config.yaml", dump_config(config))
     for name in names:
@@ -97,18 +100,24 @@ def prepare_manifest(data: Path, config: Config) -> tuple[Manifest, dict[str, An
     return manifest, dealt
 
 
-def _refuse_to_replace(settings: dict[str, str], out: Path) -> None:
+def _refuse_to_replace(settings: dict[str, str], out: Path, manifest: Manifest) -> None:
     """Refuse to train over finished weights of other settings or data; what changed is named."""
     for name, wanted in settings.items():
         path = out / name / "config.yaml"
         if not ((out / name / DONE).is_file() and path.is_file()):
             continue
-        had = path.read_text(encoding="utf-8")
+        had = _without_version(path.read_text(encoding="utf-8"), wanted, manifest)
         if had != wanted:
             raise TrainingError(
                 f"{out / name} holds a finished training with {_difference(had, wanted)}. Give another --out, or "
                 "--overwrite to train it again"
             )
+
+
+def _without_version(had: str, wanted: str, manifest: Manifest) -> str:
+    """A stage's settings file, with the last line of older versions, which told films by splits alone, as it is now."""
+    older = f"# films and splits: {manifest.split_hash()}\n"
+    return had.removesuffix(older) + wanted.splitlines(keepends=True)[-1] if had.endswith(older) else had
 
 
 def _difference(had: str, wanted: str) -> str:
@@ -138,9 +147,8 @@ def _train_stage(
     folder.mkdir(exist_ok=True)
     done = folder / DONE
     if done.is_file() and (folder / "config.yaml").is_file():
-        if (folder / "config.yaml").read_text(encoding="utf-8") == settings and done.read_text() == _upstream(
-            name, config, out
-        ):
+        had = _without_version((folder / "config.yaml").read_text(encoding="utf-8"), settings, manifest)
+        if had == settings and done.read_text() == _upstream(name, config, out):
             log.info("%s: trained already in %s", name, folder)
             return
         done.unlink()
@@ -203,6 +211,9 @@ def _judged(name: str, films: Manifest, config: Config) -> Manifest:
 
 def _settings_of(name: str, config: Config, manifest: Manifest) -> str:
     """What the stage depends on, as YAML: a change elsewhere does not make its training stale."""
+    if name == "segment" and config.segment.weights:  # neither films nor a seed change what is taken
+        taken = {"weights", *RUN_SETTINGS[name]}
+        return yaml.safe_dump({name: config.segment.model_dump(mode="json", include=taken)}, sort_keys=False)
     others = {"cache", "distribute", "precision", *stages.NAMES} - {name}
     if name == "segment":
         others |= {"name", "classes", "positive", "normal", "multi_label", "class_of"}

@@ -96,6 +96,15 @@ class Stage(ABC):
         its last finished epoch when called again with the same arguments.
         """
 
+    @classmethod
+    def require(cls, data: Manifest, config: Config) -> None:
+        """Refuse films that the stage cannot be trained on, before any training begins.
+
+        Raises:
+            models.fit.TrainingError: what is missing, and where.
+        """
+        del data, config  # a stage without a network does with none
+
     @abstractmethod
     def run(self, records: Sequence[Record]) -> list[Record]:
         """The same records, in the same order, with this stage's fields filled in."""

@@ -172,6 +172,11 @@ class Classify(Stage):
         )
 
     @classmethod
+    def require(cls, data: Manifest, config: Config) -> None:
+        """Films in train and in val: with the positive class and without, or of which any label is known."""
+        _require_films(_parts(data, config), data, config)
+
+    @classmethod
     def train(cls, data: Manifest, config: Config, out: Path, chain: Sequence[Stage] = ()) -> Path:
         """Train on the lung crops of `train`, watching the loss on `val`; calibrate on `val`."""
         from data.augment import classify_augmentation
@@ -189,10 +194,8 @@ class Classify(Stage):
 
         k = keras()
         settings = config.classify
-        chosen = data.select(source=sources_of(data, settings.fit))
-        usable = usable_films(chosen, config.classes, config.multi_label, settings.uncertain)
-        parts = {split: usable.select(split=split) for split in ("train", "val")}
-        _require_films(parts, data, config)
+        cls.require(data, config)
+        parts = _parts(data, config)
         folder = Path(config.cache or out / "cache")
         crops = {split: _crops(part, config, chain, folder) for split, part in parts.items()}
         common = {
@@ -211,7 +214,7 @@ class Classify(Stage):
                 priors = source_priors(rows, config.classes, weights, settings.source_prior)
             return Batches(images, lungs, targets, **common, weights=weights, beside={"prior": priors}, **more)
 
-        told = not config.multi_label and settings.source_prior > 0 and len(set(usable.table["source"])) > 1
+        told = not config.multi_label and settings.source_prior > 0 and len(set(parts["train"].table["source"])) > 1
         # The source's share of the classes is given for free, to val's films too: on films of sources with one class
         # each, that alone answers everything.
         accuracy = "accuracy_given_source" if told else "accuracy"
@@ -394,6 +397,14 @@ def usable_films(data: Manifest, classes: Sequence[str], multi_label: bool, unce
     return replace(data, table=data.table[known].reset_index(drop=True))
 
 
+def _parts(data: Manifest, config: Config) -> dict[str, Manifest]:
+    """The films to train on, and to watch and calibrate on."""
+    settings = config.classify
+    chosen = data.select(source=sources_of(data, settings.fit))
+    usable = usable_films(chosen, config.classes, config.multi_label, settings.uncertain)
+    return {split: usable.select(split=split) for split in ("train", "val")}
+
+
 def _require_films(parts: dict[str, Manifest], data: Manifest, config: Config) -> None:
     """Refuse a training that cannot end well before it begins; warn of classes that it cannot learn.
 
@@ -416,10 +427,11 @@ def _require_films(parts: dict[str, Manifest], data: Manifest, config: Config) -
     what = "of which any class is known" if config.multi_label else "with a class as its label"
     for split, part in parts.items():
         if not len(part):
-            labels = sorted(set(data.table["label"]) - {""})
+            column = "findings" if config.multi_label else "label"
+            labels = sorted({name for cell in data.table[column] for name in cell.split("|")} - {""})
             raise TrainingError(
                 f"no film of split {split!r}{chosen} {what}. Classes: {', '.join(config.classes)}; "
-                f"labels there: {_few(labels)}; sources there: {_few(there)}{advice}"
+                f"{column} there: {_few(labels)}; sources there: {_few(there)}{advice}"
             )
         if config.multi_label:
             continue

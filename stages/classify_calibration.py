@@ -17,11 +17,16 @@ NEVER = 2.0  # a label's threshold that no probability reaches
 
 
 def rounded_down(threshold: float) -> float:
-    """A threshold with six digits, never above what it was: films at the threshold stay on their side of it."""
-    if not np.isfinite(threshold) or threshold <= 0:
+    """A threshold with six digits, a millionth or more below what it was.
+
+    Films at the threshold stay on their side of it, whatever runtime judges them.
+    """
+    if not np.isfinite(threshold):
         return float(threshold)
+    if threshold <= 1e-300:  # where digits end
+        return 0.0
     unit = 10.0 ** (np.floor(np.log10(threshold)) - 5)
-    return float(np.floor(threshold / unit * (1 - 1e-9)) * unit)
+    return float(f"{np.floor(threshold * (1 - 1e-6) / unit) * unit:.6g}")
 
 
 def mix_offsets(classes: Sequence[str], mix: dict[str, float] | None) -> dict[str, float]:
@@ -105,7 +110,7 @@ def several_labels(
     temperature = round(float(np.exp(found.x)), 4)
     scores = 1 / (1 + np.exp(-(logits / temperature + offsets)))
     thresholds = {
-        name: rounded_down(best_f1_threshold(there[known[:, k], k], scores[known[:, k], k])) if learned[k] else NEVER
+        name: float(f"{best_f1_threshold(there[known[:, k], k], scores[known[:, k], k]):.9g}") if learned[k] else NEVER
         for k, name in enumerate(classes)
     }
     if not all(learned):

@@ -166,27 +166,40 @@ class Segment(Stage):
             record.extra["warnings"] = [*record.extra.get("warnings", ()), *map(str, (*against, *besides))]
 
     @classmethod
+    def _parts(cls, data: Manifest, config: Config) -> dict[str, Manifest]:
+        """The films with masks to train on, and to watch."""
+        settings = config.segment
+        masked = data.select(has_mask=True, source=sources_of(data, settings.fit))
+        return {"train": masked.select(split=settings.fit.splits), "val": masked.select(split="val")}
+
+    @classmethod
+    def require(cls, data: Manifest, config: Config) -> None:
+        """Films with lung masks in train and in val."""
+        from models.fit import TrainingError
+
+        for split, part in cls._parts(data, config).items():
+            if not len(part):
+                raise TrainingError(
+                    f"no film of split {split!r} and the sources trained on has a lung mask. Name masks in the column "
+                    "`mask` of the manifest, or take a segmentation that is trained already: --set segment.weights=tb"
+                )
+
+    @classmethod
     def train(cls, data: Manifest, config: Config, out: Path, chain: Sequence[Stage] = ()) -> Path:
         """Train on the films of `segment.fit.splits` that have masks, watching Dice on those of `val`."""
         from data.augment import segment_augmentation
         from data.batches import Batches
         from models.backend import keras, replicas
         from models.export import save_bundle
-        from models.fit import PHASE_SETTINGS, Phase, TrainingError, fit, set_batchnorm_momentum
+        from models.fit import PHASE_SETTINGS, Phase, fit, set_batchnorm_momentum
         from models.losses import DiceScore, segmentation_loss
         from models.training_log import summary, training_bar
         from models.unet import build_unet
         from stages.quality_fit import fit_bundle
 
+        cls.require(data, config)
         settings = config.segment
-        masked = data.select(has_mask=True, source=sources_of(data, settings.fit))
-        parts = {"train": masked.select(split=settings.fit.splits), "val": masked.select(split="val")}
-        for split, part in parts.items():
-            if not len(part):
-                raise TrainingError(
-                    f"no film of split {split!r} and the sources trained on has a lung mask. Name masks in the column "
-                    "`mask` of the manifest, or take a segmentation that is trained already: --set segment.weights=tb"
-                )
+        parts = cls._parts(data, config)
         arrays = {
             split: _arrays(part, settings.size, Path(config.cache or out / "cache")) for split, part in parts.items()
         }

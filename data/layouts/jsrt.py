@@ -32,11 +32,13 @@ from data.progress import track
 SIDE = 2048  # pixels
 MILLIMETRES = 0.175  # a pixel
 _NAME = re.compile(r"(JPC[LN]N\d{3})", re.IGNORECASE)
-# Folders of pictures that are no films: SCR's masks and landmarks, and films with the bones taken out.
+# Folders of pictures that are no films, by their whole name: SCR's masks and landmarks, and films with the bones taken
+# out. Other names with such words in them count where films lie elsewhere too.
 _NO_FILMS = re.compile(
     r"masks?|(left|right)[ _]lung|heart|(left|right)[ _]clavicle|landmarks?|points|bse.*|.*[ _-]bse|.*suppress.*",
     re.IGNORECASE,
 )
+_HARDLY_FILMS = re.compile(r"mask|lungs?$|heart|clavicle|landmark|points", re.IGNORECASE)
 
 
 def jsrt(folder: Path, job: Job) -> list[Film]:
@@ -122,6 +124,7 @@ def read_img(path: Path) -> np.ndarray | None:
 def _found(root: Path) -> tuple[dict[str, list[Path]], dict[str, dict[str, Path]]]:
     """Films by name, pictures before `.IMG`; and masks by name and "left lung" or "right lung"."""
     images: dict[str, list[Path]] = {}
+    doubtful: dict[str, list[Path]] = {}
     masks: dict[str, dict[str, Path]] = {}
     for path in files_below(root, (*PICTURES, ".img", ".gif")):
         match = _NAME.fullmatch(path.stem)
@@ -131,8 +134,12 @@ def _found(root: Path) -> tuple[dict[str, list[Path]], dict[str, dict[str, Path]
         side = path.parent.name.lower().replace("_", " ")
         if side in ("left lung", "right lung"):
             masks.setdefault(name, {})[side] = path
-        elif path.suffix.lower() != ".gif" and not any(map(_NO_FILMS.fullmatch, path.relative_to(root).parts[:-1])):
-            images.setdefault(name, []).append(path)
+            continue
+        folders = path.relative_to(root).parts[:-1]
+        if path.suffix.lower() != ".gif" and not any(map(_NO_FILMS.fullmatch, folders)):
+            found = doubtful if any(map(_HARDLY_FILMS.search, folders)) else images
+            found.setdefault(name, []).append(path)
+    images = images or doubtful
     for paths in images.values():
         paths.sort(key=lambda path: (path.suffix.lower() == ".img", str(path)))
         if paths[0].suffix.lower() != ".img":

@@ -207,6 +207,14 @@ def test_jsrt_takes_films_from_any_folder_but_those_of_other_pictures(tmp_path):
     assert list(table["patient"]) == ["jsrt-JPCLN001", "jsrt-JPCNN001"]
 
 
+@pytest.mark.parametrize("folder", ["lung_masks", "Masks_png", "lung", "JSRT_masks"])
+def test_jsrt_takes_no_mask_for_a_film(folder, tmp_path):
+    home = jsrt(tmp_path)
+    lung(home / folder / "JPCLN001.png", slice(5, 35))
+    table = import_dataset("jsrt", home, tmp_path / "m.csv").manifest.table
+    assert table["image"][0] == "images/jsrt/JPCLN001.png"
+
+
 def test_jsrt_says_that_its_clinical_tables_are_missing(tmp_path):
     home = jsrt(tmp_path)
     shutil.rmtree(home / "Clinical_Information")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import yaml
@@ -111,6 +113,17 @@ def test_a_run_obeys_the_site_file(site, tiny_chain, samples, tmp_path):
     plain, ours = ((tmp_path / name / "results.csv").read_text() for name in ("plain", "ours"))
     assert plain != ours
     assert _call([*command, "--out", str(tmp_path / "plain"), "--site", str(site)]) == 2  # never mixed
+
+
+@pytest.mark.parametrize("target", ["0.5", "0.7", "0.9", "0.95"])
+def test_the_target_holds_on_the_films_that_it_was_fitted_on(target, tiny_chain, samples, tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.calibration.LEAST", 3)
+    path = tmp_path / "ours.yaml"
+    at = ["--data", str(samples), "--weights", str(tiny_chain), "--out"]
+    assert _call(["calibrate", *at, str(path), "--target-sensitivity", target]) == 0
+    judged = ["evaluate", "--stage", "classify", *at, str(tmp_path), "--split", "all", "--site", str(path)]
+    assert _call(judged) == 0
+    assert json.loads((tmp_path / "metrics.json").read_text())["sensitivity"]["value"] >= float(target)
 
 
 def test_the_site_file_answers_as_the_fit_does(site, tiny_chain, samples):

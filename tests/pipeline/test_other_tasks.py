@@ -14,6 +14,7 @@ import yaml
 from configs.schema import ConfigError, load_config, presets
 from data.manifest import read_manifest
 from pipeline.cli import _call
+from pipeline.training import prepare_manifest
 from tests.tiny import TINY
 
 TASK = {
@@ -212,15 +213,16 @@ ONE_CLASS = {
 }
 
 
+SETTINGS = ["seed=5", "val_fraction=0.3", "test_fraction=0.3", "classify.fit.epochs=1"]
+
+
 @pytest.fixture(scope="module")
 def dealt(films, tmp_path_factory):
     """Films without splits of their own, and weights trained on them: classes that are not among their own values."""
     folder = tmp_path_factory.mktemp("dealt")
     table = read_manifest(films).table.drop(columns="split")
     table.to_csv(folder / "manifest.csv", index=False)
-    more = ["--stage", "classify"]
-    for setting in ("seed=5", "val_fraction=0.3", "test_fraction=0.3", "classify.fit.epochs=1"):
-        more += ["--set", setting]
+    more = ["--stage", "classify", *(word for setting in SETTINGS for word in ("--set", setting))]
     assert _call(call_of(ONE_CLASS, folder / "manifest.csv", folder, *more)) == 0
     return folder
 
@@ -250,6 +252,47 @@ def test_finished_weights_are_not_replaced_unasked(dealt, capsys):
     assert "val_fraction 0.3 (now 0.15)" in said
     assert "--overwrite" in said
     assert (dealt / "w" / "classify" / "model.onnx").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_a_refused_training_leaves_the_finished_one_alone(dealt, capsys):
+    """Films of one class alone cannot be trained on, with --overwrite neither."""
+    stage = dealt / "w" / "classify"
+    kept = sorted(path.relative_to(stage) for path in stage.rglob("*"))
+    before = (stage / "config.yaml").read_bytes()
+    path = dealt / "one.csv"
+    lines = (dealt / "manifest.csv").read_text().splitlines()
+    path.write_text("\n".join([lines[0], *(line for line in lines if ",NORM," in line)]))
+    assert _call(call_of(ONE_CLASS, path, dealt, "--stage", "classify", "--overwrite")) == 2
+    assert "have the positive class, LIQUID" in capsys.readouterr().err
+    assert sorted(path.relative_to(stage) for path in stage.rglob("*")) == kept
+    assert (stage / "config.yaml").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_all_films_of_a_training_are_known_as_such(dealt, tmp_path):
+    at = ["--data", str(dealt / "manifest.csv"), "--weights", str(dealt / "w"), "--out", str(tmp_path)]
+    assert _call(["evaluate", "--stage", "classify", *at, "--split", "all"]) == 0
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["n_films"] == 18
+    assert {one["split"]: one["films"] for one in metrics["seen"]} == {"train": 6, "val": 6}
+
+
+@pytest.mark.slow
+def test_a_training_of_an_older_version_is_known_again(dealt, caplog):
+    """It told its films by their splits alone."""
+    path = dealt / "w" / "classify" / "config.yaml"
+    now = path.read_text()
+    config = load_config(dealt / "task.yaml", [*TINY, *SETTINGS])
+    manifest, _ = prepare_manifest(dealt / "manifest.csv", config)
+    path.write_text(now.replace(now.splitlines()[-1], f"# films and splits: {manifest.split_hash()}"))
+    more = [word for setting in SETTINGS for word in ("--set", setting)]
+    try:
+        with caplog.at_level("INFO"):
+            assert _call(call_of(ONE_CLASS, dealt / "manifest.csv", dealt, "--stage", "classify", *more)) == 0
+    finally:
+        path.write_text(now)
+    assert "trained already" in caplog.text
 
 
 @pytest.mark.slow
