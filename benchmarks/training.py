@@ -27,7 +27,7 @@ from data.manifest import read_manifest
 from models.classifiers import build_classifier
 from models.losses import DiceCrossEntropy
 from models.unet import build_unet
-from stages.classify import encoder_input
+from stages.crops import encoder_input
 from stages.segment import _arrays, _encode
 
 

@@ -286,7 +286,7 @@ def _unknown(*path: str) -> str:
         section = section.model_fields[parent].annotation
     near = [".".join([*parents, one]) for one in get_close_matches(name, section.model_fields, 1)]
     if not near:  # in another section, such as classify.epochs for classify.fit.epochs
-        everywhere = _flat(Config().model_dump())
+        everywhere = flat_settings(Config().model_dump())
         near = [one for one in everywhere if get_close_matches(name, [one.rpartition(".")[2]], 1, 0.8)]
     meant = f". Did you mean {' or '.join(near)}?" if near else "."
     where = f" in {'.'.join(parents)}" if parents else ""
@@ -300,7 +300,7 @@ def explain(source: str | Path | None, overrides: Sequence[str] = ()) -> list[tu
         ConfigError: as `load_config`.
     """
     layers = [("default", Config()), (str(source), load_config(source)), ("--set", load_config(source, overrides))]
-    flat = [(name, _flat(config.model_dump(mode="json"))) for name, config in layers]
+    flat = [(name, flat_settings(config.model_dump(mode="json"))) for name, config in layers]
     out = []
     for key, value in flat[-1][1].items():
         origin = "default"
@@ -311,11 +311,12 @@ def explain(source: str | Path | None, overrides: Sequence[str] = ()) -> list[tu
     return out
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat_settings(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings of nested sections by their dotted names, such as "classify.fit.epochs"."""
     out: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, dict) and f"{prefix}{key}" in _SECTIONS:
-            out |= _flat(value, f"{prefix}{key}.")
+            out |= flat_settings(value, f"{prefix}{key}.")
         else:
             out[f"{prefix}{key}"] = value
     return out

@@ -88,7 +88,7 @@ def with_truth(stage: Stage, data: Manifest) -> Manifest:
         return data.select(has_mask=True)
     data = data.relabelled(stage.class_of)
     if stage.name == "classify":
-        from stages.classify import usable_films
+        from stages.classify_films import usable_films
 
         return usable_films(data, stage.classes, stage.multi_label)
     from stages.localize_figures import films_with_lesions

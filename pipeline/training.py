@@ -21,7 +21,7 @@ from typing import Any
 import yaml
 
 import stages
-from configs.schema import Config, dump_config
+from configs.schema import Config, dump_config, flat_settings
 from data.manifest import Manifest, read_manifest
 from data.splits import leaking_patients, split_by_patient
 from models.backend import training_scope
@@ -122,7 +122,7 @@ def _without_version(had: str, wanted: str, manifest: Manifest) -> str:
 
 def _difference(had: str, wanted: str) -> str:
     """What tells two settings files of a stage apart, in words."""
-    before, now = (_flat(yaml.safe_load(text) or {}) for text in (had, wanted))
+    before, now = (flat_settings(yaml.safe_load(text) or {}) for text in (had, wanted))
     changed = [key for key in now if before.get(key, _ABSENT) != now[key]] + [key for key in before if key not in now]
     if not changed:
         return "other films, labels or splits"
@@ -131,13 +131,6 @@ def _difference(had: str, wanted: str) -> str:
 
 
 _ABSENT = object()
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for key, value in values.items():
-        out |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return out
 
 
 def _train_stage(

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import cv2
 import numpy as np
 
-from data.geometry import Box, Frame
 from models.weights import LICENCE, fingerprint, open_network, read_card, write_card
 from stages.base import Record, Stage
 from stages.classify_calibration import mix_offsets, one_class, several_labels, weight_offsets
-from stages.classify_targets import UNKNOWN, balance_weights, label_weights, one_hot, source_priors, zones_with_lesions
+from stages.classify_films import crops_of, parts_of, require_films, usable_films, warn_of_gaps
+from stages.classify_targets import balance_weights, label_weights, source_priors
 from stages.classify_targets import several_labels as targets_of
-from stages.films import sources_of, stream
+from stages.crops import encoder_input, lung_crop
+from stages.films import stream
 from stages.quality import MIN_SIDE, by_header
 from stages.uncertain import uncertain
 
@@ -29,64 +28,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("cxr.classify")
 
 MACHINE = ("cache", "distribute", "precision")  # settings of how a training runs, not of what it learns
-_VERSION = 2  # of the preprocessing: cached crops of another version are not used
-_DARKEST, _BRIGHTEST = 0.12, 0.88  # where the lungs' 1st and 99th percentile come to lie; calcified spots keep headroom
-
-
-def lung_crop(record: Record, size: int) -> tuple[np.ndarray, np.ndarray, Frame]:
-    """The lung box of a film on the network's grid, first half of the stage's one preprocessing.
-
-    Grey levels are stretched by the lungs' own percentiles, so that neither exposure nor what lies outside the
-    lungs (borders, plates, the abdomen) sets the contrast. The box is stretched to a square, so that the film's aspect
-    ratio, which betrays its hospital, is gone.
-
-    Without segmentation (a record without mask) it is the whole film, and all of it counts as lung.
-
-    Returns:
-        The crop (size, size) uint8, the lungs (size, size) uint8 0/1, and the frame that leads back to native pixels.
-    """
-    height, width = record.radiograph.size
-    frame = Frame.crop((height, width), record.lung_box or Box(0, 0, width, height), size)
-    crop = frame.to_grid(record.radiograph.pixels)
-    if record.mask is None:
-        lungs = np.ones(crop.shape, np.uint8)
-    else:
-        lungs = (frame.to_grid(record.mask * np.uint8(255)) >= 128).astype(np.uint8)
-    inside = crop[lungs > 0]
-    low, high = np.percentile(inside, [1, 99]) if inside.size else (0.0, 1.0)
-    scaled = _DARKEST + (_BRIGHTEST - _DARKEST) * (crop - low) / max(high - low, 1e-3)
-    return np.round(np.clip(scaled, 0, 1) * 255).astype(np.uint8), lungs, frame
-
-
-def encoder_input(crop: np.ndarray, lungs: np.ndarray, how: str, pool: str = "all") -> np.ndarray:
-    """The network's input of a crop and its lungs, second half of the preprocessing (after augmentation in training).
-
-    Args:
-        crop: (H, W) uint8. lungs: (H, W) uint8, 0 or 1.
-        how: "none" and "crop" the crop as it is; "masked" all but the lungs faded to black; "channel" the lungs as a
-            second channel.
-        pool: "lungs" and "zones" add the lungs as the second channel too, for the network to average its features over.
-
-    Returns:
-        (H, W, 1 or 2) float32 in [0, 1].
-    """
-    grey = crop.astype(np.float32) / 255.0
-    if how == "masked":
-        grey = grey * soft_lungs(lungs)
-    if how == "channel" or pool != "all":
-        return np.stack([grey, lungs.astype(np.float32)], axis=-1)
-    return grey[..., None]
-
-
-def soft_lungs(lungs: np.ndarray) -> np.ndarray:
-    """The lungs grown by 4 % of the crop with a soft edge, (H, W) float32 in [0, 1].
-
-    Grown, because pleura, hilar nodes and the lung behind a wrongly placed outline are where disease shows too; soft,
-    because a hard edge is the strongest thing in the picture.
-    """
-    reach = max(1, round(0.04 * lungs.shape[0]))
-    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * reach + 1, 2 * reach + 1))
-    return cv2.GaussianBlur(cv2.dilate(lungs, kernel).astype(np.float32), (0, 0), reach / 2)
 
 
 class Classify(Stage):
@@ -174,7 +115,7 @@ class Classify(Stage):
     @classmethod
     def require(cls, data: Manifest, config: Config) -> None:
         """Films in train and in val: with the positive class and without, or of which any label is known."""
-        _require_films(_parts(data, config), data, config)
+        require_films(data, config)
 
     @classmethod
     def train(cls, data: Manifest, config: Config, out: Path, chain: Sequence[Stage] = ()) -> Path:
@@ -195,9 +136,10 @@ class Classify(Stage):
         k = keras()
         settings = config.classify
         cls.require(data, config)
-        parts = _parts(data, config)
+        parts = parts_of(data, config)
+        warn_of_gaps(parts, config)
         folder = Path(config.cache or out / "cache")
-        crops = {split: _crops(part, config, chain, folder) for split, part in parts.items()}
+        crops = {split: crops_of(part, config, chain, folder) for split, part in parts.items()}
         common = {
             "encode": lambda crop, lungs: encoder_input(crop, lungs, settings.lungs, settings.pool),
             "batch_size": settings.fit.batch_size,
@@ -384,101 +326,3 @@ class Classify(Stage):
         positive = self.classes.index(self.positive)
         patients = [row["patient"] for row in rows]
         return one_class(logits, targets.argmax(axis=1), self.offsets, positive, target_sensitivity, patients)
-
-
-def usable_films(data: Manifest, classes: Sequence[str], multi_label: bool, uncertain: str = "ignore") -> Manifest:
-    """The films that have one of the classes as label, or, where they may have several, of which any is known.
-
-    `uncertain`: what uncertain labels count as in training; in figures they are unknown.
-    """
-    if not multi_label:
-        return data.select(labels=classes)
-    known = (targets_of(data.table.to_dict("records"), classes, uncertain) >= 0).any(axis=1)
-    return replace(data, table=data.table[known].reset_index(drop=True))
-
-
-def _parts(data: Manifest, config: Config) -> dict[str, Manifest]:
-    """The films to train on, and to watch and calibrate on."""
-    settings = config.classify
-    chosen = data.select(source=sources_of(data, settings.fit))
-    usable = usable_films(chosen, config.classes, config.multi_label, settings.uncertain)
-    return {split: usable.select(split=split) for split in ("train", "val")}
-
-
-def _require_films(parts: dict[str, Manifest], data: Manifest, config: Config) -> None:
-    """Refuse a training that cannot end well before it begins; warn of classes that it cannot learn.
-
-    Raises:
-        TrainingError: train or val is empty, or has no film of the positive class, or none without it.
-    """
-    from models.fit import TrainingError
-
-    settings = config.classify.fit
-    there = sorted(set(data.table["source"]))
-    if settings.sources is not None:
-        absent = [name for name in settings.sources if name not in there]
-        chosen = f" of the sources {', '.join(settings.sources)} (classify.fit.sources)"
-        advice = ". To train on all sources: --set classify.fit.sources=null"
-        if absent and len(absent) < len(settings.sources):
-            log.warning("classify.fit.sources names %s, of which there is no film", ", ".join(absent))
-    else:
-        chosen = f" (left out: {', '.join(settings.leave_out)})" if settings.leave_out else ""
-        advice = ""
-    what = "of which any class is known" if config.multi_label else "with a class as its label"
-    for split, part in parts.items():
-        if not len(part):
-            column = "findings" if config.multi_label else "label"
-            labels = sorted({name for cell in data.table[column] for name in cell.split("|")} - {""})
-            raise TrainingError(
-                f"no film of split {split!r}{chosen} {what}. Classes: {', '.join(config.classes)}; "
-                f"{column} there: {_few(labels)}; sources there: {_few(there)}{advice}"
-            )
-        if config.multi_label:
-            continue
-        positive = int((part.table["label"] == config.positive).sum())
-        if positive in (0, len(part)):
-            raise TrainingError(
-                f"{positive} of {len(part)} films of split {split!r}{chosen} have the positive class, "
-                f"{config.positive}: films with it and without are needed in train and val{advice}"
-            )
-        lacking = [name for name in config.classes if not (part.table["label"] == name).any()]
-        if lacking:
-            log.warning("no film of split %r is %s%s", split, " or ".join(lacking), chosen)
-
-
-def _few(names: Sequence[str]) -> str:
-    return (", ".join(names[:8]) or "none") + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-
-
-def _crops(
-    data: Manifest, config: Config, chain: Sequence[Stage], folder: Path
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]], np.ndarray]:
-    """Crops and lungs (N, size, size) uint8, one-hot targets (N, classes) float32, the films' rows, and their zones.
-
-    The zones are (N, 6) float32: 1 where a film of the positive class has a lesion, 0 where not, NaN where unknown.
-    """
-    from data.cache import kept_arrays
-
-    size = config.classify.size
-    table = data.table.to_dict("records")
-
-    def boxes_of(row: dict[str, Any]) -> list[Box]:
-        return [box for _, box in data.boxes_of(row["image"])] if row["label"] == config.positive else []
-
-    def rows() -> Any:
-        for number, (row, record) in enumerate(stream(data, chain, description="lung crops")):
-            if record.ok:
-                crop, lungs, frame = lung_crop(record, size)
-                yield number, {"crop": crop, "lungs": lungs, "zones": zones_with_lesions(lungs, boxes_of(row), frame)}
-
-    films = [(row["image"], [tuple(box) for box in boxes_of(row)]) for row in table]
-    key = ["classify", _VERSION, size, [s.fingerprint for s in chain], films, str(data.root)]
-    shapes = {"crop": (size, size), "lungs": (size, size), "zones": (6,)}
-    arrays, numbers = kept_arrays(folder, key, len(data), shapes, rows)
-    kept = [table[number] for number in numbers]
-    if config.multi_label:
-        targets = targets_of(kept, config.classes, config.classify.uncertain)
-    else:
-        targets = one_hot(kept, config.classes)
-    zones = np.where(arrays["zones"] == UNKNOWN, np.nan, arrays["zones"]).astype(np.float32)
-    return arrays["crop"], arrays["lungs"], targets, kept, zones

@@ -21,7 +21,7 @@ import stages
 from data.manifest import read_manifest
 from models.metrics import bootstrap
 from models.weights import bundle_of, find, load_keras
-from stages.classify import encoder_input, lung_crop
+from stages.crops import encoder_input, lung_crop
 from stages.films import stream
 
 SOURCES = ("shenzhen", "montgomery", "nih", "rahman")

@@ -18,7 +18,7 @@ from models.export import serving_model
 from models.metrics import auroc, dice
 from models.weights import KERAS_FILE, SERVING_FILE, SHIPPED, bundle_of, load_keras, open_network, read_card, shipped
 from stages.base import Record
-from stages.classify import encoder_input, lung_crop
+from stages.crops import encoder_input, lung_crop
 from stages.films import read_mask
 
 pytestmark = pytest.mark.skipif(not shipped(), reason="no weights are shipped")

@@ -13,7 +13,7 @@ from pipeline import cli, report
 from pipeline.results import run_info
 from tests.pipeline import fake_chain
 from tests.pipeline.fake_chain import tree, write_film
-from tests.pipeline.test_report import opened
+from tests.pipeline.report_reader import opened
 
 
 @pytest.fixture

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 import re
 import shutil
 import subprocess
 import tracemalloc
-from html.parser import HTMLParser
 
 import cv2
 import numpy as np
@@ -17,89 +15,15 @@ import pytest
 
 from data.synthetic import make_film
 from pipeline import report as module
-from pipeline.about import NOTICE
 from pipeline.inputs import find_inputs
 from pipeline.journal import JournalReader, whole_file
-from pipeline.report import Tally, reason, write_report
+from pipeline.report import write_report
 from pipeline.report_films import outline
 from pipeline.report_page import TEMPLATES, ReportError
-from pipeline.runner import Runner, identity_of
-from tests.pipeline.chromium import BROWSER, tab
-from tests.pipeline.fake_chain import FakeFindings, chain, findings_chain, tree, write_film
-
-VOID = {"meta", "img", "input", "br", "hr", "link"}
-
-
-class Page(HTMLParser):
-    """A page taken apart; raises where tags do not match."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.open, self.tags, self.ids, self.data = [], [], [], {}
-        self.feed(text)
-        assert self.open == []
-
-    def handle_starttag(self, tag, attributes):
-        given = dict(attributes)
-        assert len(given) == len(attributes), f"an attribute twice in {tag}"
-        self.tags.append((tag, given))
-        if "id" in given:
-            self.ids.append(given["id"])
-        if tag not in VOID:
-            self.open.append((tag, given.get("id")))
-
-    def handle_startendtag(self, tag, attributes):
-        self.handle_starttag(tag, attributes)
-        if tag not in VOID:
-            self.open.pop()
-
-    def handle_endtag(self, tag):
-        assert self.open[-1][0] == tag, f"{tag} ends where {self.open[-1]} is open"
-        self.open.pop()
-
-    def handle_data(self, data):
-        if self.open and self.open[-1][0] in ("script", "style"):
-            self.data[self.open[-1]] = self.data.get(self.open[-1], "") + data
-
-    def json(self, name):
-        return json.loads(self.data["script", name])
-
-
-def opened(path):
-    """The page, once all that must hold for every report holds."""
-    text = path.read_text(encoding="utf-8")
-    page = Page(text)
-    assert len(page.ids) == len(set(page.ids)), "an id twice"
-    labelled = {given.get("for") for tag, given in page.tags if tag == "label"}
-    for tag, given in page.tags:
-        assert not any(name.startswith("on") for name in given), f"a handler in {tag}"
-        assert "style" not in given, "the policy forbids it"
-        for name in ("src", "href"):
-            assert given.get(name, "data:").startswith(("data:", "#")), given[name]
-        if tag == "img":
-            assert given["alt"] or given["id"] == "bare"
-        if tag in ("input", "select"):
-            assert given["id"] in labelled
-        if tag in ("link", "iframe", "object", "embed", "base"):
-            raise AssertionError(f"{tag} in the page")
-    assert page.tags[0] == ("html", {"lang": "en"})
-    assert NOTICE in text
-    assert ("a", {"class": "skip", "href": "#main"}) in page.tags
-    (policy,) = [g["content"] for _, g in page.tags if g.get("http-equiv") == "Content-Security-Policy"]
-    assert policy.startswith("default-src 'none'; img-src data:")
-    assert "unsafe" not in policy
-    assert "http" not in policy
-    for kind in ("script", "style"):
-        code = page.data.get((kind, None))
-        if code is not None:
-            digest = base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()
-            assert f"{kind}-src 'sha256-{digest}'" in policy
-            assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)|@import|url\(", code)
-    return page
-
-
-def films_in(page):
-    return {name: page.json(name) for tag, name in page.data if tag == "script" and str(name).startswith("film-")}
+from pipeline.report_summary import Tally, reason
+from pipeline.runner import Runner
+from tests.pipeline.fake_chain import chain, tree, write_film
+from tests.pipeline.report_reader import Page, films_in, opened
 
 
 @pytest.fixture
@@ -372,87 +296,3 @@ def test_a_browser_shows_the_table(out, tmp_path):
         '<th scope="col" role="columnheader" aria-sort="descending"><button type="button" data-sort="score"'
         in done.stdout
     )
-
-
-def run_findings(folder, label=None):
-    """A run over three films: one with Mass and Pleural_Thickening, one with Mass and Effusion, one with none."""
-    for number, lungs in enumerate((0.05, 0.5, 0.3)):
-        write_film(folder / "films" / f"f{number}.png", number, lungs=lungs)
-    stages = findings_chain(label)
-    about = {"config": {stage.name: stage.card["decisions"] for stage in stages}}
-    out = folder / "out"
-    Runner(stages, out, identity=identity_of(stages, about=about)).run(find_inputs([folder / "films"]))
-    return write_report(out)
-
-
-def test_of_several_labels_a_film_each_is_counted(tmp_path):
-    path = run_findings(tmp_path)
-    page = opened(path)
-    rows = {row["id"]: row for row in page.json("rows")}
-    labels = {name: row.get("label", "") for name, row in rows.items()}
-    assert labels == {"f0": "Mass|Pleural_Thickening", "f1": "Mass|Effusion", "f2": ""}
-    text = path.read_text()
-    counts = {"Mass": 2, "Effusion": 1, "Pleural_Thickening": 1, "none of them": 1}
-    for name, count in counts.items():
-        assert f"<dt>answered {name}</dt><dd>{count}</dd>" in text
-    assert len(re.findall("<dt>answered", text)) == 4
-    assert "No film has a score" not in text
-    highest = max(row["p"]["Effusion"] for row in rows.values())
-    assert re.search(rf'row">Effusion</th><td>1</td><td>0.500</td><td>0.\d+</td><td>{highest:.3f}</td><td><svg', text)
-    options = re.findall(r"<option[^>]*>([^<]+)</option>", text[text.index('<select id="answer">') :])
-    assert options == ["all", "Mass", "Effusion", "Pleural_Thickening", "none of them"]
-
-
-def test_a_label_that_was_not_learned_has_no_threshold_to_show(tmp_path, monkeypatch):
-    limits = FakeFindings.decisions["thresholds"] | {"Effusion": 2.0}
-    monkeypatch.setitem(FakeFindings.decisions, "thresholds", limits)
-    path = run_findings(tmp_path)
-    assert re.search('row">Effusion</th><td>0</td><td>not learned</td>', path.read_text())
-    assert set(opened(path).json("facts")["thresholds"]) == {"Mass", "Pleural_Thickening"}
-
-
-@pytest.mark.parametrize(("label", "expected"), [(None, ["Mass", "Effusion"]), ("Mass", ["Mass", "Mass"])])
-def test_it_knows_which_label_a_heat_map_is_of(tmp_path, label, expected):
-    rows = opened(run_findings(tmp_path, label)).json("rows")
-    assert [row["heatmap_label"] for row in rows][:2] == expected
-    for row in rows[:2]:
-        assert {region["category"] for region in row["regions"]} <= {row["heatmap_label"]}
-
-
-def test_of_several_labels_the_highest_probabilities_are_embedded(tmp_path):
-    run_findings(tmp_path)
-    write_report(tmp_path / "out", embed=1)
-    rows = Page((tmp_path / "out" / "report.html").read_text()).json("rows")
-    assert max(rows, key=lambda row: max(row["p"].values()))["embedded"]
-    assert sum(bool(row.get("embedded")) for row in rows) == 1
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(BROWSER is None, reason="no Chromium here to open the page in")
-def test_a_browser_shows_films_with_several_labels(tmp_path):
-    path = run_findings(tmp_path)
-    with tab(tmp_path / "profile", width=1300) as page:
-        page.open(path.as_uri())
-        cells = "[...document.querySelectorAll('#body tr')].map(tr => [...tr.cells].map(cell => cell.textContent))"
-        shown = {name: rest for _, name, *rest in page.run(cells)}
-        assert {name: row[1] for name, row in shown.items()} == {
-            "f0.png": "Mass +1",
-            "f1.png": "Effusion +1",
-            "f2.png": "none",
-        }
-        assert re.fullmatch(r"\d\d\.\d Effusion", shown["f1.png"][2])
-        assert len(shown["f1.png"]) == 4  # no column of lungs: the chain looks for none
-        choose = "(() => {{ const s = document.getElementById('answer'); s.value = '{}'; "
-        choose += "s.dispatchEvent(new Event('input', {{bubbles: true}})); }})()"
-        for asked, names in (("Mass", {"f0.png", "f1.png"}), ("Effusion", {"f1.png"}), ("|", {"f2.png"})):
-            page.run(choose.format(asked))
-            assert {row[1] for row in page.run(cells)} == names
-        page.run(choose.format("Mass"))
-        assert all(row[4].endswith(" Mass") for row in page.run(cells))
-        page.run("document.querySelector('#body .name button').click()")
-        text = page.wait("document.getElementById('film').innerText")
-        assert "Grad-CAM for Mass, the likeliest label of the answer" in text
-        assert "Answer: Mass, Pleural_Thickening." in text
-        assert "NaN" not in text
-        assert "lung outline" not in text
-        assert not page.errors

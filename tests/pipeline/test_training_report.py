@@ -13,7 +13,7 @@ from models.plots import training_curves
 from pipeline import cli
 from pipeline.report_page import ReportError
 from pipeline.training_report import is_training, write_training_report
-from tests.pipeline.test_report import opened
+from tests.pipeline.report_reader import opened
 
 
 def figure(value, low, high, n=40):
