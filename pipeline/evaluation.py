@@ -77,23 +77,9 @@ def evaluate(
         raise EvaluationError(
             f"no film has {wanted}. Splits there ({have}); sources there: {sources}. Name one of these, or --split all"
         )
-    if len(with_truth(last, chosen)) == 0:
+    if len(last.films_with_truth(chosen)) == 0:
         raise EvaluationError(_nothing_to_judge_by(last, chosen, manifest))
     return evaluate_stage(last, chosen, out, chain, split=split, source=source, refuse=refuse)
-
-
-def with_truth(stage: Stage, data: Manifest) -> Manifest:
-    """The films that a stage can be judged on: those with a lung mask, with one of the classes, or with boxes."""
-    if stage.name == "segment":
-        return data.select(has_mask=True)
-    data = data.relabelled(stage.class_of)
-    if stage.name == "classify":
-        from stages.classify_films import usable_films
-
-        return usable_films(data, stage.classes, stage.multi_label)
-    from stages.localize_figures import films_with_lesions
-
-    return films_with_lesions(data, stage)
 
 
 def _nothing_to_judge_by(stage: Stage, chosen: Manifest, manifest: Manifest) -> str:
@@ -102,7 +88,7 @@ def _nothing_to_judge_by(stage: Stage, chosen: Manifest, manifest: Manifest) -> 
         "classify": (f"one of the classes {', '.join(getattr(stage, 'classes', ()))}", "column `label` or `findings`"),
         "localize": ("a lesion box", "file boxes.csv beside the manifest"),
     }[stage.name]
-    usable = _counted(with_truth(stage, manifest))
+    usable = _counted(stage.films_with_truth(manifest))
     instead = f"Films that have it: {usable}" if usable else f"No film of the manifest has it: name it in the {place}"
     labels = ""
     if stage.name == "classify":
@@ -181,7 +167,7 @@ def evaluate_stage(
 
     `seen` there lists what of the films the stages were trained on, see `seen_in_training`; a warning says so too.
     """
-    seen = seen_in_training([*chain, stage], with_truth(stage, data))
+    seen = seen_in_training([*chain, stage], stage.films_with_truth(data))
     _warn_of(seen)
     out.mkdir(parents=True, exist_ok=True)
     figures = dict(stage.evaluate(data, out, chain))

@@ -38,7 +38,7 @@ from models.weights import (
     write_text,
 )
 from pipeline.chain import RUN_SETTINGS
-from pipeline.evaluation import evaluate_stage, summary_of, with_truth
+from pipeline.evaluation import evaluate_stage, summary_of
 from pipeline.results import REPORT
 
 log = logging.getLogger("cxr.train")
@@ -163,7 +163,7 @@ def _train_stage(
         figures: dict[str, Any] = {}
         for split in ("test", "external"):
             part = _judged(name, manifest.select(split=split), config)
-            if len(with_truth(stage, part)):
+            if len(stage.films_with_truth(part)):
                 metrics = evaluate_stage(stage, part, folder / "evaluation" / split, chain, split=split)
                 figures[split] = summary_of(metrics)
         write_card(folder, read_card(folder) | {"figures": figures, **({"dealt": dealt} if dealt else {})})

@@ -105,6 +105,10 @@ class Stage(ABC):
         """
         del data, config  # a stage without a network does with none
 
+    def films_with_truth(self, data: Manifest) -> Manifest:
+        """The films of `data` that the stage can be judged on: those of which is known what it answers."""
+        return data
+
     @abstractmethod
     def run(self, records: Sequence[Record]) -> list[Record]:
         """The same records, in the same order, with this stage's fields filled in."""

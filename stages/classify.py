@@ -274,12 +274,16 @@ class Classify(Stage):
         write_card(out, card | {"training": summary(out, parts, settings.model_dump(mode="json"), history, data)})
         return out
 
+    def films_with_truth(self, data: Manifest) -> Manifest:
+        """Those with one of the classes, or, where they may have several, of which any is known."""
+        return usable_films(data.relabelled(self.class_of), self.classes, self.multi_label)
+
     def evaluate(self, data: Manifest, out: Path, chain: Sequence[Stage] = ()) -> dict[str, Any]:
         """Discrimination, calibration and the confusion matrix, pooled and by source; plots into `out`."""
         from stages.classify_figures import SHOWN, figures, worst_first
         from stages.label_figures import figures_of_labels
 
-        data = usable_films(data.relabelled(self.class_of), self.classes, self.multi_label)
+        data = self.films_with_truth(data)
         rows, tiles = [], []
         for row, record in stream(data, [*chain, self], description="classify"):
             entry = {k: row[k] for k in ("image", "patient", "source", "label")} | {"status": record.status}

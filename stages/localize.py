@@ -269,11 +269,17 @@ class Localize(Stage):
         write_card(out, {"stage": cls.name, "decisions": decisions, "licence": LICENCE, "training": training})
         return out
 
+    def films_with_truth(self, data: Manifest) -> Manifest:
+        """Those with lesion boxes of a class that is not normal; see `stages.localize_figures.films_with_lesions`."""
+        from stages.localize_figures import films_with_lesions
+
+        return films_with_lesions(data.relabelled(self.class_of), self)
+
     def evaluate(self, data: Manifest, out: Path, chain: Sequence[Stage] = ()) -> dict[str, Any]:
         """Hits, overlap and AP50 on the films of `data` with boxes; see `stages.localize_figures.evaluate`."""
         from stages.localize_figures import evaluate
 
-        return evaluate(self, data.relabelled(self.class_of), out, chain)
+        return evaluate(self, data, out, chain)
 
 
 def choose(table: Sequence[dict[str, float]]) -> tuple[float, float]:

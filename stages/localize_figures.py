@@ -93,7 +93,7 @@ def evaluate(stage: Localize, data: Manifest, out: Path, chain: Sequence[Stage])
     A film that cannot be read is left out; one that an earlier stage refuses counts as a miss. `worst.png` and
     `random.png` show cases, with a legend: lesions green, regions red, the maximum a cross.
     """
-    films = films_with_lesions(data, stage)
+    films = stage.films_with_truth(data)
     random = set(np.random.default_rng(0).permutation(len(films))[:_SHOWN].tolist())
     judged, worst, drawn = [], [], []
     for number, (row, record) in enumerate(stream(films, chain, description="localize")):

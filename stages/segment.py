@@ -246,14 +246,17 @@ class Segment(Stage):
         fit_bundle(out, cls.load(out), data.select(split="train"))
         return out
 
+    def films_with_truth(self, data: Manifest) -> Manifest:
+        """Those with a lung mask."""
+        return data.select(has_mask=True)
+
     def evaluate(self, data: Manifest, out: Path, chain: Sequence[Stage] = ()) -> dict[str, Any]:
         """Dice, IoU and HD95 at native size, on the films of `data` that have masks."""
         from models.metrics import bootstrap_mean, dice, hd95, iou
         from models.plots import contact_sheet
 
         rows, tiles = [], []
-        data = data.select(has_mask=True)
-        for row, record in stream(data, [self], description="segment"):
+        for row, record in stream(self.films_with_truth(data), [self], description="segment"):
             size = record.radiograph.size
             try:
                 truth = read_mask(data.path(row["mask"]), size)
