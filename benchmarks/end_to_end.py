@@ -30,8 +30,8 @@ LOADS = {"jpeg512": 64, "png3000": 16, "dicom": 32}
 
 def films(source: Path | None, count: int) -> list[np.ndarray]:
     """Films (H, W) uint8, real or synthetic."""
-    from data.radiograph import read
-    from data.synthetic import make_film
+    from cxr_pipeline.data.radiograph import read
+    from cxr_pipeline.data.synthetic import make_film
 
     if source is None:
         return [np.round(make_film(n, size=(700, 700)).pixels * 255).astype(np.uint8) for n in range(count)]
@@ -78,7 +78,7 @@ def decode_only(folder: Path) -> float:
     """Seconds to read all films of a folder on all cores, and do nothing else."""
     from concurrent.futures import ThreadPoolExecutor
 
-    from data.radiograph import read
+    from cxr_pipeline.data.radiograph import read
 
     cv2.setNumThreads(1)
     begun = time.perf_counter()
@@ -91,7 +91,7 @@ def decode_only(folder: Path) -> float:
 def contestants(torch: str | None) -> dict[str, list[str]]:
     """The command of each, to which folder and output are appended."""
     out = {
-        "ours": [sys.executable, "-m", "pipeline.cli", "run"],
+        "ours": [sys.executable, "-m", "cxr_pipeline.cli.main", "run"],
         "plain keras": [sys.executable, str(HERE / "plain_keras.py")],
     }
     if torch:

@@ -42,7 +42,7 @@ def main() -> None:
             call = {"inputs": [str(folder)], "out": str(Path(name) / "out"), "runtime": "onnx"}
             call |= {"weights": "tb", "workers": None}
             answer = subprocess.run(
-                [sys.executable, "-m", "pipeline.benchmark", json.dumps(call)],
+                [sys.executable, "-m", "cxr_pipeline.benchmark", json.dumps(call)],
                 capture_output=True,
                 text=True,
                 check=True,

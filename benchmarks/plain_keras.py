@@ -52,7 +52,7 @@ def grad_cam(split: keras.Model, batch: np.ndarray) -> np.ndarray:
 
 def main(folder: Path, out: Path) -> None:
     """Judge every film in a folder."""
-    import models.losses  # noqa: F401  (names that the files hold)
+    import cxr_pipeline.models.training.losses  # noqa: F401  (names that the files hold)
 
     segment = keras.models.load_model(WEIGHTS / "segment" / "model.keras", compile=False)
     classify = keras.models.load_model(WEIGHTS / "classify" / "model.keras", compile=False)

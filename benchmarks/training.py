@@ -20,15 +20,15 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import keras
 import numpy as np
 
-from configs.schema import load_config
-from data.augment import classify_augmentation, segment_augmentation
-from data.batches import Batches
-from data.manifest import read_manifest
-from models.classifiers import build_classifier
-from models.losses import DiceCrossEntropy
-from models.unet import build_unet
-from stages.crops import encoder_input
-from stages.segment import _arrays, _encode
+from cxr_pipeline.configs.schema import load_config
+from cxr_pipeline.data.augment import classify_augmentation, segment_augmentation
+from cxr_pipeline.data.batches import Batches
+from cxr_pipeline.data.manifest import read_manifest
+from cxr_pipeline.models.backbones.classifiers import build_classifier
+from cxr_pipeline.models.training.losses import DiceCrossEntropy
+from cxr_pipeline.models.unet import build_unet
+from cxr_pipeline.stages.crops import encoder_input
+from cxr_pipeline.stages.segment import _arrays, _encode
 
 
 class Again(keras.utils.PyDataset):

@@ -114,7 +114,7 @@ def post(address: str, film: bytes, key: str) -> int:
 @contextmanager
 def server() -> Iterator[str]:
     """`pipeline serve` on a free port; gives its address."""
-    command = [sys.executable, "-m", "pipeline.cli", "serve", "--port", "0"]
+    command = [sys.executable, "-m", "cxr_pipeline.cli.main", "serve", "--port", "0"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT)
     try:
         found = None
@@ -153,7 +153,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=50)
     parser.add_argument("--seconds", type=float, default=60)
     given = parser.parse_args()
-    from data.synthetic import write_samples
+    from cxr_pipeline.data.synthetic import write_samples
 
     with tempfile.TemporaryDirectory() as folder:
         write_samples(Path(folder), max(12, given.clients))

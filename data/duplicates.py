@@ -10,7 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from data.radiograph import RadiographError, read
+from cxr_pipeline.data.radiograph import RadiographError, read
 
 SIDE = 48
 # Correlation of two films' thumbnails from which they count as one exposure. On 3,904 films of six sources the 16 pairs

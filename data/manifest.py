@@ -23,8 +23,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from data.geometry import Box
-from data.radiograph import looks_like_image
+from cxr_pipeline.data.geometry import Box
+from cxr_pipeline.data.radiograph import looks_like_image
 
 COLUMNS = ("image", "mask", "label", "patient", "source", "split", "findings")
 SPLITS = ("train", "val", "test", "external")

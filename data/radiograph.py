@@ -95,7 +95,7 @@ def read(path: str | Path, *, id: str | None = None) -> Radiograph:
 
     Integer samples are divided by the full range of their depth (a 16-bit file whose largest value fits into 8, 10,
     12 or 14 bits is taken to hold so many), colour becomes grey (ITU-R BT.601), transparent pixels black, and EXIF
-    orientation is applied. DICOM: see `data.dicom.decode`.
+    orientation is applied. DICOM: see `data.formats.dicom.decode`.
 
     Args:
         path: the file.
@@ -152,7 +152,7 @@ def _format(raw: bytes, name: str) -> str:
 
 def _decode(raw: bytes, kind: str, name: str) -> Radiograph:
     if kind == "dicom":
-        from data.dicom import decode
+        from cxr_pipeline.data.formats.dicom import decode
 
         return decode(raw, name)
     samples, orientation = _png(raw, name) if kind == "png" else _with_pillow(raw, kind, name)

@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import replace
 
-from data.manifest import Manifest
+from cxr_pipeline.data.manifest import Manifest
 
 
 def split_by_patient(manifest: Manifest, *, val: float = 0.15, test: float = 0.15, seed: int = 1) -> Manifest:

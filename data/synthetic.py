@@ -15,7 +15,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from data.geometry import Box, bounding_box
+from cxr_pipeline.data.geometry import Box, bounding_box
 
 LABELS = ("NORM", "TB", "NTB")
 

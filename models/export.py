@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from models.backend import keras
-from models.weights import KERAS_FILE, SERVING_FILE
+from cxr_pipeline.models.backend import keras
+from cxr_pipeline.models.store import KERAS_FILE, SERVING_FILE
 
 if TYPE_CHECKING:
     import keras as K
@@ -25,7 +25,7 @@ def serving_model(model: K.Model) -> K.Model:
     Segmentation: `lungs` (N, H, W, 1), probability. Classification: `logits` (N, classes) and `maps`
     (N, h, w, classes), the Grad-CAM of each logit, from the same forward pass.
     """
-    from models.gradcam import LOGITS, maps_layer
+    from cxr_pipeline.models.gradcam import LOGITS, maps_layer
 
     k = keras()
     if not any(layer.name == LOGITS for layer in model.layers):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from models.backend import keras
+from cxr_pipeline.models.backend import keras
 
 if TYPE_CHECKING:
     import keras as K

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from models.backend import keras, segmentation_models
-from models.encoder_weights import EncoderWeightsError, application, resolve
+from cxr_pipeline.models.backbones.encoder_weights import EncoderWeightsError, application, resolve
+from cxr_pipeline.models.backend import keras, segmentation_models
 
 if TYPE_CHECKING:
     import keras as K
@@ -28,7 +28,7 @@ def build_unet(
     Args:
         size: side of the square, a multiple of 32 (the encoder halves it five times).
         encoder: a backbone name of segmentation-models.
-        encoder_weights: see `models.encoder_weights.resolve`; weights load for "mobilenetv2" only.
+        encoder_weights: see `models.backbones.encoder_weights.resolve`; weights load for "mobilenetv2" only.
         decoder_filters: channels of the five decoder steps; most of the cost lies here.
         nearby: folder beside which ImageNet weights may lie.
 

@@ -64,7 +64,7 @@ def info() -> dict[str, Any]:
     installed), packages, weights (a list of name, bytes and stages with classes and figures), presets, settings
     (name -> default and description), exit_codes.
     """
-    from configs.schema import presets
+    from cxr_pipeline.configs.schema import presets
 
     return {
         "program": PROGRAM,
@@ -82,8 +82,8 @@ def info() -> dict[str, Any]:
 
 
 def _weights() -> list[dict[str, Any]]:
-    import stages
-    from models.weights import SHIPPED, WeightsError, read_card, shipped
+    from cxr_pipeline import stages
+    from cxr_pipeline.models.store import SHIPPED, WeightsError, read_card, shipped
 
     out = []
     for name in shipped():
@@ -111,7 +111,7 @@ def _main_figures(figures: Any) -> dict[str, Any]:
 def _settings() -> dict[str, dict[str, Any]]:
     from pydantic import BaseModel
 
-    from configs.schema import Config
+    from cxr_pipeline.configs.schema import Config
 
     def walk(model: BaseModel, prefix: str) -> dict[str, dict[str, Any]]:
         out: dict[str, dict[str, Any]] = {}

@@ -1,6 +1,6 @@
 """The chain from Python, in a few lines::
 
-from pipeline import Pipeline
+from cxr_pipeline import Pipeline
 
 results = Pipeline().run("films/", out="results")
 results.table.sort_values("tb_score")
@@ -22,13 +22,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from data.radiograph import Radiograph, read
-from pipeline.about import NOTICE
-from pipeline.chain import open_chain
-from pipeline.inputs import find_inputs
-from pipeline.results import ResultsError, run_info
-from pipeline.runner import Runner
-from stages.base import Record
+from cxr_pipeline.about import NOTICE
+from cxr_pipeline.data.radiograph import Radiograph, read
+from cxr_pipeline.results.folder import ResultsError, run_info
+from cxr_pipeline.run.chain import open_chain
+from cxr_pipeline.run.inputs import find_inputs
+from cxr_pipeline.run.runner import Runner
+from cxr_pipeline.stages.base import Record
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -122,7 +122,7 @@ class Pipeline:
         label: heat map and regions of this class; None takes the predicted one.
 
     Raises:
-        models.weights.WeightsError: the weights do not exist or cannot be opened.
+        models.store.WeightsError: the weights do not exist or cannot be opened.
         configs.schema.ConfigError: the config cannot be read.
     """
 
@@ -163,9 +163,9 @@ class Pipeline:
         """Judge files, folders or a manifest into a results folder; goes on where an interrupted run stopped.
 
         Raises:
-            pipeline.inputs.InputError: nothing to judge.
+            run.inputs.InputError: nothing to judge.
             ResultsError: the folder belongs to another run.
-            pipeline.runner.RunError: the disk or the folder takes no more.
+            run.runner.RunError: the disk or the folder takes no more.
         """
         given = [inputs] if isinstance(inputs, (str, Path)) else list(inputs)
         missing = [str(one) for one in given if not Path(one).exists()]

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.about import RUNTIMES, cores
-from pipeline.inputs import find_inputs
+from cxr_pipeline.about import RUNTIMES, cores
+from cxr_pipeline.run.inputs import find_inputs
 
 PARTS = ("read", "segment", "classify", "localize", "write")
 FILMS = 48  # synthetic ones, where no input is given
@@ -38,11 +38,11 @@ def benchmark(
 
     Raises:
         BenchmarkError: a runtime that was named cannot run, or none can.
-        pipeline.inputs.InputError: nothing to judge.
+        run.inputs.InputError: nothing to judge.
     """
     with tempfile.TemporaryDirectory(prefix="cxr-benchmark-") as folder:
         if not inputs:
-            from data.synthetic import write_samples
+            from cxr_pipeline.data.synthetic import write_samples
 
             write_samples(Path(folder) / "films", FILMS, size=(512, 512))
             inputs = [str(Path(folder) / "films" / "images")]
@@ -57,7 +57,7 @@ def benchmark(
             call = {"inputs": list(inputs), "out": str(out), "runtime": runtime, "weights": weights, "workers": workers}
             begun = time.time()
             answer = subprocess.run(
-                [sys.executable, "-m", "pipeline.benchmark", json.dumps(call)],
+                [sys.executable, "-m", "cxr_pipeline.benchmark", json.dumps(call)],
                 capture_output=True,
                 text=True,
                 check=False,
@@ -107,8 +107,8 @@ def as_text(said: dict[str, Any]) -> str:
 
 
 def _measure(call: dict[str, Any]) -> dict[str, Any]:
-    from pipeline.chain import open_chain
-    from pipeline.runner import Runner
+    from cxr_pipeline.run.chain import open_chain
+    from cxr_pipeline.run.runner import Runner
 
     begun = time.time()
     chain = open_chain(call["weights"], "localize", runtime=call["runtime"])

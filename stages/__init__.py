@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from configs.schema import Config
-    from stages.base import Stage
+    from cxr_pipeline.configs.schema import Config
+    from cxr_pipeline.stages.base import Stage
 
 NAMES = ("segment", "classify", "localize")  # in the order of the chain
 
@@ -21,7 +21,7 @@ def stage_class(name: str) -> type[Stage]:
     """
     if name not in NAMES:
         raise ValueError(f"stage must be one of {', '.join(NAMES)}. Received: {name!r}")
-    return getattr(import_module(f"stages.{name}"), name.capitalize())
+    return getattr(import_module(f"cxr_pipeline.stages.{name}"), name.capitalize())
 
 
 def names_for(config: Config) -> list[str]:
@@ -31,7 +31,7 @@ def names_for(config: Config) -> list[str]:
 
 def stored_names(chain: Path) -> list[str]:
     """The stages that a folder of weights has: the same, as told by the classifier's card where there is one."""
-    from models.weights import CARD_FILE, read_card
+    from cxr_pipeline.models.store import CARD_FILE, read_card
 
     if (chain / "classify" / CARD_FILE).is_file() and read_card(chain / "classify")["decisions"].get("lungs") == "none":
         return [name for name in NAMES if name != "segment"]
@@ -43,12 +43,12 @@ def load_chain(
 ) -> list[Stage]:
     """The stages up to and including `upto`, from the weights of that name or in that folder.
 
-    `runtime`, `threads`: see `models.weights.open_network`.
+    `runtime`, `threads`: see `models.store.open_network`.
 
     Raises:
-        models.weights.WeightsError: the weights do not exist, are incomplete or damaged.
+        models.store.WeightsError: the weights do not exist, are incomplete or damaged.
     """
-    from models.weights import WeightsError, bundle_of, find
+    from cxr_pipeline.models.store import WeightsError, bundle_of, find
 
     chain = find(weights)
     stored = stored_names(chain)

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from data.geometry import Box, Frame
-from data.radiograph import Radiograph
+from cxr_pipeline.data.geometry import Box, Frame
+from cxr_pipeline.data.radiograph import Radiograph
 
 if TYPE_CHECKING:  # pandas and pydantic are not needed to run a stage
-    from configs.schema import Config
-    from data.manifest import Manifest
+    from cxr_pipeline.configs.schema import Config
+    from cxr_pipeline.data.manifest import Manifest
 
 OK, REFUSED, FAILED = "ok", "refused", "failed"
 
@@ -85,7 +85,7 @@ class Stage(ABC):
     @classmethod
     @abstractmethod
     def load(cls, bundle: Path, *, runtime: str = "onnx", threads: int | None = None) -> Stage:
-        """The stage as stored in the folder `bundle`. `runtime`, `threads`: see `models.weights.open_network`."""
+        """The stage as stored in the folder `bundle`. `runtime`, `threads`: see `models.store.open_network`."""
 
     @classmethod
     @abstractmethod
@@ -101,7 +101,7 @@ class Stage(ABC):
         """Refuse films that the stage cannot be trained on, before any training begins.
 
         Raises:
-            models.fit.TrainingError: what is missing, and where.
+            models.training.fit.TrainingError: what is missing, and where.
         """
         del data, config  # a stage without a network does with none
 
@@ -115,4 +115,4 @@ class Stage(ABC):
 
     @abstractmethod
     def evaluate(self, data: Manifest, out: Path, chain: Sequence[Stage] = ()) -> dict[str, Any]:
-        """Figures on the films of `data` (see `models.metrics.Figure`); plots are written into `out`."""
+        """Figures on the films of `data` (see `models.figures.metrics.Figure`); plots are written into `out`."""

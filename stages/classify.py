@@ -9,21 +9,21 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from models.weights import LICENCE, fingerprint, open_network, read_card, write_card
-from stages.base import Record, Stage
-from stages.classify_calibration import mix_offsets, one_class, several_labels, weight_offsets
-from stages.classify_films import crops_of, parts_of, require_films, usable_films, warn_of_gaps
-from stages.classify_targets import balance_weights, label_weights, source_priors
-from stages.classify_targets import several_labels as targets_of
-from stages.crops import encoder_input, lung_crop
-from stages.films import stream
-from stages.quality import MIN_SIDE, by_header
-from stages.uncertain import uncertain
+from cxr_pipeline.models.store import LICENCE, fingerprint, open_network, read_card, write_card
+from cxr_pipeline.stages.base import Record, Stage
+from cxr_pipeline.stages.classify_calibration import mix_offsets, one_class, several_labels, weight_offsets
+from cxr_pipeline.stages.classify_films import crops_of, parts_of, require_films, usable_films, warn_of_gaps
+from cxr_pipeline.stages.classify_targets import balance_weights, label_weights, source_priors
+from cxr_pipeline.stages.classify_targets import several_labels as targets_of
+from cxr_pipeline.stages.crops import encoder_input, lung_crop
+from cxr_pipeline.stages.films import stream
+from cxr_pipeline.stages.quality import MIN_SIDE, by_header
+from cxr_pipeline.stages.uncertain import uncertain
 
 if TYPE_CHECKING:
-    from configs.schema import Config
-    from data.manifest import Manifest
-    from models.weights import Network
+    from cxr_pipeline.configs.schema import Config
+    from cxr_pipeline.data.manifest import Manifest
+    from cxr_pipeline.models.store import Network
 
 log = logging.getLogger("cxr.classify")
 
@@ -50,7 +50,7 @@ class Classify(Stage):
         self.threshold: float = decisions["threshold"]
         self.thresholds: dict[str, float] = decisions.get("thresholds", {})  # of several labels a film
         self.threshold_ci95: list[float] | None = decisions.get("threshold_ci95")
-        # Added to the logits divided by the temperature; a site brings its own, see pipeline.calibration.
+        # Added to the logits divided by the temperature; a site brings its own, see train.calibration.
         self.offsets = np.array([decisions.get("offsets", {}).get(name, 0.0) for name in self.classes])
 
     @classmethod
@@ -91,7 +91,7 @@ class Classify(Stage):
         not for accuracy: a missed TB costs more than a second look), else the likeliest of the others. Where a film may
         have several labels, it is all that reach their thresholds, joined by a pipe sign.
         """
-        from models.metrics import softmax
+        from cxr_pipeline.models.figures.metrics import softmax
 
         record.extra["logits"] = logits
         scaled = logits / self.temperature + self.offsets
@@ -120,18 +120,25 @@ class Classify(Stage):
     @classmethod
     def train(cls, data: Manifest, config: Config, out: Path, chain: Sequence[Stage] = ()) -> Path:
         """Train on the lung crops of `train`, watching the loss on `val`; calibrate on `val`."""
-        from data.augment import classify_augmentation
-        from data.batches import Batches
-        from data.progress import progress_bar
-        from models.backend import keras, replicas
-        from models.classifiers import build_classifier, free_encoder, with_prior
-        from models.export import save_bundle
-        from models.fit import PHASE_SETTINGS, Phase, TrainingError, average_with_start, fit, set_batchnorm_momentum
-        from models.gradcam import has_linear_head
-        from models.losses import KnownLabelsAccuracy, classification_loss
-        from models.plots import label_counts
-        from models.probe import Lesions, solve_head
-        from models.training_log import summary, training_bar
+        from cxr_pipeline.data.augment import classify_augmentation
+        from cxr_pipeline.data.batches import Batches
+        from cxr_pipeline.data.progress import progress_bar
+        from cxr_pipeline.models.backbones.classifiers import build_classifier, free_encoder, with_prior
+        from cxr_pipeline.models.backend import keras, replicas
+        from cxr_pipeline.models.export import save_bundle
+        from cxr_pipeline.models.figures.plots import label_counts
+        from cxr_pipeline.models.gradcam import has_linear_head
+        from cxr_pipeline.models.training.fit import (
+            PHASE_SETTINGS,
+            Phase,
+            TrainingError,
+            average_with_start,
+            fit,
+            set_batchnorm_momentum,
+        )
+        from cxr_pipeline.models.training.log import summary, training_bar
+        from cxr_pipeline.models.training.losses import KnownLabelsAccuracy, classification_loss
+        from cxr_pipeline.models.training.probe import Lesions, solve_head
 
         k = keras()
         settings = config.classify
@@ -280,8 +287,8 @@ class Classify(Stage):
 
     def evaluate(self, data: Manifest, out: Path, chain: Sequence[Stage] = ()) -> dict[str, Any]:
         """Discrimination, calibration and the confusion matrix, pooled and by source; plots into `out`."""
-        from stages.classify_figures import SHOWN, figures, worst_first
-        from stages.label_figures import figures_of_labels
+        from cxr_pipeline.stages.classify_figures import SHOWN, figures, worst_first
+        from cxr_pipeline.stages.label_figures import figures_of_labels
 
         data = self.films_with_truth(data)
         rows, tiles = [], []

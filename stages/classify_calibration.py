@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from stages.uncertain import threshold_interval
+from cxr_pipeline.stages.uncertain import threshold_interval
 
 log = logging.getLogger("cxr.classify")
 
@@ -64,8 +64,8 @@ def one_class(
     Raises:
         TrainingError: no film of the positive class, or none without it.
     """
-    from models.fit import TrainingError
-    from models.metrics import fit_temperature, softmax, threshold_for_sensitivity
+    from cxr_pipeline.models.figures.metrics import fit_temperature, softmax, threshold_for_sensitivity
+    from cxr_pipeline.models.training.fit import TrainingError
 
     count = int((labels == positive).sum())
     if not 0 < count < len(labels):

@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from models import metrics, plots
-from models.metrics import Figure, bootstrap
+from cxr_pipeline.models.figures import metrics, plots
+from cxr_pipeline.models.figures.metrics import Figure, bootstrap
 
 SHOWN = 20  # films in worst.png
 
@@ -36,7 +36,7 @@ def figures(
 
     Returns:
         Figures with intervals, `confusion_matrix`, `per_class` and `by_source`; `precision`, `recall` and `f1` are
-        means over the classes that have films, see `models.metrics.macro`.
+        means over the classes that have films, see `models.figures.metrics.macro`.
     """
     judged = [film for film in films if film["status"] == "ok"]
     out.mkdir(parents=True, exist_ok=True)

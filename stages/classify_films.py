@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from data.geometry import Box
-from stages.base import Stage
-from stages.classify_targets import UNKNOWN, one_hot, zones_with_lesions
-from stages.classify_targets import several_labels as targets_of
-from stages.crops import VERSION, lung_crop
-from stages.films import sources_of, stream
+from cxr_pipeline.data.geometry import Box
+from cxr_pipeline.stages.base import Stage
+from cxr_pipeline.stages.classify_targets import UNKNOWN, one_hot, zones_with_lesions
+from cxr_pipeline.stages.classify_targets import several_labels as targets_of
+from cxr_pipeline.stages.crops import VERSION, lung_crop
+from cxr_pipeline.stages.films import sources_of, stream
 
 if TYPE_CHECKING:
-    from configs.schema import Config
-    from data.manifest import Manifest
+    from cxr_pipeline.configs.schema import Config
+    from cxr_pipeline.data.manifest import Manifest
 
 log = logging.getLogger("cxr.classify")
 
@@ -49,7 +49,7 @@ def require_films(data: Manifest, config: Config) -> None:
     Raises:
         TrainingError: train or val is empty, or has no film of the positive class, or none without it.
     """
-    from models.fit import TrainingError
+    from cxr_pipeline.models.training.fit import TrainingError
 
     chosen, advice = _chosen(config), ""
     if config.classify.fit.sources is not None:
@@ -105,7 +105,7 @@ def crops_of(
 
     The zones are (N, 6) float32: 1 where a film of the positive class has a lesion, 0 where not, NaN where unknown.
     """
-    from data.cache import kept_arrays
+    from cxr_pipeline.data.cache import kept_arrays
 
     size = config.classify.size
     table = data.table.to_dict("records")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from data.geometry import Box, Frame
-from stages.base import Record
+from cxr_pipeline.data.geometry import Box, Frame
+from cxr_pipeline.stages.base import Record
 
 VERSION = 2  # of this preprocessing: cached crops of another version are not used
 _DARKEST, _BRIGHTEST = 0.12, 0.88  # where the lungs' 1st and 99th percentile come to lie; calcified spots keep headroom

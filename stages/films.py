@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
-from data.progress import track
-from data.radiograph import Radiograph, RadiographError, read
-from stages.base import FAILED, REFUSED, Record, Stage
+from cxr_pipeline.data.progress import track
+from cxr_pipeline.data.radiograph import Radiograph, RadiographError, read
+from cxr_pipeline.stages.base import FAILED, REFUSED, Record, Stage
 
 if TYPE_CHECKING:
-    from configs.schema import Fit
-    from data.manifest import Manifest
+    from cxr_pipeline.configs.schema import Fit
+    from cxr_pipeline.data.manifest import Manifest
 
 log = logging.getLogger("cxr.films")
 

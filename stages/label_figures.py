@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from models import metrics, plots
-from models.metrics import Figure, bootstrap
+from cxr_pipeline.models.figures import metrics, plots
+from cxr_pipeline.models.figures.metrics import Figure, bootstrap
 
 
 def figures_of_labels(

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import cv2
 import numpy as np
 
-from data.geometry import Box, Frame, bounding_box, resize
-from models.weights import LICENCE, fingerprint, read_card, write_card, write_text
-from stages.base import Record, Region, Stage
-from stages.films import stream
+from cxr_pipeline.data.geometry import Box, Frame, bounding_box, resize
+from cxr_pipeline.models.store import LICENCE, fingerprint, read_card, write_card, write_text
+from cxr_pipeline.stages.base import Record, Region, Stage
+from cxr_pipeline.stages.films import stream
 
 if TYPE_CHECKING:
-    from configs.schema import Config
-    from data.manifest import Manifest
+    from cxr_pipeline.configs.schema import Config
+    from cxr_pipeline.data.manifest import Manifest
 
 log = logging.getLogger("cxr.localize")
 
@@ -229,7 +229,7 @@ class Localize(Stage):
         The guess that needs no image, the same point and box on every film, is fitted on `train` and stored in the
         card.
         """
-        from stages.localize_figures import films_with_lesions, fit_constant_guess
+        from cxr_pipeline.stages.localize_figures import films_with_lesions, fit_constant_guess
 
         settings = config.localize
         decisions = {
@@ -271,13 +271,13 @@ class Localize(Stage):
 
     def films_with_truth(self, data: Manifest) -> Manifest:
         """Those with lesion boxes of a class that is not normal; see `stages.localize_figures.films_with_lesions`."""
-        from stages.localize_figures import films_with_lesions
+        from cxr_pipeline.stages.localize_figures import films_with_lesions
 
         return films_with_lesions(data.relabelled(self.class_of), self)
 
     def evaluate(self, data: Manifest, out: Path, chain: Sequence[Stage] = ()) -> dict[str, Any]:
         """Hits, overlap and AP50 on the films of `data` with boxes; see `stages.localize_figures.evaluate`."""
-        from stages.localize_figures import evaluate
+        from cxr_pipeline.stages.localize_figures import evaluate
 
         return evaluate(self, data, out, chain)
 
@@ -296,8 +296,8 @@ def _best_ious(
 
     The chain runs once over the films, and each film is dropped when it has been judged.
     """
-    from models.box_metrics import best_iou
-    from stages.localize_figures import lesions_of
+    from cxr_pipeline.models.figures.boxes import best_iou
+    from cxr_pipeline.stages.localize_figures import lesions_of
 
     for row, record in stream(films, chain, description="localize"):
         if not record.ok or record.maps is None:

@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
-from data.geometry import Box, Frame
-from data.manifest import means
-from models.box_metrics import average_precision, best_iou, hit, share_inside
-from models.metrics import bootstrap, bootstrap_mean
-from stages.base import Record, Region, Stage
-from stages.films import stream
-from stages.localize import Focus, Localize, focus, hottest
+from cxr_pipeline.data.geometry import Box, Frame
+from cxr_pipeline.data.manifest import means
+from cxr_pipeline.models.figures.boxes import average_precision, best_iou, hit, share_inside
+from cxr_pipeline.models.figures.metrics import bootstrap, bootstrap_mean
+from cxr_pipeline.stages.base import Record, Region, Stage
+from cxr_pipeline.stages.films import stream
+from cxr_pipeline.stages.localize import Focus, Localize, focus, hottest
 
 if TYPE_CHECKING:
-    from data.manifest import Manifest
-    from models.metrics import Figure
+    from cxr_pipeline.data.manifest import Manifest
+    from cxr_pipeline.models.figures.metrics import Figure
 
 _SHOWN = 20  # cases on a contact sheet
 _TILE = 256  # long side of a case on it, in pixels
@@ -111,7 +111,7 @@ def evaluate(stage: Localize, data: Manifest, out: Path, chain: Sequence[Stage])
         if number in random:
             drawn.append(tile)
     if judged:
-        from models.plots import contact_sheet
+        from cxr_pipeline.models.figures.plots import contact_sheet
 
         legend = [
             ("true boxes of lesions", _TRUE),

@@ -18,9 +18,9 @@ from zipfile import BadZipFile
 import cv2
 import numpy as np
 
-from data.geometry import Frame, bounding_box
-from data.radiograph import Radiograph
-from models.weights import QUALITY_FILE, WeightsError
+from cxr_pipeline.data.geometry import Frame, bounding_box
+from cxr_pipeline.data.radiograph import Radiograph
+from cxr_pipeline.models.store import QUALITY_FILE, WeightsError
 
 SIDE = 32  # of the lung box as it is compared, in pixels
 MIN_SIDE = 96  # pixels; what the weights of a segmentation decide comes first
@@ -171,7 +171,7 @@ class Quality:
         """What the bundle of a segmentation holds; None where nothing was fitted.
 
         Raises:
-            models.weights.WeightsError: the file is damaged.
+            models.store.WeightsError: the file is damaged.
         """
         path = bundle / QUALITY_FILE
         if not path.is_file():

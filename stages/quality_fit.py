@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from data.radiograph import Radiograph
-from models.weights import QUALITY_FILE
-from stages.films import stream
-from stages.quality import COMPARED, EDGES, aligned, distances, measure, unlikeness
+from cxr_pipeline.data.radiograph import Radiograph
+from cxr_pipeline.models.store import QUALITY_FILE
+from cxr_pipeline.stages.films import stream
+from cxr_pipeline.stages.quality import COMPARED, EDGES, aligned, distances, measure, unlikeness
 
 if TYPE_CHECKING:
-    from data.manifest import Manifest
-    from stages.segment import Segment
+    from cxr_pipeline.data.manifest import Manifest
+    from cxr_pipeline.stages.segment import Segment
 
 log = logging.getLogger("cxr.quality")
 

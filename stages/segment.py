@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import cv2
 import numpy as np
 
-from data.geometry import Box, Frame, bounding_box
-from data.radiograph import Radiograph, RadiographError
-from models.weights import LICENCE, fingerprint, open_network, read_card, write_card
-from stages.base import Record, Stage
-from stages.films import read_mask, sources_of, stream
-from stages.quality import MIN_SIDE, Finding, Quality, View, by_header, shown
+from cxr_pipeline.data.geometry import Box, Frame, bounding_box
+from cxr_pipeline.data.radiograph import Radiograph, RadiographError
+from cxr_pipeline.models.store import LICENCE, fingerprint, open_network, read_card, write_card
+from cxr_pipeline.stages.base import Record, Stage
+from cxr_pipeline.stages.films import read_mask, sources_of, stream
+from cxr_pipeline.stages.quality import MIN_SIDE, Finding, Quality, View, by_header, shown
 
 if TYPE_CHECKING:
-    from configs.schema import Config
-    from data.manifest import Manifest
-    from models.weights import Network
+    from cxr_pipeline.configs.schema import Config
+    from cxr_pipeline.data.manifest import Manifest
+    from cxr_pipeline.models.store import Network
 
 log = logging.getLogger("cxr.segment")
 
@@ -175,7 +175,7 @@ class Segment(Stage):
     @classmethod
     def require(cls, data: Manifest, config: Config) -> None:
         """Films with lung masks in train and in val."""
-        from models.fit import TrainingError
+        from cxr_pipeline.models.training.fit import TrainingError
 
         for split, part in cls._parts(data, config).items():
             if not len(part):
@@ -187,15 +187,15 @@ class Segment(Stage):
     @classmethod
     def train(cls, data: Manifest, config: Config, out: Path, chain: Sequence[Stage] = ()) -> Path:
         """Train on the films of `segment.fit.splits` that have masks, watching Dice on those of `val`."""
-        from data.augment import segment_augmentation
-        from data.batches import Batches
-        from models.backend import keras, replicas
-        from models.export import save_bundle
-        from models.fit import PHASE_SETTINGS, Phase, fit, set_batchnorm_momentum
-        from models.losses import DiceScore, segmentation_loss
-        from models.training_log import summary, training_bar
-        from models.unet import build_unet
-        from stages.quality_fit import fit_bundle
+        from cxr_pipeline.data.augment import segment_augmentation
+        from cxr_pipeline.data.batches import Batches
+        from cxr_pipeline.models.backend import keras, replicas
+        from cxr_pipeline.models.export import save_bundle
+        from cxr_pipeline.models.training.fit import PHASE_SETTINGS, Phase, fit, set_batchnorm_momentum
+        from cxr_pipeline.models.training.log import summary, training_bar
+        from cxr_pipeline.models.training.losses import DiceScore, segmentation_loss
+        from cxr_pipeline.models.unet import build_unet
+        from cxr_pipeline.stages.quality_fit import fit_bundle
 
         cls.require(data, config)
         settings = config.segment
@@ -252,8 +252,8 @@ class Segment(Stage):
 
     def evaluate(self, data: Manifest, out: Path, chain: Sequence[Stage] = ()) -> dict[str, Any]:
         """Dice, IoU and HD95 at native size, on the films of `data` that have masks."""
-        from models.metrics import bootstrap_mean, dice, hd95, iou
-        from models.plots import contact_sheet
+        from cxr_pipeline.models.figures.metrics import bootstrap_mean, dice, hd95, iou
+        from cxr_pipeline.models.figures.plots import contact_sheet
 
         rows, tiles = [], []
         for row, record in stream(self.films_with_truth(data), [self], description="segment"):
@@ -287,7 +287,7 @@ def _encode(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 def _arrays(data: Manifest, size: int, folder: Path) -> tuple[np.ndarray, np.ndarray]:
     """The preprocessed films and masks of a manifest on the network's grid, two (N, size, size) uint8 arrays."""
-    from data.cache import kept_arrays
+    from cxr_pipeline.data.cache import kept_arrays
 
     def rows() -> Any:
         for number, (row, record) in enumerate(stream(data, description="reading films")):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from models.metrics import bootstrap, threshold_for_sensitivity
+from cxr_pipeline.models.figures.metrics import bootstrap, threshold_for_sensitivity
 
 
 def threshold_interval(

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from configs.schema import Config, load_config
+from cxr_pipeline.configs.schema import Config, load_config
 from tests.tiny import TINY
 
 settings.register_profile("patient", deadline=None)  # a busy machine is no fault of the code
@@ -27,7 +27,7 @@ def real_data() -> Path:
 @pytest.fixture(scope="session")
 def samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A manifest of 18 synthetic films with masks, labels, boxes and splits."""
-    from data.synthetic import write_samples
+    from cxr_pipeline.data.synthetic import write_samples
 
     return write_samples(tmp_path_factory.mktemp("samples"), 18, size=(96, 112))
 
@@ -41,7 +41,7 @@ def tiny_config() -> Config:
 @pytest.fixture(scope="session")
 def tiny_chain(tmp_path_factory: pytest.TempPathFactory, samples: Path, tiny_config: Config) -> Path:
     """A folder of weights as `pipeline train` leaves it, trained for a moment on the samples."""
-    from pipeline.training import train
+    from cxr_pipeline.train.training import train
 
     out = tmp_path_factory.mktemp("chain")
     train(samples, tiny_config, out)

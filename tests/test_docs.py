@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from data.layouts import LAYOUTS
+from cxr_pipeline.data.layouts import LAYOUTS
 
 ROOT = Path(__file__).parent.parent
 
@@ -50,7 +50,7 @@ def test_the_table_of_experiments_is_that_of_their_files():
 def test_the_reference_names_every_command():
     import click
 
-    from pipeline.cli import cli
+    from cxr_pipeline.cli.main import cli
 
     def names(group, prefix):
         for name, one in group.commands.items():

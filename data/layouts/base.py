@@ -15,8 +15,8 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from data.geometry import Box
-from data.splits import patients_by_kind
+from cxr_pipeline.data.geometry import Box
+from cxr_pipeline.data.splits import patients_by_kind
 
 PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 # Levels below the folder given that are looked at for the data set's own: tools that mirror a site keep its path.

@@ -9,7 +9,17 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from data.layouts.base import Film, Job, age_of, find_root, folders_in, joined, number_in, read_table, sex_of
+from cxr_pipeline.data.layouts.base import (
+    Film,
+    Job,
+    age_of,
+    find_root,
+    folders_in,
+    joined,
+    number_in,
+    read_table,
+    sex_of,
+)
 
 OBSERVATIONS = (
     *("No Finding", "Enlarged Cardiomediastinum", "Cardiomegaly", "Lung Opacity", "Lung Lesion", "Edema"),

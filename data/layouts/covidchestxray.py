@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from data.layouts.base import Film, Job, age_of, find_root, read_table, sex_of
+from cxr_pipeline.data.layouts.base import Film, Job, age_of, find_root, read_table, sex_of
 
 FRONTAL = ("PA", "AP", "AP Supine", "AP Erect")
 

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data.geometry import Box
-from data.layouts.base import (
+from cxr_pipeline.data.geometry import Box
+from cxr_pipeline.data.layouts.base import (
     PICTURES,
     Film,
     Job,
@@ -27,7 +27,7 @@ from data.layouts.base import (
     write_png,
     wrong_folder,
 )
-from data.progress import track
+from cxr_pipeline.data.progress import track
 
 SIDE = 2048  # pixels
 MILLIMETRES = 0.175  # a pixel

@@ -11,8 +11,8 @@ import csv
 import math
 from pathlib import Path
 
-from data.geometry import Box
-from data.layouts.base import (
+from cxr_pipeline.data.geometry import Box
+from cxr_pipeline.data.layouts.base import (
     Film,
     Job,
     LayoutError,

@@ -10,8 +10,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from data.layouts.base import Film, Job, age_of, files_below, find_root, sex_of
-from data.progress import track
+from cxr_pipeline.data.layouts.base import Film, Job, age_of, files_below, find_root, sex_of
+from cxr_pipeline.data.progress import track
 
 
 def montgomery(folder: Path, job: Job) -> list[Film]:

@@ -12,8 +12,8 @@ import math
 import re
 from pathlib import Path
 
-from data.geometry import Box
-from data.layouts.base import Film, Job, carve_val, files_below, find_root, number_in, read_table
+from cxr_pipeline.data.geometry import Box
+from cxr_pipeline.data.layouts.base import Film, Job, carve_val, files_below, find_root, number_in, read_table
 
 _KINDS = {"bacteria": "bacterial", "virus": "viral"}
 

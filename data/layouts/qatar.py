@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from data.layouts.base import Film, Job, copies_as_one, files_below, find_root
+from cxr_pipeline.data.layouts.base import Film, Job, copies_as_one, files_below, find_root
 
 # What addresses in the metadata say of the set that a film is from, by the importer's name.
 _ORIGINS = {

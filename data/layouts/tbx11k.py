@@ -10,9 +10,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from data.geometry import Box
-from data.layouts.base import Film, Job, LayoutError, copies_as_one, files_below, find_root, scaled_boxes
-from data.layouts.nlm import film_of
+from cxr_pipeline.data.geometry import Box
+from cxr_pipeline.data.layouts.base import Film, Job, LayoutError, copies_as_one, files_below, find_root, scaled_boxes
+from cxr_pipeline.data.layouts.nlm import film_of
 
 _LABELS = {"health": "NORM", "sick": "NTB", "tb": "TB"}
 

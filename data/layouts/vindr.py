@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from data.geometry import Box
-from data.layouts.base import Film, Job, carve_val, find_root, number_in, read_table
+from cxr_pipeline.data.geometry import Box
+from cxr_pipeline.data.layouts.base import Film, Job, carve_val, find_root, number_in, read_table
 
 _SPELT = {"Other disease": "Other diseases"}  # the test's table has one, train's the other
 _SAME = 0.4  # overlap (IoU) from which boxes of two radiologists are taken to mean one lesion

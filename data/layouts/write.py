@@ -9,9 +9,9 @@ import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from data.layouts import LAYOUTS
-from data.layouts.base import Film, Job, LayoutError, joined
-from data.manifest import BOX_COLUMNS, COLUMNS, Manifest, ManifestError, read_manifest
+from cxr_pipeline.data.layouts import LAYOUTS
+from cxr_pipeline.data.layouts.base import Film, Job, LayoutError, joined
+from cxr_pipeline.data.manifest import BOX_COLUMNS, COLUMNS, Manifest, ManifestError, read_manifest
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def import_dataset(
         raise LayoutError(f"{out} is there already. Give another --out, or --overwrite to replace it")
     _check_room(out, False)
     job = Job(out.parent, all_views=all_views, extra=extra)
-    importer = getattr(importlib.import_module(f"data.layouts.{LAYOUTS[name].module}"), name)
+    importer = getattr(importlib.import_module(f"cxr_pipeline.data.layouts.{LAYOUTS[name].module}"), name)
     films = importer(Path(os.path.abspath(folder)), job)
     if not films:
         raise LayoutError(f"no film of {name} was found in {folder}. " + "; ".join(job.notes))

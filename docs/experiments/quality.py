@@ -21,13 +21,13 @@ from typing import Any
 
 import numpy as np
 
-from data.manifest import Manifest, read_manifest
-from data.radiograph import Radiograph, RadiographError, read
-from models.weights import bundle_of, find
-from stages.base import Record
-from stages.quality import COMPARED, distances, unlikeness
-from stages.quality_fit import collect, fit, write
-from stages.segment import Segment
+from cxr_pipeline.data.manifest import Manifest, read_manifest
+from cxr_pipeline.data.radiograph import Radiograph, RadiographError, read
+from cxr_pipeline.models.store import bundle_of, find
+from cxr_pipeline.stages.base import Record
+from cxr_pipeline.stages.quality import COMPARED, distances, unlikeness
+from cxr_pipeline.stages.quality_fit import collect, fit, write
+from cxr_pipeline.stages.segment import Segment
 
 HERE = Path(__file__).parent
 PAGE, RESULTS = HERE.parent / "quality.md", HERE.parent / "quality.json"

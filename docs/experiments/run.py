@@ -26,14 +26,14 @@ from typing import Any
 import numpy as np
 import yaml
 
-import stages
-from configs.schema import Config, load_config
-from data.manifest import Manifest, read_manifest
-from data.splits import split_by_patient
-from models.backend import keras
-from pipeline.evaluation import evaluate_stage
-from stages.classify import Classify
-from stages.segment import Segment
+from cxr_pipeline import stages
+from cxr_pipeline.configs.schema import Config, load_config
+from cxr_pipeline.data.manifest import Manifest, read_manifest
+from cxr_pipeline.data.splits import split_by_patient
+from cxr_pipeline.models.backend import keras
+from cxr_pipeline.stages.classify import Classify
+from cxr_pipeline.stages.segment import Segment
+from cxr_pipeline.train.evaluation import evaluate_stage
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "experiments.md"

@@ -17,12 +17,12 @@ from sklearn.model_selection import GroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-import stages
-from data.manifest import read_manifest
-from models.metrics import bootstrap
-from models.weights import bundle_of, find, load_keras
-from stages.crops import encoder_input, lung_crop
-from stages.films import stream
+from cxr_pipeline import stages
+from cxr_pipeline.data.manifest import read_manifest
+from cxr_pipeline.models.figures.metrics import bootstrap
+from cxr_pipeline.models.store import bundle_of, find, load_keras
+from cxr_pipeline.stages.crops import encoder_input, lung_crop
+from cxr_pipeline.stages.films import stream
 
 SOURCES = ("shenzhen", "montgomery", "nih", "rahman")
 EACH = 80  # films a source
@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--weights", default="tb")
     told = parser.parse_args()
-    from models.backend import keras
+    from cxr_pipeline.models.backend import keras
 
     k = keras()
     segment, classify = stages.load_chain(told.weights, "classify")

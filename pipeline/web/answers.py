@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field, create_model
 
-from pipeline.about import NOTICE
+from cxr_pipeline.about import NOTICE
 
 _TEXT = frozenset({"image", "id", "status", "error", "label", "warnings", "sha256"})
 _WHOLE = frozenset({"width", "height", "regions"})
@@ -88,7 +88,7 @@ def result_model(columns: Sequence[str]) -> type[BaseModel]:
     """A row of `results.csv` as a model: the same names, numbers as numbers, null where the chain did not reach.
 
     Args:
-        columns: of `results.csv`, see `pipeline.outputs.columns`.
+        columns: of `results.csv`, see `results.outputs.columns`.
     """
     fields: dict[str, Any] = {}
     for name in columns:

@@ -19,11 +19,11 @@ from fastapi.security import APIKeyHeader, HTTPBearer
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
-from pipeline.about import NOTICE, version
-from pipeline.chain import Chain
-from pipeline.outputs import columns
-from pipeline.results import FOLDERS
-from pipeline.web.answers import (
+from cxr_pipeline.about import NOTICE, version
+from cxr_pipeline.results.folder import FOLDERS
+from cxr_pipeline.results.outputs import columns
+from cxr_pipeline.run.chain import Chain
+from cxr_pipeline.web.answers import (
     FILM_ID,
     JOB_ID,
     PICTURES,
@@ -35,11 +35,11 @@ from pipeline.web.answers import (
     result_model,
     result_of,
 )
-from pipeline.web.films import Film
-from pipeline.web.jobs import Desk, Job
-from pipeline.web.security import Guard, problem
-from pipeline.web.settings import Settings
-from pipeline.web.uploads import receive
+from cxr_pipeline.web.films import Film
+from cxr_pipeline.web.jobs import Desk, Job
+from cxr_pipeline.web.security import Guard, problem
+from cxr_pipeline.web.settings import Settings
+from cxr_pipeline.web.uploads import receive
 
 PAGES = Path(__file__).parent / "pages"
 MOST_FILES = 200  # films of one job; larger ones are for `pipeline run`

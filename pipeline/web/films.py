@@ -12,11 +12,11 @@ from typing import Any
 import cv2
 import numpy as np
 
-from data.geometry import resize
-from data.radiograph import Radiograph, RadiographError
-from pipeline.drawing import stretched
-from pipeline.web.uploads import Upload
-from stages.base import FAILED, REFUSED, Record, Stage
+from cxr_pipeline.data.geometry import resize
+from cxr_pipeline.data.radiograph import Radiograph, RadiographError
+from cxr_pipeline.results.drawing import stretched
+from cxr_pipeline.stages.base import FAILED, REFUSED, Record, Stage
+from cxr_pipeline.web.uploads import Upload
 
 SHOWN_SIDE = 1600  # pixels of film.png's long side: it is for screens; the results have their native size
 

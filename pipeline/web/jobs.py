@@ -18,17 +18,17 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 
-from pipeline.chain import Chain
-from pipeline.isolation import IsolatedReader
-from pipeline.journal import FolderLock, write_whole
-from pipeline.outputs import regions_of, row_of
-from pipeline.results import ResultsFolder
-from pipeline.web.answers import PICTURES, ApiError
-from pipeline.web.films import Film, screen_png, through, where
-from pipeline.web.metrics import Metrics
-from pipeline.web.settings import Settings
-from pipeline.web.uploads import Upload
-from stages.base import FAILED
+from cxr_pipeline.results.folder import ResultsFolder
+from cxr_pipeline.results.journal import FolderLock, write_whole
+from cxr_pipeline.results.outputs import regions_of, row_of
+from cxr_pipeline.run.chain import Chain
+from cxr_pipeline.run.isolation import IsolatedReader
+from cxr_pipeline.stages.base import FAILED
+from cxr_pipeline.web.answers import PICTURES, ApiError
+from cxr_pipeline.web.films import Film, screen_png, through, where
+from cxr_pipeline.web.metrics import Metrics
+from cxr_pipeline.web.settings import Settings
+from cxr_pipeline.web.uploads import Upload
 
 _PREFIX = "cxr-web-"
 _SWEEP = 2.0  # seconds between two looks at what is to be deleted

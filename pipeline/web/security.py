@@ -13,10 +13,10 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pipeline.web.answers import ApiError
-from pipeline.web.films import where
-from pipeline.web.metrics import Metrics
-from pipeline.web.settings import Settings
+from cxr_pipeline.web.answers import ApiError
+from cxr_pipeline.web.films import where
+from cxr_pipeline.web.metrics import Metrics
+from cxr_pipeline.web.settings import Settings
 
 OPEN = frozenset({"/", "/docs", "/openapi.json", "/healthz", "/favicon.ico"})  # beside /pages/: nothing of a film
 _OVERHEAD = 64_000  # bytes of a multipart request that are not its films, for each of them

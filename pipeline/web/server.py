@@ -8,11 +8,11 @@ from contextlib import suppress
 
 import uvicorn
 
-from pipeline.about import NOTICE
-from pipeline.chain import Chain
-from pipeline.web import WebError
-from pipeline.web.app import create_app
-from pipeline.web.settings import Settings
+from cxr_pipeline.about import NOTICE
+from cxr_pipeline.run.chain import Chain
+from cxr_pipeline.web import WebError
+from cxr_pipeline.web.app import create_app
+from cxr_pipeline.web.settings import Settings
 
 _CONNECTIONS = 512  # at once; further ones are answered 503
 _GRACE = 10  # seconds for open requests when the server is told to stop

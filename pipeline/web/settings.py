@@ -6,8 +6,8 @@ import ipaddress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from data.radiograph import MAX_PIXELS
-from pipeline.web import WebError
+from cxr_pipeline.data.radiograph import MAX_PIXELS
+from cxr_pipeline.web import WebError
 
 KEY_LENGTH = 16  # characters that an API key has at least
 _MB = 1_000_000

@@ -14,9 +14,9 @@ from fastapi.concurrency import run_in_threadpool
 from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 
-from data.radiograph import RadiographError
-from pipeline.web.answers import ApiError
-from pipeline.web.settings import Settings
+from cxr_pipeline.data.radiograph import RadiographError
+from cxr_pipeline.web.answers import ApiError
+from cxr_pipeline.web.settings import Settings
 
 _BLOCK = 1 << 20
 _LONGEST_NAME = 120

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from configs.schema import ConfigError, dump_config, explain, load_config, presets
+from cxr_pipeline.configs.schema import ConfigError, dump_config, explain, load_config, presets
 
 
 @pytest.mark.parametrize("name", presets())

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from data.layouts.write import import_dataset
+from cxr_pipeline.data.layouts.write import import_dataset
 from tests.data.layout_trees import TREES
 
 

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from data.layouts.chexpert import OBSERVATIONS
+from cxr_pipeline.data.layouts.chexpert import OBSERVATIONS
 
 
 def film(path: Path, size=(40, 40)) -> Path:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from data.augment import Marks, Opacities, classify_augmentation, segment_augmentation
-from data.synthetic import make_film
+from cxr_pipeline.data.augment import Marks, Opacities, classify_augmentation, segment_augmentation
+from cxr_pipeline.data.synthetic import make_film
 
 BUILDERS = pytest.mark.parametrize("build", [segment_augmentation, classify_augmentation])
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from data.augment import classify_augmentation
-from data.batches import Batches
-from data.cache import kept_arrays
+from cxr_pipeline.data.augment import classify_augmentation
+from cxr_pipeline.data.batches import Batches
+from cxr_pipeline.data.cache import kept_arrays
 
 
 def make(n=10, **more):

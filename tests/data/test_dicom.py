@@ -14,8 +14,8 @@ from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.sequence import Sequence
 from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, JPEGLSLossless, RLELossless, generate_uid
 
-from data.radiograph import RadiographError, read
-from data.synthetic import make_film
+from cxr_pipeline.data.radiograph import RadiographError, read
+from cxr_pipeline.data.synthetic import make_film
 
 FILM = make_film(11, size=(72, 90)).pixels
 

@@ -6,8 +6,8 @@ import cv2
 import numpy as np
 import pytest
 
-from data.duplicates import ALIKE, near_duplicates, thumbnail, thumbnails_of
-from data.synthetic import make_film
+from cxr_pipeline.data.duplicates import ALIKE, near_duplicates, thumbnail, thumbnails_of
+from cxr_pipeline.data.synthetic import make_film
 
 FILM = make_film(1, label="TB", size=(300, 280)).pixels
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.geometry import Box, Frame, bounding_box
+from cxr_pipeline.data.geometry import Box, Frame, bounding_box
 
 sides = st.integers(40, 900)
 

@@ -9,12 +9,12 @@ import shutil
 import cv2
 import pytest
 
-from data.layouts import LAYOUTS
-from data.layouts.base import LayoutError, age_of, sex_of, tree_of
-from data.layouts.write import import_dataset
-from data.manifest import COLUMNS, read_manifest
-from data.splits import leaking_patients
-from stages.films import read_mask
+from cxr_pipeline.data.layouts import LAYOUTS
+from cxr_pipeline.data.layouts.base import LayoutError, age_of, sex_of, tree_of
+from cxr_pipeline.data.layouts.write import import_dataset
+from cxr_pipeline.data.manifest import COLUMNS, read_manifest
+from cxr_pipeline.data.splits import leaking_patients
+from cxr_pipeline.stages.films import read_mask
 from tests.data.layout_trees import (
     TREES,
     chexpert,
@@ -61,7 +61,7 @@ def test_a_wrong_folder_shows_the_expected_tree_and_what_is_there(name, tmp_path
     (tmp_path / "holiday pictures").mkdir()
     with pytest.raises(LayoutError) as caught:
         import_dataset(name, tmp_path, tmp_path / "m.csv")
-    importer = getattr(importlib.import_module(f"data.layouts.{LAYOUTS[name].module}"), name)
+    importer = getattr(importlib.import_module(f"cxr_pipeline.data.layouts.{LAYOUTS[name].module}"), name)
     tree = tree_of(importer)
     assert len(tree.splitlines()) >= 3
     assert tree in str(caught.value)
@@ -87,7 +87,7 @@ def test_a_mirrored_sites_path_may_lie_above(name, tmp_path):
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_docstrings_state_licence_or_patients_and_leakage(name):
-    importer = getattr(importlib.import_module(f"data.layouts.{LAYOUTS[name].module}"), name)
+    importer = getattr(importlib.import_module(f"cxr_pipeline.data.layouts.{LAYOUTS[name].module}"), name)
     for word in (r"[Pp]atient", r"[Ll]icence|metadata", r"[Ll]eakage|other sets"):
         assert re.search(word, importer.__doc__), word
 

@@ -6,12 +6,12 @@ import shutil
 
 import pytest
 
-from data.geometry import Box
-from data.layouts.base import LayoutError
-from data.layouts.chexpert import OBSERVATIONS
-from data.layouts.vindr import agreed
-from data.layouts.write import import_dataset
-from data.splits import leaking_patients
+from cxr_pipeline.data.geometry import Box
+from cxr_pipeline.data.layouts.base import LayoutError
+from cxr_pipeline.data.layouts.chexpert import OBSERVATIONS
+from cxr_pipeline.data.layouts.vindr import agreed
+from cxr_pipeline.data.layouts.write import import_dataset
+from cxr_pipeline.data.splits import leaking_patients
 from tests.data.layout_trees import (
     TREES,
     chexpert,

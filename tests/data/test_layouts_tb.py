@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from data.layouts.base import LayoutError
-from data.layouts.write import import_dataset
-from data.radiograph import read
-from data.splits import leaking_patients
+from cxr_pipeline.data.layouts.base import LayoutError
+from cxr_pipeline.data.layouts.write import import_dataset
+from cxr_pipeline.data.radiograph import read
+from cxr_pipeline.data.splits import leaking_patients
 from tests.data.layout_trees import (
     film,
     jsrt,

@@ -6,8 +6,8 @@ import cv2
 import numpy as np
 import pytest
 
-from data.geometry import Box
-from data.manifest import ManifestError, read_manifest
+from cxr_pipeline.data.geometry import Box
+from cxr_pipeline.data.manifest import ManifestError, read_manifest
 
 CLASSES = ("TB", "NTB", "NORM")
 

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-import data.radiograph as reader
-from data.radiograph import RadiographError, looks_like_image, read
-from data.synthetic import make_film
+import cxr_pipeline.data.radiograph as reader
+from cxr_pipeline.data.radiograph import RadiographError, looks_like_image, read
+from cxr_pipeline.data.synthetic import make_film
 
 FILM = make_film(7, size=(80, 100)).pixels
 EIGHT = np.round(FILM * 255).astype(np.uint8)

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.manifest import BOX_COLUMNS, COLUMNS, Manifest
-from data.splits import leaking_patients, split_by_patient
+from cxr_pipeline.data.manifest import BOX_COLUMNS, COLUMNS, Manifest
+from cxr_pipeline.data.splits import leaking_patients, split_by_patient
 
 
 def manifest(rows):

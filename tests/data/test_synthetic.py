@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.manifest import read_manifest
-from data.radiograph import read
-from data.synthetic import LABELS, make_film, write_samples
+from cxr_pipeline.data.manifest import read_manifest
+from cxr_pipeline.data.radiograph import read
+from cxr_pipeline.data.synthetic import LABELS, make_film, write_samples
 
 
 @given(

@@ -8,15 +8,15 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from configs.schema import ClassifyConfig, Fit, SegmentConfig
-from models.backend import keras
+from cxr_pipeline.configs.schema import ClassifyConfig, Fit, SegmentConfig
+from cxr_pipeline.models.backend import keras
 
 k = keras()
 
-from data.batches import Batches  # noqa: E402
-from models.fit import Phase, TrainingError, average_with_start, fit, set_batchnorm_momentum  # noqa: E402
-from models.losses import classification_loss, segmentation_loss  # noqa: E402
-from models.optimizers import OPTIMIZERS, make_optimizer, plateau_rate, stalled  # noqa: E402
+from cxr_pipeline.data.batches import Batches  # noqa: E402
+from cxr_pipeline.models.training.fit import Phase, TrainingError, average_with_start, fit, set_batchnorm_momentum  # noqa: E402
+from cxr_pipeline.models.training.losses import classification_loss, segmentation_loss  # noqa: E402
+from cxr_pipeline.models.training.optimizers import OPTIMIZERS, make_optimizer, plateau_rate, stalled  # noqa: E402
 
 
 def make_model(penalty=0.0):

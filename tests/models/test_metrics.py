@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from sklearn import metrics as sk
 
-from data.geometry import Box
-from models import box_metrics as boxes
-from models import metrics as m
+from cxr_pipeline.data.geometry import Box
+from cxr_pipeline.models.figures import boxes
+from cxr_pipeline.models.figures import metrics as m
 
 EMPTY = np.zeros((8, 8), np.uint8)
 SQUARE = EMPTY.copy()

@@ -8,17 +8,18 @@ import sys
 import numpy as np
 import pytest
 
-from models.backend import keras
+from cxr_pipeline.models.backend import keras
 
 k = keras()
 
-from models import classifiers, unet  # noqa: E402
-from models.encoder_weights import EncoderWeightsError, application, resolve  # noqa: E402
-from models.export import save_bundle, serving_model  # noqa: E402
-from models.fit import set_batchnorm_momentum  # noqa: E402
-from models.gradcam import gradient_maps, has_linear_head  # noqa: E402
-from models.losses import DiceCrossEntropy, DiceScore  # noqa: E402
-from models.weights import KERAS_FILE, SERVING_FILE, WeightsError, load_keras, open_network  # noqa: E402
+from cxr_pipeline.models import unet  # noqa: E402
+from cxr_pipeline.models.backbones import classifiers  # noqa: E402
+from cxr_pipeline.models.backbones.encoder_weights import EncoderWeightsError, application, resolve  # noqa: E402
+from cxr_pipeline.models.export import save_bundle, serving_model  # noqa: E402
+from cxr_pipeline.models.gradcam import gradient_maps, has_linear_head  # noqa: E402
+from cxr_pipeline.models.store import KERAS_FILE, SERVING_FILE, WeightsError, load_keras, open_network  # noqa: E402
+from cxr_pipeline.models.training.fit import set_batchnorm_momentum  # noqa: E402
+from cxr_pipeline.models.training.losses import DiceCrossEntropy, DiceScore  # noqa: E402
 
 
 def jolt(model):

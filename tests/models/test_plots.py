@@ -6,8 +6,8 @@ import cv2
 import numpy as np
 import pytest
 
-from models import plots
-from models.metrics import Figure
+from cxr_pipeline.models.figures import plots
+from cxr_pipeline.models.figures.metrics import Figure
 
 Y = np.array([True, False, True, False])
 SCORE = np.array([0.9, 0.2, 0.4, 0.6])

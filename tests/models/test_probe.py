@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from models.backend import keras
+from cxr_pipeline.models.backend import keras
 
 k = keras()
 
-from data.batches import Batches  # noqa: E402
-from models import classifiers  # noqa: E402
-from models.probe import Lesions, solve_head  # noqa: E402
+from cxr_pipeline.data.batches import Batches  # noqa: E402
+from cxr_pipeline.models.backbones import classifiers  # noqa: E402
+from cxr_pipeline.models.training.probe import Lesions, solve_head  # noqa: E402
 
 CLASSES = 3
 
@@ -61,7 +61,7 @@ def test_it_is_the_logistic_regression_on_the_pooled_features(tmp_path):
 
 def test_several_labels_are_solved_as_they_are_trained(tmp_path):
     """The solved head is where the training's own loss, penalty and all, has no slope."""
-    from models.losses import KnownLabelsCrossEntropy
+    from cxr_pipeline.models.training.losses import KnownLabelsCrossEntropy
 
     k.utils.set_random_seed(2)
     model = classifiers.build_classifier(

@@ -10,16 +10,25 @@ import sys
 import numpy as np
 import pytest
 
-import stages
-from data.manifest import read_manifest
-from data.radiograph import Radiograph, read
-from data.synthetic import LABELS, make_film
-from models.export import serving_model
-from models.metrics import auroc, dice
-from models.weights import KERAS_FILE, SERVING_FILE, SHIPPED, bundle_of, load_keras, open_network, read_card, shipped
-from stages.base import Record
-from stages.crops import encoder_input, lung_crop
-from stages.films import read_mask
+from cxr_pipeline import stages
+from cxr_pipeline.data.manifest import read_manifest
+from cxr_pipeline.data.radiograph import Radiograph, read
+from cxr_pipeline.data.synthetic import LABELS, make_film
+from cxr_pipeline.models.export import serving_model
+from cxr_pipeline.models.figures.metrics import auroc, dice
+from cxr_pipeline.models.store import (
+    KERAS_FILE,
+    SERVING_FILE,
+    SHIPPED,
+    bundle_of,
+    load_keras,
+    open_network,
+    read_card,
+    shipped,
+)
+from cxr_pipeline.stages.base import Record
+from cxr_pipeline.stages.crops import encoder_input, lung_crop
+from cxr_pipeline.stages.films import read_mask
 
 pytestmark = pytest.mark.skipif(not shipped(), reason="no weights are shipped")
 

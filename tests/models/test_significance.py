@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from models.metrics import auroc
-from models.significance import delong, delong_covariance, mcnemar
+from cxr_pipeline.models.figures.metrics import auroc
+from cxr_pipeline.models.figures.significance import delong, delong_covariance, mcnemar
 
 Y = np.array([1, 1, 1, 1, 0, 0, 0, 0, 0])
 A = np.array([0.9, 0.8, 0.35, 0.5, 0.1, 0.4, 0.5, 0.3, 0.2])

@@ -13,8 +13,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from data.geometry import Box, Frame, bounding_box
-from stages.base import Region, Stage
+from cxr_pipeline.data.geometry import Box, Frame, bounding_box
+from cxr_pipeline.stages.base import Region, Stage
 
 CLASSES = ["TB", "NTB", "NORM"]
 
@@ -130,7 +130,7 @@ class FakeFindings(FakeClassify):
 
 def findings_chain(label=None):
     """A chain without segmentation that finds several labels a film; heat map and regions of `label`, where given."""
-    from stages.localize import Localize
+    from cxr_pipeline.stages.localize import Localize
 
     decisions = {"classes": FakeFindings.decisions["classes"], "positive": None, "normal": None, "label": label}
     decisions |= {"threshold": 0.5, "min_area": 0.01, "max_regions": 5}
@@ -166,7 +166,7 @@ def tree(folder):
     import json
     import re
 
-    from pipeline.report import TIMES
+    from cxr_pipeline.report.report import TIMES
 
     out = {}
     for path in sorted(folder.rglob("*")):
@@ -188,8 +188,8 @@ def hears_ctrl_c() -> None:
 
 
 if __name__ == "__main__":
-    from pipeline.inputs import find_inputs
-    from pipeline.runner import Runner
+    from cxr_pipeline.run.inputs import find_inputs
+    from cxr_pipeline.run.runner import Runner
 
     source, target, pause = sys.argv[1:4]
     stages = chain(delay=float(pause), raises_on=("poison",))

@@ -12,9 +12,9 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from pipeline import filmfiles
-from pipeline.chain import Chain, open_chain
-from pipeline.runner import identity_of
+from cxr_pipeline.results import filmfiles
+from cxr_pipeline.run.chain import Chain, open_chain
+from cxr_pipeline.run.runner import identity_of
 from tests.pipeline import fake_chain
 
 
@@ -65,8 +65,8 @@ def full(threads=None):
 
 
 if __name__ == "__main__":
-    from pipeline.engine_ray import RayRunner
-    from pipeline.inputs import find_inputs
+    from cxr_pipeline.run.engines.ray import RayRunner
+    from cxr_pipeline.run.inputs import find_inputs
 
     source, target, pause = sys.argv[1:4]
     opening = partial(fake, delay=float(pause))

@@ -8,7 +8,7 @@ import json
 import re
 from html.parser import HTMLParser
 
-from pipeline.about import NOTICE
+from cxr_pipeline.about import NOTICE
 
 VOID = {"meta", "img", "input", "br", "hr", "link"}
 

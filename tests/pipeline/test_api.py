@@ -8,10 +8,10 @@ import sys
 import numpy as np
 import pytest
 
-from data.synthetic import make_film, write_samples
-from pipeline import Pipeline, open_results
-from pipeline.cli import _call
-from pipeline.results import ResultsError
+from cxr_pipeline import Pipeline, open_results
+from cxr_pipeline.cli.main import _call
+from cxr_pipeline.data.synthetic import make_film, write_samples
+from cxr_pipeline.results.folder import ResultsError
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,9 @@ import cv2
 import numpy as np
 import pytest
 
-from data.synthetic import make_film
-from models.weights import shipped
-from pipeline.cli import _call
+from cxr_pipeline.cli.main import _call
+from cxr_pipeline.data.synthetic import make_film
+from cxr_pipeline.models.store import shipped
 
 pytestmark = pytest.mark.skipif(not shipped(), reason="no weights are shipped")
 

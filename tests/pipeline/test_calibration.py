@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import yaml
 
-from models import metrics
-from pipeline.calibration import CalibrationError, _auroc_within, _cross_validated, _folds, apply_site, fit
-from pipeline.cli import _call
-from stages import load_chain
+from cxr_pipeline.cli.main import _call
+from cxr_pipeline.models.figures import metrics
+from cxr_pipeline.stages import load_chain
+from cxr_pipeline.train.calibration import CalibrationError, _auroc_within, _cross_validated, _folds, apply_site, fit
 
 
 def draw(n, shares, scale, seed=0):
@@ -93,7 +93,7 @@ def test_folds_share_out_patients_with_and_without_the_positive_class():
 
 @pytest.fixture
 def site(tiny_chain, samples, tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.calibration.LEAST", 3)  # the samples are few
+    monkeypatch.setattr("cxr_pipeline.train.calibration.LEAST", 3)  # the samples are few
     path = tmp_path / "ours.yaml"
     call = ["calibrate", "--data", str(samples), "--weights", str(tiny_chain), "--site", "ours", "--out", str(path)]
     assert _call(call) == 0
@@ -117,7 +117,7 @@ def test_a_run_obeys_the_site_file(site, tiny_chain, samples, tmp_path):
 
 @pytest.mark.parametrize("target", ["0.5", "0.7", "0.9", "0.95"])
 def test_the_target_holds_on_the_films_that_it_was_fitted_on(target, tiny_chain, samples, tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.calibration.LEAST", 3)
+    monkeypatch.setattr("cxr_pipeline.train.calibration.LEAST", 3)
     path = tmp_path / "ours.yaml"
     at = ["--data", str(samples), "--weights", str(tiny_chain), "--out"]
     assert _call(["calibrate", *at, str(path), "--target-sensitivity", target]) == 0
@@ -128,8 +128,8 @@ def test_the_target_holds_on_the_films_that_it_was_fitted_on(target, tiny_chain,
 
 def test_the_site_file_answers_as_the_fit_does(site, tiny_chain, samples):
     """Temperature and offsets of the file apply to raw logits; the fit was made on the weights' own answers."""
-    from data.manifest import read_manifest
-    from pipeline.calibration import _judge
+    from cxr_pipeline.data.manifest import read_manifest
+    from cxr_pipeline.train.calibration import _judge
 
     chain = load_chain(tiny_chain, "classify")
     raw, labels, _ = _judge(read_manifest(samples), chain)

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-import stages
-from pipeline.results import rows
+from cxr_pipeline import stages
+from cxr_pipeline.results.folder import rows
 from tests.pipeline.fake_chain import hears_ctrl_c, write_film
 
 ROOT = Path(__file__).parents[2]
@@ -26,7 +26,7 @@ HEAVY = {"tensorflow", "keras", "pandas", "matplotlib", "cv2", "numpy", "pydanti
     [["--help"], ["run", "--help"], ["train", "--help"], ["evaluate", "--help"], ["data", "import", "--help"]],
 )
 def test_help_imports_nothing_heavy(arguments):
-    command = [sys.executable, "-X", "importtime", "-m", "pipeline.cli", *arguments]
+    command = [sys.executable, "-X", "importtime", "-m", "cxr_pipeline.cli.main", *arguments]
     answer = subprocess.run(command, env=ENV, capture_output=True, text=True, check=True)
     imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in answer.stderr.splitlines()}
     assert "click" in imported
@@ -50,17 +50,19 @@ def test_info_imports_no_runtime():
 
 
 def test_version_and_module_call():
-    command = [sys.executable, "-m", "pipeline.cli", "--version"]
+    command = [sys.executable, "-m", "cxr_pipeline.cli.main", "--version"]
     answer = subprocess.run(command, env=ENV, capture_output=True, text=True, check=True)
     assert re.fullmatch(r"cxr-pipeline \d+\.\d+\.\d+\S*\n", answer.stdout)
 
 
 SLOW_CALL = """
 import functools, sys, threading
-import stages
+from cxr_pipeline import stages
 from tests.pipeline import fake_chain
-from data.radiograph import read
-from pipeline import chain, cli, runner
+from cxr_pipeline.data.radiograph import read
+from cxr_pipeline.run import chain
+from cxr_pipeline.cli import main as cli
+from cxr_pipeline.run import runner
 
 def reader(path, id):
     if id == "09_hangs":

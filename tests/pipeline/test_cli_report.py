@@ -8,9 +8,10 @@ import sys
 
 import pytest
 
-import stages
-from pipeline import cli, report
-from pipeline.results import run_info
+from cxr_pipeline import stages
+from cxr_pipeline.cli import main as cli
+from cxr_pipeline.report import report
+from cxr_pipeline.results.folder import run_info
 from tests.pipeline import fake_chain
 from tests.pipeline.fake_chain import tree, write_film
 from tests.pipeline.report_reader import opened
@@ -146,7 +147,7 @@ def test_a_folder_of_neither_is_2_and_says_so(tmp_path, capsys):
 
 
 def test_its_help_imports_nothing_heavy():
-    command = [sys.executable, "-X", "importtime", "-m", "pipeline.cli", "report", "--help"]
+    command = [sys.executable, "-X", "importtime", "-m", "cxr_pipeline.cli.main", "report", "--help"]
     answer = subprocess.run(command, capture_output=True, text=True, check=True)
     imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in answer.stderr.splitlines()}
     assert not imported & {"cv2", "numpy", "onnxruntime", "rich"}

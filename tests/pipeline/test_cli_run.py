@@ -10,11 +10,12 @@ import cv2
 import numpy as np
 import pytest
 
-import stages
-from models.weights import RUNTIMES
-from pipeline import cli, commands
-from pipeline.about import EXIT_CODES
-from pipeline.results import rows, run_info
+from cxr_pipeline import stages
+from cxr_pipeline.about import EXIT_CODES
+from cxr_pipeline.cli import commands
+from cxr_pipeline.cli import main as cli
+from cxr_pipeline.models.store import RUNTIMES
+from cxr_pipeline.results.folder import rows, run_info
 from tests.pipeline import fake_chain
 from tests.pipeline.fake_chain import tree, write_film
 
@@ -200,7 +201,7 @@ def test_results_of_other_weights_are_refused_with_the_choices(films, tmp_path, 
     ],
 )
 def test_a_config_changes_what_it_names_and_a_run_obeys(text, changed, films, tmp_path, weights):
-    from pipeline.chain import open_chain
+    from cxr_pipeline.run.chain import open_chain
 
     (tmp_path / "c.yaml").write_text(text)
     plain, chain = (
@@ -241,27 +242,29 @@ def test_errors_of_our_own_are_meant_for_the_user():
             if classes := re.findall(r"^class (\w+Error)\b", path.read_text(encoding="utf-8"), re.MULTILINE):
                 module = path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".").removesuffix(".__init__")
                 found[module] = tuple(classes)
-    assert found.pop("pipeline.web.answers") == ("ApiError",)
+    assert found.pop("cxr_pipeline.web.answers") == ("ApiError",)
     assert found == cli._FOR_THE_USER
 
 
 def test_training_without_internet_is_explained(tmp_path, films, monkeypatch, capsys):
-    import pipeline.training
-    from models.encoder_weights import EncoderWeightsError
+    import cxr_pipeline.train.training
+    from cxr_pipeline.models.backbones.encoder_weights import EncoderWeightsError
 
     def offline(*_, **__):
         raise EncoderWeightsError("no internet, no weights")
 
-    monkeypatch.setattr(pipeline.training, "train", offline)
+    monkeypatch.setattr(cxr_pipeline.train.training, "train", offline)
     assert call("train", "--data", films, "--out", tmp_path / "w") == 2
     assert capsys.readouterr().err == "Error: no internet, no weights\n"
 
 
 def test_train_gets_what_was_asked(tmp_path, films, monkeypatch, capsys):
-    import pipeline.training
+    import cxr_pipeline.train.training
 
     asked = []
-    monkeypatch.setattr(pipeline.training, "train", lambda *arguments, overwrite: asked.append((*arguments, overwrite)))
+    monkeypatch.setattr(
+        cxr_pipeline.train.training, "train", lambda *arguments, overwrite: asked.append((*arguments, overwrite))
+    )
     out = tmp_path / "w"
     assert (
         call(
@@ -289,7 +292,7 @@ def test_train_gets_what_was_asked(tmp_path, films, monkeypatch, capsys):
     ("split", "asked_split"), [([], "test"), (["--split", "all"], None), (["--split", "val"], "val")]
 )
 def test_evaluate_gets_what_was_asked(tmp_path, films, monkeypatch, capsys, split, asked_split):
-    import pipeline.evaluation
+    import cxr_pipeline.train.evaluation
 
     asked = []
 
@@ -300,7 +303,7 @@ def test_evaluate_gets_what_was_asked(tmp_path, films, monkeypatch, capsys, spli
             "iou": {"value": None, "ci95": [None, None], "n": 0},
         }
 
-    monkeypatch.setattr(pipeline.evaluation, "evaluate", judge)
+    monkeypatch.setattr(cxr_pipeline.train.evaluation, "evaluate", judge)
     assert (
         call("evaluate", "--stage", "segment", "--data", films, "--out", tmp_path / "e", "--source", "x", *split) == 0
     )
@@ -327,15 +330,15 @@ def test_no_film_to_evaluate_names_what_was_asked(tmp_path, films, weights, caps
 
 
 def test_info_for_programs_and_people(capsys, tmp_path, monkeypatch):
-    import models.weights
+    import cxr_pipeline.models.store
 
     shipped = tmp_path / "shipped"
     (shipped / "tb" / "segment").mkdir(parents=True)
     figure = {"value": 0.95, "ci95": [0.94, 0.96], "n": 9}
     card = {"decisions": {"size": 256}, "figures": {"test": {"n": 9, "dice": figure, "constant_guess": 3}}}
     (shipped / "tb" / "segment" / "card.json").write_text(json.dumps(card))
-    monkeypatch.setattr(models.weights, "SHIPPED", shipped)
-    monkeypatch.setattr("models.weights.SHIPPED", shipped)
+    monkeypatch.setattr(cxr_pipeline.models.store, "SHIPPED", shipped)
+    monkeypatch.setattr("cxr_pipeline.models.store.SHIPPED", shipped)
     assert call("info", "--json") == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["weights"][0]["stages"]["segment"]["figures"] == {"test": {"dice": figure}}

@@ -10,13 +10,13 @@ import cv2
 import numpy as np
 import pytest
 
-from models.metrics import auroc
-from models.significance import delong, mcnemar
-from models.weights import SHIPPED, read_card, shipped
-from pipeline.cli import _call
-from pipeline.compare import CompareError, best_epoch, compare
-from pipeline.compare_report import as_text, write
-from pipeline.evaluation import evaluate
+from cxr_pipeline.cli.main import _call
+from cxr_pipeline.compare.compare import CompareError, best_epoch, compare
+from cxr_pipeline.compare.report import as_text, write
+from cxr_pipeline.models.figures.metrics import auroc
+from cxr_pipeline.models.figures.significance import delong, mcnemar
+from cxr_pipeline.models.store import SHIPPED, read_card, shipped
+from cxr_pipeline.train.evaluation import evaluate
 
 
 def rows_of(path):
@@ -97,7 +97,7 @@ def test_the_figures_are_those_that_the_training_left(with_itself, judged):
 
 
 def test_parameters_are_those_that_keras_counts(with_itself, tiny_chain):
-    from models.backend import keras
+    from cxr_pipeline.models.backend import keras
 
     model = keras().saving.load_model(tiny_chain / "classify" / "model.keras", compile=False)
     assert with_itself.rows[0]["parameters"] == model.count_params()

@@ -7,10 +7,10 @@ import csv
 import cv2
 import pytest
 
-from data.layouts import LAYOUTS
-from data.manifest import read_manifest
-from pipeline.cli import _call
-from pipeline.datasummary import counts
+from cxr_pipeline.cli.main import _call
+from cxr_pipeline.data.layouts import LAYOUTS
+from cxr_pipeline.data.manifest import read_manifest
+from cxr_pipeline.manifests.summary import counts
 from tests.data.layout_trees import TREES, kermany, rsna, tbx11k
 
 

@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 import pytest
 
-from data.synthetic import make_film
-from pipeline.cli import _call
+from cxr_pipeline.cli.main import _call
+from cxr_pipeline.data.synthetic import make_film
 
 HEADER = "image,label,patient,source,split\n"
 

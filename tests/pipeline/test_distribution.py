@@ -10,7 +10,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from models.weights import open_network
+from cxr_pipeline.models.store import open_network
 from tests.tiny import TINY
 
 CODE = """
@@ -18,7 +18,7 @@ import sys
 import tensorflow as tf
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-from pipeline.cli import main
+from cxr_pipeline.cli.main import main
 main(sys.argv[1:])
 """
 
@@ -42,7 +42,7 @@ def test_a_network_trained_in_mixed_precision_is_stored_in_float32(samples, tmp_
     out = tmp_path / "w"
     settings = [word for setting in [*TINY, "precision=mixed_float16"] for word in ("--set", setting)]
     chosen = ["--stage", "segment", "--data", str(samples), "--out", str(out)]
-    command = [sys.executable, "-m", "pipeline.cli", "train", *chosen, *settings]
+    command = [sys.executable, "-m", "cxr_pipeline.cli.main", "train", *chosen, *settings]
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
     assert answer.returncode == 0, answer.stderr[-3000:]
     with zipfile.ZipFile(out / "segment" / "model.keras") as file:

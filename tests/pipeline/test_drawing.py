@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from data.geometry import Box
-from data.radiograph import Radiograph
-from pipeline import drawing
-from pipeline.drawing import LONGEST, SHORTEST, overlay
-from stages.base import Record, Region
+from cxr_pipeline.data.geometry import Box
+from cxr_pipeline.data.radiograph import Radiograph
+from cxr_pipeline.results import drawing
+from cxr_pipeline.results.drawing import LONGEST, SHORTEST, overlay
+from cxr_pipeline.stages.base import Record, Region
 from tests.pipeline.fake_chain import chain, film
 
 

@@ -16,16 +16,16 @@ import cv2
 import numpy as np
 import pytest
 
-from data.manifest import read_manifest
-from data.synthetic import make_film
-from models.weights import shipped
-from stages import load_chain
+from cxr_pipeline.data.manifest import read_manifest
+from cxr_pipeline.data.synthetic import make_film
+from cxr_pipeline.models.store import shipped
+from cxr_pipeline.stages import load_chain
 from tests.tiny import TINY
 
 
 def pipeline(*arguments, check=0, **options):
     done = subprocess.run(
-        [sys.executable, "-m", "pipeline.cli", *map(str, arguments)],
+        [sys.executable, "-m", "cxr_pipeline.cli.main", *map(str, arguments)],
         capture_output=True,
         text=True,
         check=False,
@@ -205,7 +205,7 @@ def test_films_without_truth_are_told_where_there_are_others(samples, tiny_chain
 
 
 def test_training_passes_over_a_split_without_truth(samples, tiny_chain, tiny_config, tmp_path, caplog):
-    from pipeline.training import train
+    from cxr_pipeline.train.training import train
 
     shutil.copytree(tiny_chain, tmp_path / "w")
     shutil.rmtree(tmp_path / "w" / "localize")
@@ -235,7 +235,7 @@ def test_films_of_the_training_are_named(samples, tiny_chain, tmp_path):
 
 @pytest.mark.skipif("tb" not in shipped(), reason="no weights are shipped")
 def test_the_shipped_lungs_have_seen_montgomery(samples, tmp_path):
-    from pipeline.evaluation import seen_in_training
+    from cxr_pipeline.train.evaluation import seen_in_training
 
     chain = load_chain("tb")
     films = read_manifest(bare(samples, tmp_path, source="montgomery", split="external"))
@@ -281,7 +281,7 @@ def test_training_leaves_what_it_promises(tiny_chain):
 
 
 def test_splits_that_were_trained_on_are_not_judged(samples, tiny_config, tmp_path):
-    from pipeline.training import train
+    from cxr_pipeline.train.training import train
 
     config = tiny_config.model_copy(deep=True)
     config.segment.fit.epochs = 1
@@ -296,7 +296,7 @@ def test_a_training_killed_in_the_middle_of_an_epoch_ends_like_an_undisturbed_on
     settings = [part for line in TINY for part in ("--set", line)]
     command = ["train", "--stage", "segment", "--data", samples, "--config", "tb", "--out", tmp_path, *settings]
     child = subprocess.Popen(
-        [sys.executable, "-m", "pipeline.cli", *map(str, command)],
+        [sys.executable, "-m", "cxr_pipeline.cli.main", *map(str, command)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},

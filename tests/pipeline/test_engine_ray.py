@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from data.synthetic import write_samples
-from pipeline import cli
-from pipeline.cluster import EngineError, import_ray, room_for
-from pipeline.engine_ray import RayRunner, films_a_block, opening
-from pipeline.inputs import find_inputs
-from pipeline.results import ResultsFolder, rows
-from pipeline.runner import RunError, Runner
+from cxr_pipeline.cli import main as cli
+from cxr_pipeline.data.synthetic import write_samples
+from cxr_pipeline.results.folder import ResultsFolder, rows
+from cxr_pipeline.run.engines.cluster import EngineError, import_ray, room_for
+from cxr_pipeline.run.engines.ray import RayRunner, films_a_block, opening
+from cxr_pipeline.run.inputs import find_inputs
+from cxr_pipeline.run.runner import RunError, Runner
 from tests.pipeline import ray_chains
 from tests.pipeline.fake_chain import tree, write_film
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.inputs import InputError, assign_ids, find_inputs, safe_name
+from cxr_pipeline.run.inputs import InputError, assign_ids, find_inputs, safe_name
 from tests.pipeline.fake_chain import write_film
 
 

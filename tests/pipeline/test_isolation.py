@@ -13,11 +13,11 @@ import pytest
 from pydicom.data import get_testdata_file
 from pydicom.uid import RLELossless
 
-from data.radiograph import RadiographError, read
-from pipeline.inputs import find_inputs
-from pipeline.isolation import IsolatedReader, is_compressed_dicom
-from pipeline.results import rows
-from pipeline.runner import Runner
+from cxr_pipeline.data.radiograph import RadiographError, read
+from cxr_pipeline.results.folder import rows
+from cxr_pipeline.run.inputs import find_inputs
+from cxr_pipeline.run.isolation import IsolatedReader, is_compressed_dicom
+from cxr_pipeline.run.runner import Runner
 from tests.data.test_dicom import dicom
 from tests.pipeline.fake_chain import chain, write_film
 

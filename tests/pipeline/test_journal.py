@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.journal import FolderLock, Journal, JournalReader, key_of, sweep, whole_file, write_whole
+from cxr_pipeline.results.journal import FolderLock, Journal, JournalReader, key_of, sweep, whole_file, write_whole
 
 ENV = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
 
@@ -54,7 +54,7 @@ def test_the_lock_of_a_killed_process_is_gone(tmp_path):
     hold = """if True:
         import sys, time
         from pathlib import Path
-        from pipeline.journal import FolderLock
+        from cxr_pipeline.results.journal import FolderLock
         lock = FolderLock(Path(sys.argv[1]))
         print(lock.acquire(), flush=True)
         time.sleep(600)

@@ -6,11 +6,11 @@ import shutil
 
 import pytest
 
-from pipeline.cli import _call
-from pipeline.inputs import find_inputs
-from pipeline.merge import merge
-from pipeline.results import ResultsError
-from pipeline.runner import Runner
+from cxr_pipeline.cli.main import _call
+from cxr_pipeline.results.folder import ResultsError
+from cxr_pipeline.results.merge import merge
+from cxr_pipeline.run.inputs import find_inputs
+from cxr_pipeline.run.runner import Runner
 from tests.pipeline.fake_chain import chain, tree, write_film
 
 
@@ -43,7 +43,7 @@ def test_merged_they_equal_one_run(films, parts, tmp_path):
 
 
 def test_killed_while_merging_it_goes_on(films, parts, tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.results.ResultsFolder.finish", lambda *_: 1 / 0)
+    monkeypatch.setattr("cxr_pipeline.results.folder.ResultsFolder.finish", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         merge(parts, tmp_path / "merged")
     monkeypatch.undo()

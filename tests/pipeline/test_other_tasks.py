@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import yaml
 
-from configs.schema import ConfigError, load_config, presets
-from data.manifest import read_manifest
-from pipeline.cli import _call
-from pipeline.training import prepare_manifest
+from cxr_pipeline.cli.main import _call
+from cxr_pipeline.configs.schema import ConfigError, load_config, presets
+from cxr_pipeline.data.manifest import read_manifest
+from cxr_pipeline.train.training import prepare_manifest
 from tests.tiny import TINY
 
 TASK = {

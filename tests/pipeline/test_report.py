@@ -13,15 +13,15 @@ import cv2
 import numpy as np
 import pytest
 
-from data.synthetic import make_film
-from pipeline import report as module
-from pipeline.inputs import find_inputs
-from pipeline.journal import JournalReader, whole_file
-from pipeline.report import write_report
-from pipeline.report_films import outline
-from pipeline.report_page import TEMPLATES, ReportError
-from pipeline.report_summary import Tally, reason
-from pipeline.runner import Runner
+from cxr_pipeline.data.synthetic import make_film
+from cxr_pipeline.report import report as module
+from cxr_pipeline.report.films import outline
+from cxr_pipeline.report.page import TEMPLATES, ReportError
+from cxr_pipeline.report.report import write_report
+from cxr_pipeline.report.summary import Tally, reason
+from cxr_pipeline.results.journal import JournalReader, whole_file
+from cxr_pipeline.run.inputs import find_inputs
+from cxr_pipeline.run.runner import Runner
 from tests.pipeline.fake_chain import chain, tree, write_film
 from tests.pipeline.report_reader import Page, films_in, opened
 
@@ -167,7 +167,7 @@ def test_what_is_no_results_folder_is_said(tmp_path, out):
 
 
 def test_a_folder_that_a_run_works_in_is_left_alone(out):
-    from pipeline.journal import FolderLock
+    from cxr_pipeline.results.journal import FolderLock
 
     lock = FolderLock(out)
     assert lock.acquire()

@@ -6,9 +6,9 @@ import re
 
 import pytest
 
-from pipeline.inputs import find_inputs
-from pipeline.report import write_report
-from pipeline.runner import Runner, identity_of
+from cxr_pipeline.report.report import write_report
+from cxr_pipeline.run.inputs import find_inputs
+from cxr_pipeline.run.runner import Runner, identity_of
 from tests.pipeline.chromium import BROWSER, tab
 from tests.pipeline.fake_chain import FakeFindings, findings_chain, write_film
 from tests.pipeline.report_reader import Page, opened

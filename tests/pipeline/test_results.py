@@ -10,12 +10,12 @@ import cv2
 import numpy as np
 import pytest
 
-from data.geometry import Box
-from data.radiograph import Radiograph
-from pipeline.journal import FolderLock
-from pipeline.outputs import columns, failed, pictures, row_of
-from pipeline.results import Identity, ResultsError, ResultsFolder, rows, run_info
-from stages.base import FAILED, REFUSED, Record, Region
+from cxr_pipeline.data.geometry import Box
+from cxr_pipeline.data.radiograph import Radiograph
+from cxr_pipeline.results.folder import Identity, ResultsError, ResultsFolder, rows, run_info
+from cxr_pipeline.results.journal import FolderLock
+from cxr_pipeline.results.outputs import columns, failed, pictures, row_of
+from cxr_pipeline.stages.base import FAILED, REFUSED, Record, Region
 from tests.pipeline.fake_chain import CLASSES, FakeClassify, FakeLocalize, FakeSegment, film
 
 PROMISED = ["image", "id", "status", "error", "width", "height", "lung_fraction"]

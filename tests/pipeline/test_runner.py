@@ -17,12 +17,12 @@ import cv2
 import numpy as np
 import pytest
 
-from data.radiograph import Radiograph, RadiographError, read
-from pipeline import filmfiles
-from pipeline.inputs import find_inputs
-from pipeline.reading import file_hash
-from pipeline.results import ResultsError, rows, run_info
-from pipeline.runner import RunError, Runner
+from cxr_pipeline.data.radiograph import Radiograph, RadiographError, read
+from cxr_pipeline.results import filmfiles
+from cxr_pipeline.results.folder import ResultsError, rows, run_info
+from cxr_pipeline.run.inputs import find_inputs
+from cxr_pipeline.run.reading import file_hash
+from cxr_pipeline.run.runner import RunError, Runner
 from tests.pipeline.fake_chain import FakeLocalize, chain, hears_ctrl_c, tree, write_film
 
 ROOT = Path(__file__).parents[2]

@@ -6,9 +6,9 @@ import logging
 
 import pytest
 
-from configs.schema import Config
-from models.fit import TrainingError
-from pipeline.training import prepare_manifest
+from cxr_pipeline.configs.schema import Config
+from cxr_pipeline.models.training.fit import TrainingError
+from cxr_pipeline.train.training import prepare_manifest
 
 
 def manifest(folder, *rows):

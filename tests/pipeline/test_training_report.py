@@ -9,10 +9,10 @@ import cv2
 import numpy as np
 import pytest
 
-from models.plots import training_curves
-from pipeline import cli
-from pipeline.report_page import ReportError
-from pipeline.training_report import is_training, write_training_report
+from cxr_pipeline.cli import main as cli
+from cxr_pipeline.models.figures.plots import training_curves
+from cxr_pipeline.report.page import ReportError
+from cxr_pipeline.report.training import is_training, write_training_report
 from tests.pipeline.report_reader import opened
 
 

@@ -16,7 +16,7 @@ import pytest
 
 pytest.importorskip("fastapi", reason="the extra [web] is not installed")
 
-from pipeline.web import security
+from cxr_pipeline.web import security
 from tests.pipeline.web_server import (
     Gate,
     bomb,

@@ -12,8 +12,8 @@ import pytest
 
 pytest.importorskip("fastapi", reason="the extra [web] is not installed")
 
-from pipeline.chain import Chain
-from pipeline.runner import identity_of
+from cxr_pipeline.run.chain import Chain
+from cxr_pipeline.run.runner import identity_of
 from tests.pipeline.chromium import BROWSER, tab
 from tests.pipeline.fake_chain import findings_chain, write_film
 from tests.pipeline.web_server import KEY, listening

@@ -15,9 +15,9 @@ import pytest
 
 pytest.importorskip("fastapi", reason="the extra [web] is not installed")
 
-from pipeline.web import WebError
-from pipeline.web.settings import Settings
-from pipeline.web.uploads import shown_name
+from cxr_pipeline.web import WebError
+from cxr_pipeline.web.settings import Settings
+from cxr_pipeline.web.uploads import shown_name
 from tests.pipeline.web_server import (
     KEY,
     dicom,
@@ -102,7 +102,7 @@ def test_keep_keeps_results_and_no_uploads(tmp_path, own_tmp):
         client.post("/v1/analyze", files=one(name="b.png"))
     folders = sorted(kept.iterdir())
     assert len(folders) == 2
-    from pipeline import open_results
+    from cxr_pipeline import open_results
 
     assert sorted(row["image"] for folder in folders for row in open_results(folder)) == ["a.png", "b.png"]
     assert list(own_tmp.iterdir()) == []

@@ -21,8 +21,8 @@ pytest.importorskip("fastapi", reason="the extra [web] is not installed")
 
 import httpx2 as httpx
 
-from data.synthetic import write_samples
-from pipeline import Pipeline
+from cxr_pipeline import Pipeline
+from cxr_pipeline.data.synthetic import write_samples
 from tests.pipeline.fake_chain import film
 from tests.pipeline.web_server import listening
 
@@ -55,7 +55,7 @@ def running(tmp_path):
     """The command in a process of its own, its temporary folder, and its address."""
     folder = tmp_path / "tmp"
     folder.mkdir()
-    command = [sys.executable, "-m", "pipeline.cli", "serve", "--port", "0"]
+    command = [sys.executable, "-m", "cxr_pipeline.cli.main", "serve", "--port", "0"]
     env = os.environ | {"TMPDIR": str(folder)}
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=env)
     address = re.search(r"http://\S+:\d+", process.stderr.readline()).group()
@@ -87,7 +87,7 @@ def test_it_answers_what_the_python_api_answers(running, tmp_path):
 
 
 def serve(*arguments, **env):
-    command = [sys.executable, "-m", "pipeline.cli", "serve", *arguments]
+    command = [sys.executable, "-m", "cxr_pipeline.cli.main", "serve", *arguments]
     kept = {name: value for name, value in os.environ.items() if name != "CXR_API_KEY"}
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=kept | env, timeout=120, check=False)
 

@@ -13,11 +13,11 @@ import cv2
 import uvicorn
 from fastapi.testclient import TestClient
 
-from pipeline.chain import Chain
-from pipeline.runner import identity_of
-from pipeline.web.app import create_app
-from pipeline.web.server import config, listen
-from pipeline.web.settings import Settings
+from cxr_pipeline.run.chain import Chain
+from cxr_pipeline.run.runner import identity_of
+from cxr_pipeline.web.app import create_app
+from cxr_pipeline.web.server import config, listen
+from cxr_pipeline.web.settings import Settings
 from tests.pipeline import fake_chain
 from tests.pipeline.fake_chain import film
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from data.geometry import Box, Frame, bounding_box
-from data.radiograph import Radiograph
-from stages.base import Record, Stage
-from stages.localize import Localize
+from cxr_pipeline.data.geometry import Box, Frame, bounding_box
+from cxr_pipeline.data.radiograph import Radiograph
+from cxr_pipeline.stages.base import Record, Stage
+from cxr_pipeline.stages.localize import Localize
 
 CLASSES = ["TB", "NTB", "NORM"]
 DECISIONS = {

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from data.geometry import Box, Frame
-from models.metrics import softmax
-from stages.classify_calibration import mix_offsets
-from stages.classify_targets import balance_weights, source_priors, zones_with_lesions
+from cxr_pipeline.data.geometry import Box, Frame
+from cxr_pipeline.models.figures.metrics import softmax
+from cxr_pipeline.stages.classify_calibration import mix_offsets
+from cxr_pipeline.stages.classify_targets import balance_weights, source_priors, zones_with_lesions
 
 CLASSES = ["TB", "NTB", "NORM"]
 

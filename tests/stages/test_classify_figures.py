@@ -6,8 +6,8 @@ import cv2
 import numpy as np
 import pytest
 
-from models import plots
-from stages.classify_figures import caption, figures, worst_first
+from cxr_pipeline.models.figures import plots
+from cxr_pipeline.stages.classify_figures import caption, figures, worst_first
 
 CLASSES = ["TB", "NTB", "NORM"]
 THRESHOLD = 0.14

@@ -12,14 +12,14 @@ import cv2
 import numpy as np
 import pytest
 
-import stages
-from data.manifest import read_manifest
-from data.radiograph import Radiograph
-from data.synthetic import make_film
-from models import plots
-from models.weights import CARD_FILE, KERAS_FILE, SERVING_FILE, WeightsError, bundle_of, fingerprint
-from pipeline.evaluation import plain
-from stages.base import OK, REFUSED, Record
+from cxr_pipeline import stages
+from cxr_pipeline.data.manifest import read_manifest
+from cxr_pipeline.data.radiograph import Radiograph
+from cxr_pipeline.data.synthetic import make_film
+from cxr_pipeline.models.figures import plots
+from cxr_pipeline.models.store import CARD_FILE, KERAS_FILE, SERVING_FILE, WeightsError, bundle_of, fingerprint
+from cxr_pipeline.stages.base import OK, REFUSED, Record
+from cxr_pipeline.train.evaluation import plain
 
 
 def record(seed=0, size=(120, 96), label="TB"):

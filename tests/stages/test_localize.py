@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.geometry import Frame, bounding_box
-from models.weights import write_card
-from stages.base import REFUSED
-from stages.localize import Localize, focus, hottest, split_lungs
+from cxr_pipeline.data.geometry import Frame, bounding_box
+from cxr_pipeline.models.store import write_card
+from cxr_pipeline.stages.base import REFUSED
+from cxr_pipeline.stages.localize import Localize, focus, hottest, split_lungs
 from tests.stages.fake_chain import (
     DECISIONS,
     HALF,

@@ -9,11 +9,11 @@ import cv2
 import numpy as np
 import pytest
 
-from configs.schema import Config
-from data.geometry import Box
-from data.manifest import read_manifest
-from stages.localize import Localize, choose
-from stages.localize_figures import films_with_lesions, fit_constant_guess, lesions_of
+from cxr_pipeline.configs.schema import Config
+from cxr_pipeline.data.geometry import Box
+from cxr_pipeline.data.manifest import read_manifest
+from cxr_pipeline.stages.localize import Localize, choose
+from cxr_pipeline.stages.localize_figures import films_with_lesions, fit_constant_guess, lesions_of
 from tests.stages.fake_chain import (
     DECISIONS,
     FakeClassify,

@@ -8,16 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-import stages
-from data.geometry import Frame
-from data.manifest import read_manifest
-from data.radiograph import Radiograph, read
-from data.synthetic import LABELS, make_film
-from models.weights import QUALITY_FILE, SHIPPED, WeightsError, fingerprint, shipped
-from stages.base import OK, REFUSED, Record
-from stages.quality import CODES, Quality, View, aligned, by_header, measure, shown
-from stages.quality_fit import _drawn, fit
-from stages.uncertain import threshold_interval, uncertain
+from cxr_pipeline import stages
+from cxr_pipeline.data.geometry import Frame
+from cxr_pipeline.data.manifest import read_manifest
+from cxr_pipeline.data.radiograph import Radiograph, read
+from cxr_pipeline.data.synthetic import LABELS, make_film
+from cxr_pipeline.models.store import QUALITY_FILE, SHIPPED, WeightsError, fingerprint, shipped
+from cxr_pipeline.stages.base import OK, REFUSED, Record
+from cxr_pipeline.stages.quality import CODES, Quality, View, aligned, by_header, measure, shown
+from cxr_pipeline.stages.quality_fit import _drawn, fit
+from cxr_pipeline.stages.uncertain import threshold_interval, uncertain
 
 needs_weights = pytest.mark.skipif(not shipped(), reason="no weights are shipped")
 
@@ -214,7 +214,7 @@ def test_a_bundle_without_a_fit_judges_everything_and_a_damaged_one_is_named(tmp
 
 def test_films_to_fit_on_are_drawn_evenly_from_the_sources(samples, monkeypatch):
     data = read_manifest(samples)
-    monkeypatch.setattr("stages.quality_fit.MOST", 6)
+    monkeypatch.setattr("cxr_pipeline.stages.quality_fit.MOST", 6)
     data.table["source"] = ["many"] * 15 + ["few"] * 3
     assert sorted(_drawn(data).table["source"]) == ["few"] * 3 + ["many"] * 3
 

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.fit import TrainingError
-from models.metrics import softmax
-from stages.classify_calibration import NEVER, one_class, rounded_down, several_labels
+from cxr_pipeline.models.figures.metrics import softmax
+from cxr_pipeline.models.training.fit import TrainingError
+from cxr_pipeline.stages.classify_calibration import NEVER, one_class, rounded_down, several_labels
 
 
 @given(st.floats(0, 1))

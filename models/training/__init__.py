@@ -1,0 +1,1 @@
+"""How networks learn: the fit, optimizers, losses, the solved last layer."""

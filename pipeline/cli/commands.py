@@ -1,0 +1,128 @@
+"""What all commands share: the group, the options that several have, and what they print."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cxr_pipeline.about import PROGRAM, RUNTIMES, version
+
+STAGES = ("segment", "classify", "localize")  # stages.NAMES, which a test holds this to: nothing is imported here
+DONE, SOME_FAILED, WRONG, INTERRUPTED = 0, 1, 2, 130
+
+_debug = bool(os.environ.get("CXR_DEBUG"))
+
+
+def _set_debug(_context: click.Context, _option: click.Parameter, value: bool) -> None:
+    global _debug
+    _debug = _debug or value
+
+
+def _show_version(context: click.Context, _option: click.Parameter, value: bool) -> None:
+    if value:
+        click.echo(f"{PROGRAM} {version()}")
+        context.exit()
+
+
+def command(function: Callable[..., Any], group: click.Group | None = None, **settings: Any) -> click.Command:
+    """A subcommand, with the option that all of them have; `settings` go to click, such as `name` and `epilog`."""
+    option = click.option(
+        "--debug",
+        is_flag=True,
+        expose_value=False,
+        callback=_set_debug,
+        help="Show the traceback of an error. CXR_DEBUG=1 in the environment does the same.",
+    )
+    return (group or cli).command(context_settings={"max_content_width": 100}, **settings)(option(function))
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Exit codes: 0 all done; 1 done, but some inputs were refused or failed; 2 not done, and the message says "
+    "why; 130 interrupted.",
+)
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_show_version, help="Show it, end."
+)
+def cli() -> None:
+    """Chest X-rays in; lung masks, a TB score and regions to look at out.
+
+    Research use only. Not a medical device.
+    """
+
+
+def debugging() -> bool:
+    """Whether tracebacks were asked for."""
+    return _debug
+
+
+RUNTIME = click.Choice(tuple(RUNTIMES))
+
+data_option = click.option(
+    "--data", required=True, type=click.Path(exists=True, path_type=Path), help="Manifest, or a folder a class."
+)
+weights_option = click.option(
+    "--weights", default="tb", show_default=True, metavar="NAME|PATH", help="Shipped weights, or trained ones."
+)
+runtime_option = click.option(
+    "--runtime", type=RUNTIME, default="onnx", show_default=True, help="What runs the networks."
+)
+site_option = click.option(
+    "--site", type=click.Path(path_type=Path), metavar="FILE", help="Site file of `pipeline calibrate`."
+)
+workers_option = click.option(
+    "--workers",
+    type=click.IntRange(1),
+    help="Threads that read, and write; of ray, actors.  [default: one a core]",
+)
+
+_ENGINE_OPTIONS = (
+    click.option(
+        "--engine",
+        type=click.Choice(("local", "ray")),
+        default="local",
+        show_default=True,
+        help="What spreads the work: threads of this process, or workers of a Ray cluster.",
+    ),
+    click.option("--address", metavar="HOST:PORT", help="ray: cluster.  [default: RAY_ADDRESS, or one for this run]"),
+    click.option(
+        "--cpus-per-worker", type=click.FloatRange(0, min_open=True), help="ray: cores of each.  [default: 1]"
+    ),
+    click.option(
+        "--gpus-per-worker",
+        type=click.FloatRange(0),
+        help="ray: GPUs of each, such as 0.25; for --runtime keras.  [default: 0]",
+    ),
+)
+
+
+def engine_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that say where a run works."""
+    for option in reversed(_ENGINE_OPTIONS):
+        function = option(function)
+    return function
+
+
+def print_figures(figures: dict[str, Any]) -> None:
+    """Those that have an interval, a line each."""
+    for name, figure in figures.items():
+        if isinstance(figure, dict) and "ci95" in figure:
+            low, high = figure["ci95"]
+            value = "none" if figure["value"] is None else f"{figure['value']:.3f}"
+            bounds = "" if low is None or high is None else f"  {low:.3f} to {high:.3f}"
+            click.echo(f"{name:32}{value}{bounds}  n {figure['n']}")
+
+
+def log_to_stderr() -> None:
+    """Show what training and evaluation say of their progress."""
+    log = logging.getLogger("cxr")
+    if not log.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        log.addHandler(handler)
+    log.setLevel(logging.INFO)

@@ -1,0 +1,342 @@
+"""The command `pipeline`. It parses, then calls; imports nothing heavy, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import traceback
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cxr_pipeline.cli import tools, web  # noqa: F401  (whose commands join the group)
+from cxr_pipeline.cli.commands import (
+    DONE,
+    INTERRUPTED,
+    SOME_FAILED,
+    STAGES,
+    WRONG,
+    cli,
+    command,
+    data_option,
+    debugging,
+    engine_options,
+    log_to_stderr,
+    print_figures,
+    runtime_option,
+    site_option,
+    weights_option,
+    workers_option,
+)
+
+# Errors whose text is written for the person who called, by module: each says what to do. Looked up when one occurs.
+_FOR_THE_USER = {
+    "cxr_pipeline.configs.schema": ("ConfigError",),
+    "cxr_pipeline.data.layouts.base": ("LayoutError",),
+    "cxr_pipeline.data.manifest": ("ManifestError",),
+    "cxr_pipeline.data.radiograph": ("RadiographError",),
+    "cxr_pipeline.models.backbones.encoder_weights": ("EncoderWeightsError",),
+    "cxr_pipeline.models.training.fit": ("TrainingError",),
+    "cxr_pipeline.models.store": ("WeightsError",),
+    "cxr_pipeline.benchmark": ("BenchmarkError",),
+    "cxr_pipeline.train.calibration": ("CalibrationError",),
+    "cxr_pipeline.run.engines.cluster": ("EngineError",),
+    "cxr_pipeline.compare.compare": ("CompareError",),
+    "cxr_pipeline.train.evaluation": ("EvaluationError",),
+    "cxr_pipeline.run.inputs": ("InputError",),
+    "cxr_pipeline.report.page": ("ReportError",),
+    "cxr_pipeline.results.folder": ("ResultsError",),
+    "cxr_pipeline.run.runner": ("RunError",),
+    "cxr_pipeline.web": ("WebError",),
+}
+
+
+def _parsed_shard(_context: click.Context, _option: click.Parameter, value: str | None) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    number, slash, count = value.partition("/")
+    if not (slash and number.isdigit() and count.isdigit() and 1 <= int(number) <= int(count)):
+        raise click.BadParameter(f"it reads I/N with I from 1 to N, such as 2/4. Received: {value!r}")
+    return int(number), int(count)
+
+
+@command
+@click.argument("inputs", nargs=-1, required=True, type=click.Path(exists=True), metavar="INPUT...")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the results.")
+@click.option("--stage", type=click.Choice(STAGES), help="Run the chain up to this stage.  [default: all of it]")
+@click.option("--config", metavar="FILE", help="YAML file or preset; of it, a run obeys the thresholds.")
+@weights_option
+@site_option
+@click.option("--label", metavar="NAME", help="Heat map and regions of this class.  [default: the predicted one]")
+@workers_option
+@click.option("--batch-size", type=click.IntRange(1, 512), default=8, show_default=True, help="Films at once.")
+@runtime_option
+@click.option(
+    "--shard", metavar="I/N", callback=_parsed_shard, help="Judge the I-th of N parts, each into its own --out."
+)
+@click.option("--no-refuse", is_flag=True, help="Judge films too that should not be; why not, stands in `warnings`.")
+@click.option("--overwrite", is_flag=True, help="Discard what another run left in the folder.")
+@click.option(
+    "--report/--no-report",
+    default=None,
+    help="Write report.html at the end.  [default: up to 2000 films in the folder]",
+)
+@engine_options
+def run(
+    inputs: tuple[str, ...],
+    out: Path,
+    stage: str | None,
+    config: str | None,
+    weights: str,
+    site: Path | None,
+    label: str | None,
+    workers: int | None,
+    batch_size: int,
+    runtime: str,
+    shard: tuple[int, int] | None,
+    no_refuse: bool,
+    overwrite: bool,
+    report: bool | None,
+    engine: str,
+    **cluster: Any,
+) -> int:
+    """Judge X-rays: files, folders (with those below) or a manifest.
+
+    \b
+    Leaves in the folder given by --out:
+      results.csv    a row for every input, those that failed too
+      masks/ crops/ heatmaps/ overlays/    PNG, named after the id in results.csv
+      regions.json   boxes in COCO format, in pixels of the original films
+      run.json       versions, weights, config, counts
+      report.html    one page to look at all of it, with small copies of the films: treat it like them
+
+    Stopped or killed, it goes on where it was when the same command is given again. Films that come later may join the
+    same folder, and so may a later stage: what is there already is used.
+
+    \b
+    Examples:
+      pipeline run films/ --out results
+      pipeline run a.png b.dcm --out results --stage segment
+      pipeline run films/ --out part1 --shard 1/2       (and 2/2 elsewhere; then: pipeline merge)
+      pipeline run films/ --out results --engine ray    (see docs/cluster.md)
+    """
+    cluster = {name: value for name, value in cluster.items() if value is not None}
+    if cluster and engine != "ray":
+        options = ", ".join("--" + name.replace("_", "-") for name in cluster)
+        raise click.UsageError(f"{options}: for --engine ray only. Add it, or leave the option out")
+    if cluster.get("gpus_per_worker") and runtime != "keras":
+        raise click.UsageError(f"--gpus-per-worker: {runtime} runs on CPUs here. Add --runtime keras, or leave it out")
+    from cxr_pipeline.cli.console import print_summary, run_progress
+    from cxr_pipeline.run.chain import open_chain
+    from cxr_pipeline.run.inputs import find_inputs, said_left_out
+    from cxr_pipeline.run.runner import Runner
+
+    if engine == "ray":
+        from cxr_pipeline.run.engines.cluster import import_ray
+
+        import_ray()  # before all else, where it is missing
+    upto = stage or STAGES[-1]
+    arguments = {
+        "inputs": list(inputs),
+        "stage": stage,
+        "config": config,
+        "site": str(site) if site is not None else None,
+        "label": label,
+        "workers": workers,
+        "batch_size": batch_size,
+        "no_refuse": no_refuse,
+        "overwrite": overwrite,
+        "engine": engine,
+        **cluster,
+    }
+    how = {"runtime": runtime, "config": config, "site": site, "label": label, "refuse": not no_refuse}
+    chain = open_chain(weights, upto, **how, arguments=arguments)
+    if chain.identity.about["unchecked"]:
+        click.echo(f"note: {chain.identity.about['unchecked']}.", err=True)
+    left_out: list[str] = []
+    found = find_inputs(inputs, out=out, left_out=left_out)
+    if left_out:
+        click.echo(said_left_out(left_out), err=True)
+    for name, settings in chain.settings.items():
+        said = ", ".join(f"{key} {value}" for key, value in settings.items())
+        given = [str(file) for file in (config, site) if file is not None]
+        given += ["--label"] * (label is not None) + ["--no-refuse"] * no_refuse
+        click.echo(f"from {' and '.join(given)}, in place of what the weights decide: {name} {said}", err=True)
+    options: dict[str, Any] = {"identity": chain.identity, "batch_size": batch_size, "workers": workers}
+    if engine == "ray":
+        from cxr_pipeline.run.engines.ray import RayRunner, opening
+
+        again = opening(weights, upto, **how)
+        runner: Runner = RayRunner(chain.stages, out, opening=again, **options, **cluster)
+    else:
+        runner = Runner(chain.stages, out, **options)
+    try:
+        with run_progress(len(found)) as progress:
+            summary = runner.run(found, overwrite=overwrite, shard=shard, progress=progress)
+    except KeyboardInterrupt:
+        click.echo(f"\nStopped. What is finished is kept in {out}; the same command goes on from there.", err=True)
+        return INTERRUPTED
+    print_summary(summary, upto)
+    _report_at_end(out, sum(summary.counts.values()) + summary.others, report)
+    return summary.exit_code
+
+
+def _report_at_end(out: Path, films: int, wanted: bool | None) -> None:
+    """The report that ends a run. It is made from the results, which are there whatever becomes of it."""
+    from cxr_pipeline.data.progress import progress_bar
+    from cxr_pipeline.report.report import EMBEDDED, write_report
+
+    again = f"pipeline report {out}"
+    if wanted is None and films > EMBEDDED:
+        click.echo(f"No report.html by default for more than {EMBEDDED} films. Make it: {again}", err=True)
+    elif wanted is not False:
+        try:
+            with progress_bar("report", films) as progress:
+                click.echo(f"Report    {write_report(out, progress=progress)}")
+        except KeyboardInterrupt:
+            click.echo(f"\nStopped. The results are complete, without report.html. Make it: {again}", err=True)
+        except Exception as error:
+            if debugging():
+                traceback.print_exc()
+            said = f"The results are complete, but report.html could not be written ({_explained(error)})."
+            click.echo(f"{said} Try again: {again}", err=True)
+
+
+@command
+@click.argument("folders", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path), metavar="DIR...")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for all results.")
+def merge(folders: tuple[Path, ...], out: Path) -> int:
+    """Join the folders of all shards of a run: as if one run had judged all inputs.
+
+    \b
+    Example:
+      pipeline merge part1 part2 --out results
+    """
+    from cxr_pipeline.results.merge import merge as join
+
+    counts = join(folders, out)
+    click.echo(f"{sum(counts.values())} films in {out}: " + ", ".join(f"{n} {status}" for status, n in counts.items()))
+    return SOME_FAILED if counts["refused"] or counts["failed"] else DONE
+
+
+@command
+@click.option("--stage", type=click.Choice(STAGES), help="Train this stage alone.  [default: all, one after the other]")
+@data_option
+@click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder for the weights.")
+@click.option("--config", default="tb", show_default=True, metavar="FILE", help="YAML file or preset.")
+@click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="A setting; see `pipeline info`. Repeatable."
+)
+@click.option("--overwrite", is_flag=True, help="Train again what --out holds, finished, with other settings or data.")
+def train(stage: str | None, data: Path, out: Path, config: str, overrides: tuple[str, ...], overwrite: bool) -> int:
+    """Train the chain, or one stage of it, on labelled films.
+
+    The folder given by --out then serves as `pipeline run --weights`. Stopped or killed, training goes on from its last
+    finished epoch when the same command is given again.
+
+    \b
+    Example:
+      pipeline train --data manifest.csv --out my-weights --set classify.fit.epochs=20
+    """
+    from cxr_pipeline.configs.schema import load_config
+
+    settings = load_config(config, overrides)
+    from cxr_pipeline.train.training import train as train_chain
+
+    log_to_stderr()
+    try:
+        train_chain(data, settings, out, stage, overwrite=overwrite)
+    except KeyboardInterrupt:
+        click.echo("\nStopped. The same command goes on from the last finished epoch.", err=True)
+        return INTERRUPTED
+    click.echo(f"Weights in {out}. Use them: pipeline run INPUT --weights {out} --out DIR")
+    click.echo(f"How the training went, on a page: pipeline report {out}")
+    return DONE
+
+
+@command
+@click.option("--stage", required=True, type=click.Choice(STAGES), help="Stage to judge; those before it run too.")
+@data_option
+@click.option(
+    "--split", default="test", show_default=True, metavar="NAME", help="Films of this split; 'all' for every one."
+)
+@click.option("--source", metavar="NAME", help="Films of this source only.")
+@click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder for the figures.")
+@weights_option
+@runtime_option
+@site_option
+@click.option("--no-refuse", is_flag=True, help="Judge films too that the chain would refuse.")
+def evaluate(
+    stage: str,
+    data: Path,
+    split: str,
+    source: str | None,
+    out: Path,
+    weights: str,
+    runtime: str,
+    site: Path | None,
+    no_refuse: bool,
+) -> int:
+    """Measure one stage on labelled films: metrics.json and plots.
+
+    Every figure comes with its 95 % interval, by bootstrap over patients. Films that the chain refuses are in no
+    figure; to set figures beside published ones, which are of all films, give --no-refuse.
+    """
+    from cxr_pipeline.train.evaluation import evaluate as judge
+
+    log_to_stderr()
+    chosen = None if split == "all" else split
+    how = {"weights": weights, "runtime": runtime, "site": site, "refuse": not no_refuse}
+    metrics = judge(stage, data, out, split=chosen, source=source, **how)
+    print_figures(metrics)
+    click.echo(f"All figures: {out / 'metrics.json'}")
+    return DONE
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command and end the process with its exit code."""
+    code = _call(arguments)
+    hanging = any(thread.name.startswith("cxr-read") and thread.is_alive() for thread in threading.enumerate())
+    if code == INTERRUPTED or hanging:  # a thread that hangs in a decoder must not keep the process alive
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+def _call(arguments: list[str] | None) -> int:
+    try:
+        return cli.main(arguments, prog_name="pipeline", standalone_mode=False) or DONE
+    except click.exceptions.Exit as end:
+        return end.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("\nStopped.", err=True)
+        return INTERRUPTED
+    except click.ClickException as error:  # how the command was called
+        error.show()
+        return WRONG
+    except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+    except Exception as error:
+        if debugging():
+            traceback.print_exc()
+        click.echo(f"Error: {_explained(error)}", err=True)
+        return WRONG
+
+
+def _explained(error: Exception) -> str:
+    for module, names in _FOR_THE_USER.items():
+        loaded = sys.modules.get(module)
+        if loaded is not None and isinstance(error, tuple(getattr(loaded, name) for name in names)):
+            return str(error)
+    text = " ".join(str(error).split()) or "no message"
+    if isinstance(error, OSError):
+        return f"{text}. Run again with --debug for the traceback"
+    return f"unexpected {type(error).__name__}: {text}. Run again with --debug for the traceback, and report it"
+
+
+if __name__ == "__main__":
+    main()

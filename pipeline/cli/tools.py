@@ -1,0 +1,315 @@
+"""The commands beside the chain, from calibrate to samples. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from cxr_pipeline.cli.commands import (
+    DONE,
+    RUNTIME,
+    SOME_FAILED,
+    cli,
+    command,
+    data_option,
+    log_to_stderr,
+    print_figures,
+    weights_option,
+    workers_option,
+)
+from cxr_pipeline.data.layouts import LAYOUTS
+
+if TYPE_CHECKING:
+    from cxr_pipeline.data.manifest import Manifest
+
+
+@command
+@data_option
+@click.option(
+    "--target-sensitivity", type=click.FloatRange(0.5, 0.999), default=0.9, show_default=True, help="Where to operate."
+)
+@click.option("--site", metavar="NAME", help="What to call the site.  [default: the file's name]")
+@click.option("--split", metavar="NAME", help="Films of this split only.")
+@click.option("--source", metavar="NAME", help="Films of this source only.")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="File to write.  [default: NAME.yaml]")
+@weights_option
+def calibrate(
+    data: Path,
+    target_sensitivity: float,
+    site: str | None,
+    split: str | None,
+    source: str | None,
+    out: Path | None,
+    weights: str,
+) -> int:
+    """Fit the scores to a site, from labelled films of its own.
+
+    Makes a small file for `pipeline run --site`: probabilities that are right for the site's films, and the threshold
+    that reaches the sensitivity asked for. Take films as they come, of all classes, 100 or more; never those that the
+    result is to be measured on.
+
+    \b
+    Example:
+      pipeline calibrate --data ours.csv --target-sensitivity 0.9 --site ours
+      pipeline run films/ --out results --site ours.yaml
+    """
+    from cxr_pipeline.train.calibration import MANY
+    from cxr_pipeline.train.calibration import calibrate as fit_site
+
+    log_to_stderr()
+    path = out or Path(f"{site or 'site'}.yaml")
+    said = fit_site(
+        data, path, target_sensitivity=target_sensitivity, site=site, split=split, source=source, weights=weights
+    )
+    low, high = said["threshold_ci95"]
+    click.echo(f"threshold {said['threshold']:.3f} (95 % interval {low:.3f} to {high:.3f}), n {said['films']['n']}")
+    click.echo("On films that the fit did not see (five folds by patient):")
+    print_figures(said["figures"])
+    if said["films"]["n"] < MANY:
+        click.echo(
+            f"Only {said['films']['n']} films: the intervals are wide. With {MANY} or more they narrow.", err=True
+        )
+    click.echo(f"Use it: pipeline run INPUT --out DIR --site {path}")
+    return DONE
+
+
+@command
+@click.argument("runs", nargs=-1, required=True, metavar="RUN RUN...")
+@click.option("--split", default="test", show_default=True, metavar="NAME", help="Evaluation taken of trained runs.")
+@click.option(
+    "--out", type=click.Path(file_okay=False, path_type=Path), metavar="FOLDER", help="Folder for tables and curves."
+)
+def compare(runs: tuple[str, ...], split: str, out: Path | None) -> int:
+    """Put trained runs side by side: figures, curves, cost, and whether they differ by more than chance.
+
+    RUN is a folder that `pipeline train --out` made (its classifier is compared), one stage's folder in it, such as
+    my-weights/segment, a folder of `pipeline evaluate --out`, or the name of shipped weights. Speed is measured here.
+
+    \b
+    Leaves in the folder given by --out:
+      compare.md     the table and the paired tests, as printed
+      compare.csv    a row a run
+      pairs.csv      a row a pair: DeLong's test of AUROC, McNemar's of accuracy, on the films that both judged
+      compare.png    loss and accuracy on val by epoch
+
+    \b
+    Example:
+      pipeline compare weights-a weights-b --out compared
+    """
+    from cxr_pipeline.compare.compare import compare as put_together
+    from cxr_pipeline.compare.report import as_text, write
+
+    comparison = put_together(runs, split=split)
+    click.echo(as_text(comparison))
+    if out is not None:
+        write(comparison, out)
+        click.echo(f"\nWritten: {out / 'compare.md'}")
+    return DONE
+
+
+@cli.group()
+def data() -> None:
+    """Make manifests of public data sets, count them, and look them over before a training believes them."""
+
+
+_SETS = "\b\nNAME is one of:\n" + "\n".join(f"  {name:18}{layout.title}" for name, layout in LAYOUTS.items())
+
+
+@partial(command, group=data, name="import", epilog=_SETS)
+@click.argument("name", type=click.Choice(tuple(LAYOUTS)), metavar="NAME")
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--out", required=True, type=click.Path(dir_okay=False, path_type=Path), help="Manifest to write, .csv.")
+@click.option(
+    "--labels",
+    type=click.Choice(("tb", "own")),
+    default="tb",
+    show_default=True,
+    help="TB, NTB and NORM, or the data set's own classes, such as NORMAL and PNEUMONIA.",
+)
+@click.option("--all-views", is_flag=True, help="Lateral films too (chexpert, covidchestxray).")
+@click.option("--extra", is_flag=True, help="Copies of other data sets too, marked in the column leakage (tbx11k).")
+@click.option("--overwrite", is_flag=True, help="Replace the manifest that is there.")
+def import_(name: str, folder: Path, out: Path, labels: str, all_views: bool, extra: bool, overwrite: bool) -> int:
+    """Make the manifest of a public data set from the folder that its download was unpacked into.
+
+    Films stay where they are. Boxes go into boxes.csv beside the manifest, and lung masks that must be joined or films
+    that must be converted (montgomery, jsrt) into folders there.
+
+    Trees, licences, citations and what leaks from one set into another: docs/data.md.
+
+    \b
+    Example:
+      pipeline data import montgomery MontgomerySet/ --out montgomery/manifest.csv
+    """
+    from cxr_pipeline.data.layouts.write import import_dataset
+    from cxr_pipeline.manifests.summary import as_text
+
+    done = import_dataset(name, folder, out, labels=labels, all_views=all_views, extra=extra, overwrite=overwrite)
+    click.echo(as_text(done.manifest))
+    click.echo()
+    for note in done.notes:
+        click.echo(f"note: {note}", err=True)
+    layout = LAYOUTS[name]
+    click.echo(f"Licence  {layout.licence}\nCite     {layout.citation}\nLeakage  {layout.leakage}")
+    click.echo(f"Manifest {out}. Next: pipeline data check {out}, then {_next_step(name, done.manifest, out)}")
+    return DONE
+
+
+# Presets for the sets that are not about tuberculosis in adults.
+_PRESETS = {"kermany": "pneumonia", "nih": "nih14", "chexpert": "chexpert"}
+
+
+def _next_step(name: str, manifest: Manifest, out: Path) -> str:
+    """What to do with an imported data set: train the preset that fits it, with the shipped lungs where it has none."""
+    if name in _PRESETS:
+        return f"pipeline train --data {out} --config {_PRESETS[name]} --out my-weights"
+    if not (manifest.table["label"] == "TB").any():
+        return "join it with films of TB, or ask your own question of it: docs/tasks.md"
+    more = "" if (manifest.table["mask"] != "").any() else " --set segment.weights=tb"
+    return f"pipeline train --data {out}{more} --out my-weights"
+
+
+@partial(command, group=data)
+@click.argument("manifest", type=click.Path(exists=True, path_type=Path))
+@click.option(
+    "--out", type=click.Path(file_okay=False, path_type=Path), metavar="FOLDER", help="Folder for a CSV and a picture."
+)
+def summary(manifest: Path, out: Path | None) -> int:
+    """Count the films of a manifest by source, class and split, and by finding."""
+    from cxr_pipeline.data.manifest import read_manifest
+    from cxr_pipeline.manifests.summary import as_text, write
+
+    faults: list[str] = []
+    read = read_manifest(manifest, check_files=False, faults_into=faults)
+    click.echo(as_text(read))
+    if faults:
+        click.echo(f"{len(faults)} fault(s) in the table; see: pipeline data check {manifest}", err=True)
+    if out is not None:
+        click.echo("\n".join(f"Written: {path}" for path in write(read, out)))
+    return DONE
+
+
+@partial(command, group=data)
+@click.argument("manifest", type=click.Path(exists=True, path_type=Path))
+@click.option("--images/--no-images", default=True, show_default=True, help="Read the films, to find near-duplicates.")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="CSV for all pairs that look alike.")
+def check(manifest: Path, images: bool, out: Path | None) -> int:
+    """Find faults, patients in two splits, damaged films, and near-duplicates across sources and splits.
+
+    Exit code 0 where a training may be believed, 1 where a film or patient is on two sides of a split.
+    """
+    from cxr_pipeline.manifests.check import as_text, write_pairs
+    from cxr_pipeline.manifests.check import check as look
+
+    findings = look(manifest, images=images)
+    click.echo(as_text(findings))
+    if out is not None:
+        write_pairs(findings, out)
+        click.echo(f"All pairs: {out}")
+    return DONE if findings.clean else SOME_FAILED
+
+
+@command
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path), metavar="DIR")
+@workers_option
+def report(folder: Path, workers: int | None) -> int:
+    """Make report.html of a folder that `run`, `merge` or `train` left: one page, by itself, without a network.
+
+    \b
+    Of a run:       counts, scores, reasons, a table to sort and filter, every film with its lungs, heat map and boxes.
+    Of a training:  curves, figures with intervals, confusion matrix, ROC, reliability, worst cases, settings.
+
+    A run's page holds small copies of the films: treat it like the films themselves. Of more than 2000 films those with
+    the highest scores are in the page, about 20 KB each; the others are links to the folder's overlays.
+
+    \b
+    Example:
+      pipeline report results
+    """
+    from cxr_pipeline.data.progress import progress_bar
+    from cxr_pipeline.report.report import write_report
+    from cxr_pipeline.report.training import is_training, write_training_report
+
+    if is_training(folder):
+        path = write_training_report(folder)
+    else:
+        with progress_bar("report", None) as progress:
+            path = write_report(folder, workers=workers, progress=progress)
+    click.echo(f"Report    {path}")
+    return DONE
+
+
+@command
+@click.argument("inputs", nargs=-1, type=click.Path(exists=True), metavar="[INPUT]...")
+@click.option("--runtime", "runtimes", multiple=True, type=RUNTIME, help="Measure this one. Repeatable.")
+@workers_option
+@weights_option
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def benchmark(
+    inputs: tuple[str, ...], runtimes: tuple[str, ...], workers: int | None, weights: str, as_json: bool
+) -> int:
+    """Measure what a run costs here: films a second, seconds in each part, memory, for each runtime installed.
+
+    On synthetic films of 512 px where no INPUT is given.
+    """
+    from cxr_pipeline.benchmark import as_text, not_ok
+    from cxr_pipeline.benchmark import benchmark as measure
+
+    said = measure(inputs, runtimes=runtimes, weights=weights, workers=workers)
+    click.echo(json.dumps(said, indent=2) if as_json else as_text(said))
+    return SOME_FAILED if not_ok(said) else DONE
+
+
+@cli.group()
+def config() -> None:
+    """Settings: what they are, and where each came from."""
+
+
+@partial(command, group=config)
+@click.option("--config", "source", default="tb", show_default=True, metavar="FILE", help="YAML file or preset.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="A setting on top. Repeatable.")
+@click.option("--changed", is_flag=True, help="Only what differs from the defaults.")
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def show(source: str, overrides: tuple[str, ...], changed: bool, as_json: bool) -> int:
+    """Show every setting of a config, its value, and where the value came from."""
+    from cxr_pipeline.configs.schema import explain
+
+    rows = [row for row in explain(source, overrides) if not changed or row[2] != "default"]
+    if as_json:
+        click.echo(json.dumps([dict(zip(("setting", "value", "from"), row, strict=True)) for row in rows], indent=2))
+        return DONE
+    width = max((len(name) for name, _, _ in rows), default=0)
+    for name, value, origin in rows:
+        click.echo(f"{name:{width}}  {json.dumps(value)}  ({origin})")
+    return DONE
+
+
+@command
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def info(as_json: bool) -> int:
+    """Show versions, runtimes, shipped weights with their figures, presets and settings."""
+    from cxr_pipeline.about import as_text
+    from cxr_pipeline.about import info as facts
+
+    click.echo(json.dumps(facts(), indent=2, ensure_ascii=False) if as_json else as_text(facts()))
+    return DONE
+
+
+@command
+@click.argument("folder", type=click.Path(file_okay=False, path_type=Path), metavar="DIR")
+@click.option("-n", "count", type=click.IntRange(1), default=6, show_default=True, help="How many films.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Other numbers give other films.")
+def samples(folder: Path, count: int, seed: int) -> int:
+    """Write synthetic X-rays to try things on: drawn by rules, of no patient.
+
+    With a manifest, true lung masks, labels and boxes.
+    """
+    from cxr_pipeline.data.synthetic import write_samples
+
+    write_samples(folder, count, seed=seed)
+    click.echo(f"{count} synthetic films in {folder / 'images'}. Try: pipeline run {folder / 'images'} --out results")
+    return DONE

@@ -1,0 +1,131 @@
+"""What the report shows of one film: itself, its lung outline and its heat map, small enough to be embedded."""
+
+from __future__ import annotations
+
+import base64
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from cxr_pipeline.data.geometry import resize
+from cxr_pipeline.data.radiograph import Radiograph
+from cxr_pipeline.results.drawing import layout, stretched
+from cxr_pipeline.run.reading import file_hash
+
+LONGEST = 384  # of the embedded film, in pixels; long sides of 256, 384, 512: 9, 16, 24 KB as text
+CELLS = 64  # a side of the embedded heat map; the network's own has 9 to 18
+_LARGE = 10_000_000  # pixels; of films above it, which take 4 to 9 bytes a pixel to read, one is read at a time
+_alone = threading.Lock()
+_JPEG = [cv2.IMWRITE_JPEG_QUALITY, 80]
+
+Reader = Callable[..., Radiograph]
+
+
+def pieces(folder: Path, entry: dict[str, Any], reader: Reader) -> dict[str, Any]:
+    """The embedded parts of a film, from an entry of the journal.
+
+    Keys, each only where there is something: `film` (JPEG) with `from`: "source" (read from its file, which still is
+    what was judged) or "overlay" (the overlay, with outline, heat and boxes drawn in), `lungs` (outlines as an SVG path
+    in native pixels), `heat` (PNG, grey, of the whole film). Pictures are base64 text.
+    """
+    row, files = entry["row"], entry["files"]
+    size = size_of(row)
+    if size is None:
+        return {}
+    name = f"{row['id']}.png"
+    out: dict[str, Any] = {}
+    film = _source(row, size, reader)
+    if film is not None:
+        out |= {"film": _text(cv2.imencode(".jpg", film, _JPEG)[1]), "from": "source"}
+    elif "overlays" in files:
+        drawn = _open(folder / "overlays" / name, cv2.IMREAD_COLOR)
+        if drawn is not None:
+            h, w, _ = layout(*size)
+            out |= {"film": _text(cv2.imencode(".jpg", _small(drawn[:h, :w], LONGEST), _JPEG)[1]), "from": "overlay"}
+    if "masks" in files:
+        mask = _open(folder / "masks" / name, cv2.IMREAD_GRAYSCALE)
+        if mask is not None and mask.shape == size:
+            out["lungs"] = outline(mask)
+    if "heatmaps" in files:
+        heat = _open(folder / "heatmaps" / name, cv2.IMREAD_GRAYSCALE)
+        if heat is not None:
+            out["heat"] = _text(cv2.imencode(".png", _small(heat, CELLS), [cv2.IMWRITE_PNG_COMPRESSION, 9])[1])
+    return out
+
+
+def size_of(row: dict[str, str]) -> tuple[int, int] | None:
+    """(height, width) of a row's film; None where it was not read."""
+    return (int(row["height"]), int(row["width"])) if row.get("height") and row.get("width") else None
+
+
+def outline(mask: np.ndarray) -> str:
+    """The outer contours of a mask (H, W) uint8 as an SVG path in its pixels, to about a pixel of the embedded film."""
+    contours, _ = cv2.findContours((mask > 127).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    slack = 0.7 * max(1.0, max(mask.shape) / LONGEST)
+    path = []
+    for contour in contours:
+        points = cv2.approxPolyDP(contour, slack, True)[:, 0]
+        if len(points) > 2:
+            path.append("M" + " ".join(f"{x},{y}" for x, y in points) + "Z")
+    return "".join(path)
+
+
+def turbo() -> str:
+    """The 256 colours of the heat maps, the same as in the overlays: RGB bytes as base64."""
+    levels = np.arange(256, dtype=np.uint8)[None]
+    return _text(cv2.applyColorMap(levels, cv2.COLORMAP_TURBO)[0, :, ::-1])
+
+
+def in_order(jobs: Iterable[Callable[[], Any]], workers: int) -> Iterator[Any]:
+    """The results of jobs in their order, done in threads; a few wait at a time, so memory stays flat."""
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)  # our threads take a film each
+    pool = ThreadPoolExecutor(workers, "cxr-report")
+    try:
+        waiting: deque[Future[Any]] = deque()
+        for job in jobs:
+            waiting.append(pool.submit(job))
+            if len(waiting) > 2 * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+        cv2.setNumThreads(threads)
+
+
+def _source(row: dict[str, str], size: tuple[int, int], reader: Reader) -> np.ndarray | None:
+    """The film (h, w) uint8 from the file that was judged; None where it is gone or has changed since."""
+    try:
+        if not row.get("sha256") or file_hash(row["image"]) != row["sha256"]:
+            return None
+        with _alone if size[0] * size[1] > _LARGE else nullcontext():
+            pixels = reader(row["image"], id=row["id"]).pixels
+    except (OSError, ValueError):  # a RadiographError is a ValueError
+        return None
+    return stretched(_small(pixels, LONGEST)) if pixels.shape == size else None
+
+
+def _small(image: np.ndarray, longest: int) -> np.ndarray:
+    """The image with a long side of at most `longest` pixels."""
+    scale = min(1.0, longest / max(image.shape[:2]))
+    return resize(image, *(max(1, round(side * scale)) for side in image.shape[:2]))
+
+
+def _open(path: Path, how: int) -> np.ndarray | None:
+    try:
+        data = path.read_bytes()
+    except OSError:
+        return None
+    return cv2.imdecode(np.frombuffer(data, np.uint8), how) if data else None
+
+
+def _text(data: np.ndarray) -> str:
+    return base64.b64encode(data.tobytes()).decode("ascii")

@@ -1,0 +1,224 @@
+"""The report's summary of a run: what it counts, in one pass over the rows, and how that is shown."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from cxr_pipeline.report.page import Markup, escape, folded, number, table
+from cxr_pipeline.stages.base import FAILED, OK, REFUSED
+
+_BINS = 20
+_NAMED = 3  # films named with each reason or warning
+
+
+def probabilities_of(row: dict[str, str]) -> dict[str, float]:
+    """The probabilities of a row of results, 0 to 1, by class."""
+    return {name[2:]: float(value) for name, value in row.items() if name.startswith("p_") and value}
+
+
+@dataclass
+class Spread:
+    """The probabilities of one label: films in equal steps from 0 to 1, sum and maximum."""
+
+    bins: list[int] = field(default_factory=lambda: [0] * _BINS)
+    sum: float = 0.0
+    highest: float = 0.0
+
+
+def _bin(share: float) -> int:
+    return min(_BINS - 1, int(share * _BINS))
+
+
+@dataclass
+class Tally:
+    """What the summary counts, in one pass over the rows.
+
+    Attributes:
+        counts: films by status.
+        labels: films by answer; one with several labels counts with each, one that may have some and has none as "".
+        bins: films by score, in equal steps from 0 to 100.
+        probabilities: of films without a score, by label: films in equal steps from 0 to 1, and the sum and maximum.
+        reasons: by status, films by reason.
+        warnings: films by warning; `warned` is the number of films that have any.
+        examples: by reason or warning, the first films that have it: (file name, the text in full).
+    """
+
+    counts: Counter = field(default_factory=Counter)
+    labels: Counter = field(default_factory=Counter)
+    bins: list[int] = field(default_factory=lambda: [0] * _BINS)
+    probabilities: dict[str, Spread] = field(default_factory=dict)
+    reasons: dict[str, Counter] = field(default_factory=lambda: {REFUSED: Counter(), FAILED: Counter()})
+    warnings: Counter = field(default_factory=Counter)
+    warned: int = 0
+    examples: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, rows: Iterable[dict[str, str]]) -> Tally:
+        """The tally of rows."""
+        tally = cls()
+        for row in rows:
+            tally.counts[row["status"]] += 1
+            if row.get("label"):
+                tally.labels.update(row["label"].split("|"))
+            if row.get("tb_score"):
+                tally.bins[_bin(float(row["tb_score"]) / 100)] += 1
+            else:
+                tally._spread(row)
+            if row["status"] != OK:
+                tally._note(tally.reasons[row["status"]], row["error"], row["image"])
+            for text in filter(None, row.get("warnings", "").split("; ")):
+                tally._note(tally.warnings, text, row["image"])
+            tally.warned += bool(row.get("warnings"))
+        return tally
+
+    def _spread(self, row: dict[str, str]) -> None:
+        probabilities = probabilities_of(row)
+        if probabilities and not row.get("label"):
+            self.labels[""] += 1
+        for name, value in probabilities.items():
+            spread = self.probabilities.setdefault(name, Spread())
+            spread.bins[_bin(value)] += 1
+            spread.sum += value
+            spread.highest = max(spread.highest, value)
+
+    def _note(self, into: Counter, text: str, image: str) -> None:
+        group = reason(text, image)
+        into[group] += 1
+        named = self.examples.setdefault(group, [])
+        if len(named) < _NAMED:
+            named.append((name_of(image), text.removeprefix(f"{name_of(image)}: ")))
+
+
+def name_of(image: str) -> str:
+    """The file's own name, of a path of any system."""
+    return re.split(r"[/\\]", image)[-1]
+
+
+def reason(error: str, image: str) -> str:
+    """An error without what is the film's own: its name, and its numbers."""
+    text = error.removeprefix(f"{name_of(image)}: ").replace(image, "the file").replace(name_of(image), "the file")
+    return re.sub(r"\d+(?:[.,]\d+)*", "…", text) or "no reason given"
+
+
+def answers_of(tally: Tally, facts: dict[str, Any]) -> list[tuple[str, int]]:
+    """The films by answer: of several labels a film every label, in the order of the classes, and those with none."""
+    if not facts["several"]:
+        return sorted(tally.labels.items())
+    if not tally.probabilities:
+        return []
+    return [*((name, tally.labels[name]) for name in facts["classes"]), ("none of them", tally.labels[""])]
+
+
+def summary(run: dict[str, Any], tally: Tally, facts: dict[str, Any]) -> str:
+    """The page's first section: what `run.json` and the tally say, as HTML; `facts` as the page's script gets them."""
+    total = sum(tally.counts.values())
+    boxes = [("films", total), *((status, tally.counts[status]) for status in (OK, REFUSED, FAILED))]
+    boxes += [(f"answered {label}", count) for label, count in answers_of(tally, facts)]
+    out = '<section aria-labelledby="summary">\n<h2 id="summary">Summary</h2>\n'
+    if not run.get("finished"):
+        out += '<p class="warning">This run has not finished: the page shows what it has done so far.</p>\n'
+    if "shard" in run:
+        shard = run["shard"]
+        out += (
+            f'<p class="warning">Part {shard["number"]} of {shard["of"]} of a run over {shard["inputs"]} films.</p>\n'
+        )
+    if run.get("unchecked"):
+        out += f'<p class="warning">{escape(run["unchecked"])}.</p>\n'
+    out += '<dl class="counts">\n'
+    out += "".join(f"<div><dt>{escape(name)}</dt><dd>{count}</dd></div>\n" for name, count in boxes) + "</dl>\n"
+    if sum(tally.bins):
+        out += _histogram(tally.bins, facts["threshold"], f"{facts['positive']} score")
+    elif facts["several"] and tally.probabilities:
+        out += _by_label(tally, facts)
+    else:
+        out += "<p>No film has a score: the chain ended before the classifier, or no film was judged.</p>\n"
+    for status, reasons in tally.reasons.items():
+        if reasons:
+            out += _grouped(f"Films {status}, by reason", reasons, tally)
+    if tally.warned:
+        out += _grouped(f"Warnings, on {tally.warned} of {total} films", tally.warnings, tally)
+    else:
+        out += "<p>No film has a warning.</p>\n"
+    return out + "</section>\n"
+
+
+def _grouped(title: str, counted: Counter, tally: Tally) -> str:
+    rows = []
+    for group, count in sorted(counted.items(), key=lambda item: (-item[1], item[0])):
+        names, texts = zip(*tally.examples[group], strict=True)
+        rows.append([texts[0] or group if count == 1 else group, count, _names(names, count)])
+    return table(["what", "films", "such as"], rows, title, kind="reasons")
+
+
+def _names(named: Sequence[str], count: int) -> str:
+    more = count - len(named)
+    return ", ".join(named) + (f" and {more} more" if more > 0 else "")
+
+
+def _by_label(tally: Tally, facts: dict[str, Any]) -> str:
+    """Of each label a film may have: how many films have it, and how its probabilities spread."""
+    rows = []
+    for name in facts["classes"]:
+        spread, threshold = tally.probabilities[name], facts["thresholds"].get(name)
+        mean = spread.sum / sum(spread.bins)
+        drawn = Markup(_small_histogram(spread.bins, threshold))
+        limit = "not learned" if threshold is None else number(threshold)
+        rows.append([name, tally.labels[name], limit, number(mean), number(spread.highest), drawn])
+    head = ["label", "films with it", "threshold", "mean probability", "highest", "films by probability, 0 to 1"]
+    films = sum(tally.probabilities[facts["classes"][0]].bins)
+    what = f"The labels of {films} films; a film may have several, and has those that reach their threshold (the mark)"
+    return table(head, rows, what, kind="figures labels")
+
+
+def _small_histogram(bins: list[int], threshold: float | None) -> str:
+    """Films by probability as a small SVG, each bar at least visible; in the text beside it are the figures."""
+    peak, step = max(bins), 100 / len(bins)
+    marks = "".join(
+        f'<rect class="bar" x="{n * step + 0.3:.1f}" y="{20 - max(1.5, 20 * count / peak):.1f}" '
+        f'width="{step - 0.6:.1f}" height="{max(1.5, 20 * count / peak):.1f}"/>'
+        for n, count in enumerate(bins)
+        if count
+    )
+    if threshold is not None:
+        x = f"{100 * threshold:.1f}"
+        marks += f'<line class="threshold" x1="{x}" y1="0" x2="{x}" y2="20" vector-effect="non-scaling-stroke"/>'
+    return f'<svg viewBox="0 0 100 20" preserveAspectRatio="none" aria-hidden="true">{marks}</svg>'
+
+
+def _histogram(bins: list[int], threshold: float | None, score_name: str) -> str:
+    """Films by score as an SVG with the threshold, and the same as a table."""
+    width, height, left, top, bottom = 720, 200, 44, 22, 42
+    peak = max(bins)
+    step, tall = (width - left - 10) / len(bins), height - top - bottom
+    base = top + tall
+    marks = "".join(
+        f'<rect class="bar" x="{left + n * step + 1:.1f}" y="{base - tall * count / peak:.1f}" '
+        f'width="{step - 2:.1f}" height="{tall * count / peak:.1f}"/>'
+        for n, count in enumerate(bins)
+        if count
+    )
+    for score in range(0, 101, 10):
+        x = left + score / 100 * step * len(bins)
+        marks += f'<text x="{x:.1f}" y="{base + 16}" text-anchor="middle">{score}</text>'
+    marks += f'<line class="axis" x1="{left}" y1="{base}" x2="{width - 10}" y2="{base}"/>'
+    marks += f'<text x="{left - 6}" y="{top + 5}" text-anchor="end">{peak}</text>'
+    marks += f'<text x="{left - 6}" y="{base}" text-anchor="end">0</text>'
+    marks += f'<text x="{(left + width) / 2:.0f}" y="{height - 6}" text-anchor="middle">{escape(score_name)}</text>'
+    told = f"{sum(bins)} films by {score_name}, in steps of {100 // len(bins)} from 0 to 100."
+    if threshold is not None:
+        x = left + threshold * step * len(bins)
+        marks += f'<line class="threshold" x1="{x:.1f}" y1="{top - 6}" x2="{x:.1f}" y2="{base}"/>'
+        anchor, dx = ("end", -5) if threshold > 0.7 else ("start", 5)
+        marks += f'<text x="{x + dx:.1f}" y="{top - 8}" text-anchor="{anchor}">threshold {100 * threshold:.1f}</text>'
+        told += f" The threshold is {100 * threshold:.1f}."
+    rows = [[f"{100 * n // len(bins)} to {100 * (n + 1) // len(bins)}", count] for n, count in enumerate(bins)]
+    return (
+        f'<figure class="histogram"><svg viewBox="0 0 {width} {height}" role="img" aria-labelledby="hist-text">'
+        f'<title id="hist-text">{escape(told)} The counts are in the table below.</title>{marks}</svg>\n'
+        f"<figcaption>{escape(told)}</figcaption></figure>\n"
+        + folded("The counts as a table", table(["score", "films"], rows, f"Films by {score_name}"))
+    )

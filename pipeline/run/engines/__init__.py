@@ -1,0 +1,1 @@
+"""What films are judged on: this process, or the workers of a Ray cluster."""

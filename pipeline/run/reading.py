@@ -1,0 +1,188 @@
+"""The films of a run, read ahead in threads: within a limit of time each, and of pixels that wait."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as NotYet
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from cxr_pipeline.data.radiograph import Radiograph, RadiographError
+from cxr_pipeline.results.outputs import failed
+from cxr_pipeline.run.inputs import Input
+from cxr_pipeline.run.isolation import IsolatedReader
+from cxr_pipeline.stages.base import FAILED, REFUSED, Record
+
+# Pixels that may wait between two steps of a run. A film in work takes 4 to 9 bytes a pixel: three steps, under 1 GB
+# together, and on films of 512 px this never binds.
+PIXELS = 40_000_000
+
+
+class Desk(Protocol):
+    """Where films are looked up and saved: `ResultsFolder`, or what stands in for it in another process."""
+
+    def done(self, key: str, sha256: str) -> dict[str, Any] | None:
+        """The entry of an input that needs nothing more."""
+
+    def mask(self, key: str, sha256: str, size: tuple[int, int]) -> np.ndarray | None:
+        """The mask (H, W) uint8 0/1 of an unchanged input whose lungs were found before."""
+
+    def save(self, key: str, image: str, sha256: str, record: Record, *, trace: str = "") -> dict[str, str]:
+        """Keep what became of an input; returns its row."""
+
+
+@dataclass
+class Film:
+    """An input between two steps."""
+
+    item: Input
+    sha256: str = ""
+    record: Record | None = None  # None: it was done before
+    done: dict | None = None
+    mask: np.ndarray | None = None  # found by an earlier, shorter chain
+    trace: str = ""
+
+    @property
+    def pixels(self) -> int:
+        """How many are held in memory."""
+        return self.record.radiograph.pixels.size if self.record is not None else 0
+
+
+class Reading:
+    """Iterates over the inputs as read, in their order, some ahead of need: fewer where films are large.
+
+    Args:
+        inputs: to read.
+        ids: their names in the run, by key.
+        folder: tells what is done already.
+        reader: reads a film; None for `data.radiograph.read` with compressed DICOM in processes of its own.
+        workers: threads.
+        ahead: films read ahead at the most.
+        limit: seconds that reading one may take; a film that takes longer comes out as failed.
+        masks: whether a mask that an earlier, shorter chain found is wanted.
+        timed: a context that counts the seconds of a block.
+    """
+
+    def __init__(
+        self,
+        inputs: Sequence[Input],
+        ids: dict[str, str],
+        folder: Desk,
+        reader: Callable[..., Radiograph] | None,
+        *,
+        workers: int,
+        ahead: int,
+        limit: float,
+        masks: bool,
+        timed: Callable[[], AbstractContextManager[None]],
+    ) -> None:
+        self.inputs, self.ids, self.folder = inputs, ids, folder
+        self.workers, self.ahead, self.limit, self.masks, self.timed = workers, ahead, limit, masks, timed
+        self.own_reader = IsolatedReader() if reader is None else None
+        self.reader = reader or self.own_reader
+        self.reading_since: dict[str, float] = {}
+        self.readers = ThreadPoolExecutor(workers, "cxr-read")
+
+    def close(self) -> None:
+        """Let go of the threads, without waiting for one that hangs."""
+        self.readers.shutdown(wait=False, cancel_futures=True)
+        if self.own_reader is not None:
+            self.own_reader.close()
+
+    def __iter__(self) -> Iterator[Film]:
+        waiting: deque[tuple[Input, Future[Film]]] = deque()
+        source = iter(self.inputs)
+        recent: deque[int] = deque([PIXELS // self.workers], maxlen=32)  # so that it starts with a film a thread
+        exhausted = False
+        while waiting or not exhausted:
+            ahead = max(1, min(self.ahead, PIXELS // max(1, *recent)))
+            while len(waiting) < ahead and not exhausted:
+                item = next(source, None)
+                if item is None:
+                    exhausted = True
+                else:
+                    waiting.append((item, self.readers.submit(self._read, item)))
+            if waiting:
+                film = self._arrived(*waiting.popleft(), waiting)
+                if film.pixels > 1:
+                    recent.append(film.pixels)
+                yield film
+
+    def _arrived(self, item: Input, coming: Future[Film], waiting: deque[tuple[Input, Future[Film]]]) -> Film:
+        """A film once it is read, or as failed where that takes too long: its thread is left to itself then."""
+        limit = self.limit
+        while True:
+            try:
+                return coming.result(timeout=min(1.0, limit))
+            except NotYet:
+                begun = self.reading_since.get(item.key)
+            if begun is not None and time.monotonic() - begun > limit:
+                break
+        self.readers.shutdown(wait=False)  # a thread of it hangs; what has not begun goes to new ones
+        self.readers = ThreadPoolExecutor(self.workers, "cxr-read")
+        for number, (other, future) in enumerate(waiting):
+            if future.cancel():
+                waiting[number] = (other, self.readers.submit(self._read, other))
+        error = f"{Path(item.path).name}: reading it took longer than {limit:g} s. Check the disk, or export it again"
+        return Film(item, record=unread(item, self.ids[item.key], FAILED, error))
+
+    def _read(self, item: Input) -> Film:
+        self.reading_since[item.key] = time.monotonic()
+        try:
+            return self._read_now(item)
+        finally:
+            self.reading_since.pop(item.key, None)
+
+    def _read_now(self, item: Input) -> Film:
+        with self.timed():
+            name = self.ids[item.key]
+            if item.problem:
+                return Film(item, record=unread(item, name, FAILED, f"{item.path}: {item.problem}"))
+            try:
+                if not stat.S_ISREG(os.stat(item.path).st_mode) and not os.path.isdir(item.path):
+                    error = f"{Path(item.path).name}: this is a device or a pipe. Give a file"
+                    return Film(item, record=unread(item, name, FAILED, error))
+                sha256 = file_hash(item.path)
+            except (OSError, ValueError):
+                sha256 = ""  # the reader says why
+            done = self.folder.done(item.key, sha256) if sha256 else None
+            if done is not None:
+                return Film(item, sha256, done=done)
+            try:
+                record = Record(self.reader(item.path, id=name))
+            except RadiographError as error:
+                status = REFUSED if error.refused else FAILED
+                text = f"{error.code}: {error}" if error.refused else str(error)
+                return Film(item, sha256, unread(item, name, status, text))
+            except Exception as error:
+                record, trace = failed(unread(item, name, FAILED, ""), "reading", error)
+                return Film(item, sha256, record, trace=trace)
+            mask = None
+            if self.masks:
+                mask = self.folder.mask(item.key, sha256, record.radiograph.size)
+            return Film(item, sha256, record, mask=mask)
+
+
+def unread(item: Input, name: str, status: str, error: str) -> Record:
+    """The record of a film without pixels."""
+    nothing = Radiograph(np.zeros((1, 1), np.float32), name, item.path, (0, 0))
+    return Record(nothing, status, error)
+
+
+def file_hash(path: str | Path) -> str:
+    """SHA-256 of a file's bytes, as 64 hex digits."""
+    digest = hashlib.sha256()
+    with open(path, "rb", buffering=0) as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,314 @@
+"""The chain over a stream of films: threads read, one thread judges in batches, threads write; memory stays flat."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timezone
+from pathlib import Path
+
+import cv2
+
+from cxr_pipeline.about import cores, version
+from cxr_pipeline.data.radiograph import Radiograph
+from cxr_pipeline.results.folder import Identity, ResultsFolder
+from cxr_pipeline.results.merge import write_places
+from cxr_pipeline.results.outputs import failed
+from cxr_pipeline.run.inputs import Input, assign_ids
+from cxr_pipeline.run.isolation import SECONDS
+from cxr_pipeline.run.reading import PIXELS, Desk, Film, Reading
+from cxr_pipeline.stages.base import FAILED, OK, REFUSED, Record, Stage
+
+_SHOWN = 10  # refused and failed films that a summary names
+
+
+class RunError(RuntimeError):
+    """The run had to stop: the disk is full, or the folder cannot be written. What is finished is kept."""
+
+
+@dataclass
+class Summary:
+    """How a run ended.
+
+    Attributes:
+        counts: this call's inputs by status: ok, refused, failed.
+        already: how many of them were done before.
+        others: rows of other inputs, that earlier calls left in the same folder.
+        problems: (status, image, error) of the first films that are not ok.
+        seconds: spent a part (of all threads together), and in all.
+    """
+
+    out: Path
+    counts: dict[str, int]
+    already: int
+    others: int
+    problems: list[tuple[str, str, str]]
+    seconds: dict[str, float]
+
+    @property
+    def exit_code(self) -> int:
+        """0 when all inputs are ok, 1 when some were refused or failed."""
+        return 1 if self.counts[REFUSED] or self.counts[FAILED] else 0
+
+
+class Tally:
+    """What became of a call's inputs so far: see the fields of `Summary`. `progress` is told of each."""
+
+    def __init__(self, progress: Callable[[int], None] | None = None) -> None:
+        self.counts: Counter[str] = Counter()
+        self.problems: list[tuple[str, str, str]] = []
+        self.already = 0
+        self._progress = progress or (lambda done: None)
+
+    def add(self, row: dict[str, str], *, already: bool = False) -> None:
+        """Count an input by its row; `already`: it was done before."""
+        self.already += already
+        self.counts[row["status"]] += 1
+        if row["status"] != OK and len(self.problems) < _SHOWN:
+            self.problems.append((row["status"], row["image"], row["error"]))
+        self._progress(sum(self.counts.values()))
+
+
+@dataclass
+class Runner:
+    """Runs a chain of stages over inputs into a results folder.
+
+    Args:
+        stages: the loaded chain, in order.
+        out: the results folder.
+        identity: what the results are made with; by default that of the stages as they are.
+        batch_size: films that the networks see at once.
+        workers: threads that read, and as many that write; by default one a core.
+        reader: reads a film; raises RadiographError where it cannot. By default `data.radiograph.read`, with compressed
+            DICOM in processes of its own.
+        seconds_a_film: what reading one may take; a film that takes longer is failed, and the run goes on.
+    """
+
+    stages: Sequence[Stage]
+    out: Path
+    identity: Identity | None = None
+    batch_size: int = 8
+    workers: int | None = None
+    reader: Callable[..., Radiograph] | None = None
+    seconds_a_film: float = 2 * SECONDS
+    _seconds: Counter = field(default_factory=Counter, init=False, repr=False)
+    _guard: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
+
+    def run(
+        self,
+        inputs: Sequence[Input],
+        *,
+        overwrite: bool = False,
+        shard: tuple[int, int] | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> Summary:
+        """Judge all inputs that are not done yet and put the folder into its final form.
+
+        A film that cannot be read, judged or drawn costs only itself. After an interruption, or any error raised from
+        here, the folder holds all that was finished, and the same call goes on from there.
+
+        Args:
+            overwrite: discard what a run with other weights or another config left in the folder.
+            shard: (i, n) judges the i-th of n parts of the inputs, for `results.merge` to join.
+            progress: called with the number of inputs finished so far.
+
+        Raises:
+            ResultsError: the folder belongs to another run.
+            RunError: the disk or the folder takes no more.
+            KeyboardInterrupt: the run was interrupted; what was being written is finished first.
+        """
+        begun, started = time.monotonic(), _now()
+        self._seconds.clear()
+        identity = self.identity or identity_of(self.stages)
+        threads = cv2.getNumThreads()
+        cv2.setNumThreads(1)  # our threads take a film each; OpenCV's own would only get in their way
+        try:
+            with ResultsFolder(self.out, identity, overwrite=overwrite, shard=shard, total=len(inputs)) as folder:
+                ids = assign_ids(inputs, folder.ids())  # of all inputs, so that shards agree on them
+                if shard is not None:
+                    places = {one.key: place for place, one in enumerate(inputs) if one.shard(shard[1]) == shard[0]}
+                    write_places(self.out, places)
+                    inputs = [one for one in inputs if one.key in places]
+                tally = Tally(progress)
+                self.judge(folder, inputs, ids, tally)
+                seconds = {name: self._seconds[name] for name in ("read", *identity.stages, "write")}
+                seconds["total"] = time.monotonic() - begun
+                total = folder.finish([item.key for item in inputs], seconds, started, _now())
+                counts = {status: tally.counts[status] for status in (OK, REFUSED, FAILED)}
+                others = sum(total.values()) - len(inputs)
+                return Summary(self.out, counts, tally.already, others, tally.problems, seconds)
+        except OSError as error:
+            raise RunError(
+                f"{error.filename or self.out}: {error.strerror or error}. Make room or change the access rights, "
+                "then run the same command again: it goes on where it stopped"
+            ) from error
+        finally:
+            cv2.setNumThreads(threads)
+
+    def judge(self, folder: Desk, inputs: Sequence[Input], ids: dict[str, str], tally: Tally) -> None:
+        """Judge the inputs that are not done yet, under the names `ids`, and save each."""
+        _Work(self, folder, inputs, ids, tally).go()
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Spent a part so far, of all threads together."""
+        return dict(self._seconds)
+
+    @contextmanager
+    def timed(self, part: str) -> Iterator[None]:
+        """Count the seconds of a block."""
+        begun = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.spent({part: time.perf_counter() - begun})
+
+    def spent(self, seconds: dict[str, float]) -> None:
+        """Count seconds that other clocks measured, by part."""
+        with self._guard:
+            self._seconds.update(seconds)
+
+
+class _Work:
+    """One call of `Runner.judge`: the queues between its steps."""
+
+    def __init__(
+        self,
+        runner: Runner,
+        folder: Desk,
+        inputs: Sequence[Input],
+        ids: dict[str, str],
+        tally: Tally,
+    ) -> None:
+        self.runner, self.folder, self.tally = runner, folder, tally
+        self.workers = runner.workers or cores()
+        self.first = runner.stages[0]
+        self.reading = Reading(
+            inputs,
+            ids,
+            folder,
+            runner.reader,
+            workers=self.workers,
+            ahead=runner.batch_size + self.workers,
+            limit=runner.seconds_a_film,
+            masks=hasattr(self.first, "restore"),
+            timed=lambda: runner.timed("read"),
+        )
+        self.writers = ThreadPoolExecutor(self.workers, "cxr-write")
+        self.writing: deque[Future[dict[str, str]]] = deque()
+        self.room = _Room(PIXELS, 2 * self.workers + runner.batch_size)
+
+    def go(self) -> None:
+        """Read, judge and write everything."""
+        try:
+            batch: list[Film] = []
+            for film in self.reading:
+                if film.done is not None:
+                    self.tally.add(film.done["row"], already=True)
+                elif not film.record.ok:
+                    self._write(film)
+                else:
+                    batch.append(film)
+                    if len(batch) == self.runner.batch_size or sum(f.pixels for f in batch) >= PIXELS:
+                        self._judge(batch)
+                        batch = []
+            self._judge(batch)
+            while self.writing:
+                self._reap(self.writing.popleft())
+        finally:
+            self.reading.close()
+            self.writers.shutdown(wait=True, cancel_futures=True)
+
+    def _judge(self, batch: list[Film]) -> None:
+        for stage in self.runner.stages:
+            with self.runner.timed(stage.name):
+                self._apply(stage, [film for film in batch if film.record.ok])
+        for film in batch:
+            self._write(film)
+
+    def _apply(self, stage: Stage, films: list[Film]) -> None:
+        """One stage on a batch. Where it raises, the films are tried one by one, to find the one to blame."""
+        if stage is self.first:
+            alone = [film for film in films if film.mask is not None]
+            films = [film for film in films if film.mask is None]
+            for film in alone:
+                self._try(stage.name, [film], lambda records, film=film: [stage.restore(records[0], film.mask)])
+        if films and not self._try(stage.name, films, stage.run):
+            for film in films:
+                self._try(stage.name, [film], stage.run)
+
+    def _try(self, name: str, films: list[Film], step: Callable[[list[Record]], list[Record]]) -> bool:
+        """Put films through a step. If it raises, they stay as they were, and a single one becomes failed."""
+        before = [replace(film.record, extra=dict(film.record.extra)) for film in films]
+        try:
+            after = step([film.record for film in films])
+            if len(after) != len(films):
+                raise RuntimeError(f"it returned {len(after)} records for {len(films)}")
+        except Exception as error:
+            for film, record in zip(films, before, strict=True):
+                film.record = record
+            if len(films) == 1:
+                films[0].record, films[0].trace = failed(before[0], name, error)
+            return len(films) == 1
+        for film, record in zip(films, after, strict=True):
+            film.record = record
+        return True
+
+    def _write(self, film: Film) -> None:
+        """Hand a film to the writers; waits while they are behind, and raises what went wrong with earlier ones."""
+        while self.writing and self.writing[0].done():
+            self._reap(self.writing.popleft())
+        self.room.take(film.pixels)
+        self.writing.append(self.writers.submit(self._save, film))
+
+    def _save(self, film: Film) -> dict[str, str]:
+        try:
+            with self.runner.timed("write"):
+                return self.folder.save(film.item.key, film.item.path, film.sha256, film.record, trace=film.trace)
+        finally:
+            self.room.give(film.pixels)
+
+    def _reap(self, saved: Future[dict[str, str]]) -> None:
+        self.tally.add(saved.result())
+
+
+class _Room:
+    """How much may wait for the writers: at most so many films and pixels, but always one."""
+
+    def __init__(self, pixels: int, films: int) -> None:
+        self._pixels, self._films = pixels, films
+        self._used, self._count = 0, 0
+        self._change = threading.Condition()
+
+    def take(self, pixels: int) -> None:
+        with self._change:
+            while self._count and (self._used + pixels > self._pixels or self._count >= self._films):
+                self._change.wait(0.5)  # with a limit, so that Ctrl-C gets through on every system
+            self._used += pixels
+            self._count += 1
+
+    def give(self, pixels: int) -> None:
+        with self._change:
+            self._used -= pixels
+            self._count -= 1
+            self._change.notify_all()
+
+
+def identity_of(stages: Iterable[Stage], **further: object) -> Identity:
+    """The identity of stages as they are; `further` are fields of `Identity`."""
+    fields = {"version": version(), "runtime": "onnx", "classes": classes_of(stages)} | further
+    return Identity(stages={stage.name: stage.fingerprint for stage in stages}, **fields)
+
+
+def classes_of(stages: Iterable[Stage]) -> tuple[str, ...]:
+    """The classes of the chain's classifier, in its order; empty where it has none."""
+    return next((tuple(stage.classes) for stage in stages if stage.name == "classify"), ())
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")

@@ -1,0 +1,260 @@
+"""A site's own calibration: temperature, class offsets and operating threshold from its labelled films.
+
+The file that `pipeline calibrate` leaves and `pipeline run --site` takes is YAML::
+
+    site: Hospital A
+    weights: {segment: 0123456789abcdef, classify: ...}    fingerprints; other weights refuse the file
+    temperature: 1.31
+    offsets: {TB: 0.42, NTB: -1.7, NORM: 0.0}              added to the logits divided by the temperature
+    threshold: 0.27                                        on the calibrated probability of the positive class
+    target_sensitivity: 0.9
+    films: {n: 120, TB: 55, NORM: 65}
+    figures: {...}                                         by cross-validation, with intervals
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from cxr_pipeline import stages
+from cxr_pipeline.data.manifest import Manifest, read_manifest
+from cxr_pipeline.models.figures import metrics
+from cxr_pipeline.models.figures.metrics import bootstrap
+from cxr_pipeline.models.store import write_text
+from cxr_pipeline.stages.base import Stage
+from cxr_pipeline.stages.classify_calibration import rounded_down
+from cxr_pipeline.stages.films import stream
+from cxr_pipeline.train.evaluation import labels_of
+
+LEAST = 10  # films with, and without, the positive class: under it, a threshold is a guess
+MANY = 100  # films under which a warning says how little they can tell
+_FOLDS = 5
+_SPREAD = 2.0  # prior standard deviation of an offset: a class that the site's films lack is not ruled out
+
+
+class CalibrationError(ValueError):
+    """Films that cannot calibrate anything, or a site file that does not fit; says what is needed."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What is fitted: probabilities are ``softmax(logits / temperature + offsets)``."""
+
+    temperature: float
+    offsets: np.ndarray  # (classes,)
+
+    def probabilities(self, logits: np.ndarray) -> np.ndarray:
+        """(N, classes) of logits (N, classes)."""
+        return metrics.softmax(logits / self.temperature + self.offsets)
+
+
+def fit(logits: np.ndarray, labels: np.ndarray) -> Fit:
+    """A further temperature (Guo et al. 2017) and an offset a class, by penalised maximum likelihood.
+
+    A temperature alone cannot follow a site's own mix of classes, and so leaves probabilities off by as much as that
+    mix differs from the training's. The offsets are held by a normal prior around 0, the temperature's logarithm around
+    0 too: with few films the fit stays near the weights' own answer.
+
+    Args:
+        logits: (N, classes), as the weights would turn them into probabilities. labels: (N,) int class numbers.
+    """
+    from scipy.optimize import minimize
+
+    logits, labels = np.asarray(logits, float), np.asarray(labels, int)
+    rows = np.arange(len(labels))
+
+    def loss(x: np.ndarray) -> float:
+        chosen = metrics.softmax(logits / np.exp(x[0]) + x[1:])[rows, labels]
+        return float(-np.log(np.maximum(chosen, 1e-12)).sum() + x[0] ** 2 / 2 + (x[1:] ** 2).sum() / (2 * _SPREAD**2))
+
+    found = minimize(
+        loss, np.zeros(1 + logits.shape[1]), method="L-BFGS-B", bounds=[(-3, 3)] + [(-8, 8)] * logits.shape[1]
+    )
+    return Fit(float(np.exp(found.x[0])), found.x[1:] - found.x[1:].mean())
+
+
+def calibrate(
+    data: Path,
+    out: Path,
+    *,
+    target_sensitivity: float = 0.90,
+    site: str | None = None,
+    split: str | None = None,
+    source: str | None = None,
+    weights: str = "tb",
+    runtime: str = "onnx",
+) -> dict[str, Any]:
+    """Fit on a site's labelled films and write the site file.
+
+    Args:
+        data: a manifest, or a class-per-folder tree.
+        out: the file to write.
+        split, source: of these films only; None takes all.
+
+    Returns:
+        What the file holds.
+
+    Raises:
+        CalibrationError: fewer than 10 films with, or without, the positive class.
+        ManifestError: the manifest has faults.
+        WeightsError: the weights cannot be loaded.
+    """
+    chain = stages.load_chain(weights, "classify", runtime)
+    classify = chain[-1]
+    if classify.multi_label:
+        raise CalibrationError("these weights give a film several labels; a site can be fitted to weights of one class")
+    manifest = read_manifest(data, classes=labels_of([classify])).relabelled(classify.class_of)
+    manifest = manifest.select(split=split, source=source, labels=classify.classes)
+    logits, labels, patients = _judge(manifest, chain)
+    raw = logits
+    # From here on as the weights answer, which the fit then stays near where films are few.
+    logits = logits / classify.temperature + classify.offsets
+    positive = classify.classes.index(classify.positive)
+    count = int((labels == positive).sum()) if len(labels) else 0
+    if count < LEAST or len(labels) - count < LEAST:
+        raise CalibrationError(
+            f"{count} films with {classify.positive} and {len(labels) - count} without could be judged; at least "
+            f"{LEAST} of each are needed, and {MANY} together for an interval worth having"
+        )
+    whole = fit(logits, labels)
+    temperature = round(classify.temperature * whole.temperature, 4)
+    offsets = [round(float(v), 4) for v in classify.offsets / whole.temperature + whole.offsets]
+    # Of the numbers as they are stored: the threshold is between films that they judge.
+    scores = metrics.softmax(raw / temperature + offsets)[:, positive]
+    is_positive = labels == positive
+    threshold = metrics.threshold_for_sensitivity(is_positive, scores, target_sensitivity)
+    spread = bootstrap(
+        lambda i: metrics.threshold_for_sensitivity(is_positive[i], scores[i], target_sensitivity), patients
+    )
+    held = _cross_validated(logits, labels, patients, positive, target_sensitivity)
+    counts = Counter(classify.classes[label] for label in labels)
+    said = {
+        "site": site or out.stem,
+        "weights": {stage.name: stage.fingerprint for stage in chain},
+        "temperature": temperature,
+        "offsets": dict(zip(classify.classes, offsets, strict=True)),
+        "threshold": rounded_down(float(threshold)),
+        "threshold_ci95": [round(spread.low, 4), round(spread.high, 4)],
+        "target_sensitivity": target_sensitivity,
+        "films": {"n": len(labels), **{name: counts[name] for name in classify.classes if counts[name]}},
+        "figures": {name: figure.to_json() for name, figure in held.items()},
+        "date": date.today().isoformat(),
+    }
+    write_text(out, yaml.safe_dump(said, sort_keys=False, allow_unicode=True))
+    return said
+
+
+def _judge(data: Manifest, chain: Sequence[Stage]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Logits (N, classes), labels (N,) and patients (N,) of the films that the chain could judge."""
+    classes = chain[-1].classes
+    logits, labels, patients = [], [], []
+    for row, record in stream(data, chain, description="calibrate"):
+        if record.ok:
+            logits.append(record.extra["logits"])
+            labels.append(classes.index(row["label"]))
+            patients.append(row["patient"])
+    return np.array(logits, float).reshape(-1, len(classes)), np.array(labels, int), np.array(patients)
+
+
+def _cross_validated(
+    logits: np.ndarray, labels: np.ndarray, patients: np.ndarray, positive: int, target: float
+) -> dict[str, metrics.Figure]:
+    """Figures on films that the fit did not see: five folds, by patient, threshold and all.
+
+    Films of a fold whose rest lacks the positive class, or all others, cannot be judged by another fit: they are in no
+    figure. The AUROC is a mean over folds: scores of two fits are on two scales, and do not rank together.
+    """
+    is_positive = labels == positive
+    fold = _folds(is_positive, patients)
+    judged = np.zeros(len(labels), bool)
+    score, called = np.zeros(len(labels)), np.zeros(len(labels), bool)
+    for number in range(_FOLDS):
+        test, rest = fold == number, fold != number
+        if not test.any() or not is_positive[rest].any() or is_positive[rest].all():
+            continue
+        fitted = fit(logits[rest], labels[rest])
+        threshold = metrics.threshold_for_sensitivity(
+            is_positive[rest], fitted.probabilities(logits[rest])[:, positive], target
+        )
+        score[test] = fitted.probabilities(logits[test])[:, positive]
+        called[test] = score[test] >= threshold
+        judged |= test
+    y, score, called, fold, patients = (values[judged] for values in (is_positive, score, called, fold, patients))
+    return {
+        "auroc": bootstrap(lambda i: _auroc_within(y[i], score[i], fold[i]), patients),
+        "sensitivity": bootstrap(lambda i: metrics.sensitivity(y[i], called[i], 0.5), patients),
+        "specificity": bootstrap(lambda i: metrics.specificity(y[i], called[i], 0.5), patients),
+        "ece": metrics.bootstrap_ece(score, y, patients),
+    }
+
+
+def _folds(is_positive: np.ndarray, patients: np.ndarray) -> np.ndarray:
+    """The fold (N,) of each film: one a patient, those with and those without a positive film spread over all folds."""
+    names, codes = np.unique(patients, return_inverse=True)
+    has = np.bincount(codes, is_positive, len(names)) > 0
+    draw = np.random.default_rng(0)
+    dealt = np.concatenate([draw.permutation(np.flatnonzero(has)), draw.permutation(np.flatnonzero(~has))])
+    fold_of = np.empty(len(names), int)
+    fold_of[dealt] = np.arange(len(names)) % _FOLDS
+    return fold_of[codes]
+
+
+def _auroc_within(y: np.ndarray, score: np.ndarray, fold: np.ndarray) -> float:
+    """The mean AUROC of the folds, each weighted by its pairs of a positive and a negative film; NaN without any."""
+    areas, pairs = [], []
+    for number in np.unique(fold):
+        own = fold == number
+        positives = int(y[own].sum())
+        if 0 < positives < own.sum():
+            areas.append(metrics.auroc(y[own], score[own]))
+            pairs.append(positives * (int(own.sum()) - positives))
+    return float(np.average(areas, weights=pairs)) if pairs else float("nan")
+
+
+def apply_site(path: Path, chain: Sequence[Stage]) -> dict[str, Any]:
+    """Make a loaded chain answer with a site's calibration.
+
+    Returns:
+        The settings of `classify` that changed: temperature, offsets and threshold.
+
+    Raises:
+        CalibrationError: the file cannot be read, or was made with other weights.
+    """
+    try:
+        said = yaml.safe_load(path.read_text(encoding="utf-8"))
+        settings = {
+            "temperature": float(said["temperature"]),
+            "offsets": {str(name): float(value) for name, value in said["offsets"].items()},
+            "threshold": float(said["threshold"]),
+            "threshold_ci95": [float(v) for v in said["threshold_ci95"]] if "threshold_ci95" in said else None,
+        }
+        made_with = dict(said["weights"])
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CalibrationError(
+            f"{path} cannot be read as a site file ({error}). Make one: pipeline calibrate --data MANIFEST --out {path}"
+        ) from error
+    for stage in chain:
+        if stage.name in made_with and made_with[stage.name] != stage.fingerprint:
+            raise CalibrationError(
+                f"{path} was made with other {stage.name!r} weights ({made_with[stage.name]}) than those of this call "
+                f"({stage.fingerprint}). Calibrate again with these weights"
+            )
+        if stage.name == "classify":
+            if sorted(settings["offsets"]) != sorted(stage.classes):
+                raise CalibrationError(
+                    f"{path} is about the classes {', '.join(settings['offsets'])}, the weights about "
+                    f"{', '.join(stage.classes)}. Calibrate again with these weights"
+                )
+            stage.temperature, stage.threshold = settings["temperature"], settings["threshold"]
+            stage.threshold_ci95 = settings["threshold_ci95"]
+            stage.offsets = np.array([settings["offsets"][name] for name in stage.classes])
+            return settings
+    return {}
