@@ -11,11 +11,13 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from cxr_pipeline.configs.errors import CxrError
+
 PRESETS = Path(__file__).parent
 _SECTIONS = {"segment", "segment.fit", "classify", "classify.fit", "localize"}
 
 
-class ConfigError(ValueError):
+class ConfigError(CxrError, ValueError):
     """A setting that does not exist or cannot have the value given."""
 
 

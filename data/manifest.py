@@ -23,6 +23,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from cxr_pipeline.configs.errors import CxrError
 from cxr_pipeline.data.geometry import Box
 from cxr_pipeline.data.radiograph import looks_like_image
 
@@ -32,7 +33,7 @@ BOX_COLUMNS = ("image", "finding", "x", "y", "w", "h")
 _SHOWN = 50  # faults listed in one message
 
 
-class ManifestError(ValueError):
+class ManifestError(CxrError, ValueError):
     """All faults of a manifest at once, with row numbers as a spreadsheet shows them (the header is row 1)."""
 
     def __init__(self, path: Path, faults: Sequence[str]) -> None:

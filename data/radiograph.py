@@ -16,6 +16,8 @@ from typing import Any
 import cv2
 import numpy as np
 
+from cxr_pipeline.configs.errors import CxrError
+
 warnings.filterwarnings("ignore", module="PIL")  # what is wrong with a file is said once, by our error
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".dcm", ".dicom"})
@@ -34,7 +36,7 @@ _MAGIC = (
 _DEPTHS = (8, 10, 12, 14, 16)
 
 
-class RadiographError(ValueError):
+class RadiographError(CxrError, ValueError):
     """A file that is not read: `reason` in words, `code` as one word, `refused` where it is sound but no chest film."""
 
     def __init__(self, path: str | Path, reason: str, code: str = "unreadable", *, refused: bool = False) -> None:

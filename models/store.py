@@ -23,6 +23,8 @@ from typing import Any
 
 import numpy as np
 
+from cxr_pipeline.configs.errors import CxrError
+
 SHIPPED = Path(__file__).parent / "weights"
 KERAS_FILE, SERVING_FILE, CARD_FILE = "model.keras", "model.onnx", "card.json"
 QUALITY_FILE = "quality.npz"  # of the segmentation: what `stages.quality` compares films with
@@ -35,7 +37,7 @@ RUNTIMES = {"onnx": SERVING_FILE, "openvino": SERVING_FILE, "keras": KERAS_FILE}
 Network = Callable[[np.ndarray], dict[str, np.ndarray]]
 
 
-class WeightsError(ValueError):
+class WeightsError(CxrError, ValueError):
     """Weights that are missing, incomplete or damaged."""
 
 

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from cxr_pipeline.about import RUNTIMES, cores
+from cxr_pipeline.configs.errors import CxrError
 from cxr_pipeline.run.inputs import find_inputs
 
 PARTS = ("read", "segment", "classify", "localize", "write")
 FILMS = 48  # synthetic ones, where no input is given
 
 
-class BenchmarkError(RuntimeError):
+class BenchmarkError(CxrError, RuntimeError):
     """A runtime that was asked for could not be measured."""
 
 

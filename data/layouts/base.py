@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 import pandas as pd
 
+from cxr_pipeline.configs.errors import CxrError
 from cxr_pipeline.data.geometry import Box
 from cxr_pipeline.data.splits import patients_by_kind
 
@@ -24,7 +25,7 @@ _DEPTH = 5
 _LOOKED_AT = 2000  # folders of a level: one of a hundred thousand patients is not searched through
 
 
-class LayoutError(ValueError):
+class LayoutError(CxrError, ValueError):
     """A folder that is not the data set it was given as, or a manifest that cannot be written where it was to be."""
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cxr_pipeline.configs.errors import CxrError
+
 if TYPE_CHECKING:
     import keras as K
 
@@ -12,7 +14,7 @@ if TYPE_CHECKING:
 SETTINGS = "segment.encoder_weights or classify.encoder_weights"  # by the stage that is trained
 
 
-class EncoderWeightsError(ValueError):
+class EncoderWeightsError(CxrError, ValueError):
     """Encoder weights that cannot be had."""
 
 

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cxr_pipeline.configs.errors import CxrError
 from cxr_pipeline.models.backend import keras
 from cxr_pipeline.models.store import write_text
 from cxr_pipeline.models.training.optimizers import better, make_optimizer, plateau_rate, stalled
@@ -54,7 +55,7 @@ PHASE_SETTINGS = {
 }
 
 
-class TrainingError(RuntimeError):
+class TrainingError(CxrError, RuntimeError):
     """A training that cannot start or go on; says why and what to do."""
 
 

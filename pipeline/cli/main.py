@@ -30,27 +30,7 @@ from cxr_pipeline.cli.commands import (
     weights_option,
     workers_option,
 )
-
-# Errors whose text is written for the person who called, by module: each says what to do. Looked up when one occurs.
-_FOR_THE_USER = {
-    "cxr_pipeline.configs.schema": ("ConfigError",),
-    "cxr_pipeline.data.layouts.base": ("LayoutError",),
-    "cxr_pipeline.data.manifest": ("ManifestError",),
-    "cxr_pipeline.data.radiograph": ("RadiographError",),
-    "cxr_pipeline.models.backbones.encoder_weights": ("EncoderWeightsError",),
-    "cxr_pipeline.models.training.fit": ("TrainingError",),
-    "cxr_pipeline.models.store": ("WeightsError",),
-    "cxr_pipeline.benchmark": ("BenchmarkError",),
-    "cxr_pipeline.train.calibration": ("CalibrationError",),
-    "cxr_pipeline.run.engines.cluster": ("EngineError",),
-    "cxr_pipeline.compare.compare": ("CompareError",),
-    "cxr_pipeline.train.evaluation": ("EvaluationError",),
-    "cxr_pipeline.run.inputs": ("InputError",),
-    "cxr_pipeline.report.page": ("ReportError",),
-    "cxr_pipeline.results.folder": ("ResultsError",),
-    "cxr_pipeline.run.runner": ("RunError",),
-    "cxr_pipeline.web": ("WebError",),
-}
+from cxr_pipeline.configs.errors import CxrError
 
 
 def _parsed_shard(_context: click.Context, _option: click.Parameter, value: str | None) -> tuple[int, int] | None:
@@ -328,10 +308,8 @@ def _call(arguments: list[str] | None) -> int:
 
 
 def _explained(error: Exception) -> str:
-    for module, names in _FOR_THE_USER.items():
-        loaded = sys.modules.get(module)
-        if loaded is not None and isinstance(error, tuple(getattr(loaded, name) for name in names)):
-            return str(error)
+    if isinstance(error, CxrError):
+        return str(error)
     text = " ".join(str(error).split()) or "no message"
     if isinstance(error, OSError):
         return f"{text}. Run again with --debug for the traceback"

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from cxr_pipeline import stages
+from cxr_pipeline.configs.errors import CxrError
 from cxr_pipeline.models.store import CARD_FILE, KERAS_FILE, SERVING_FILE, SHIPPED, open_network, read_card, shipped
 from cxr_pipeline.models.training.fit import START
 
@@ -29,7 +30,7 @@ FIGURES = {
 }
 
 
-class CompareError(ValueError):
+class CompareError(CxrError, ValueError):
     """Runs that cannot be compared; names the folder and what is missing there."""
 
 

@@ -13,6 +13,7 @@ from string import Template
 from typing import IO, Any
 
 from cxr_pipeline.about import NOTICE, PROGRAM
+from cxr_pipeline.configs.errors import CxrError
 from cxr_pipeline.results.journal import whole_file
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -24,7 +25,7 @@ class Markup(str):
     __slots__ = ()
 
 
-class ReportError(ValueError):
+class ReportError(CxrError, ValueError):
     """A folder that no report can be made of; says what was looked for."""
 
 

@@ -15,6 +15,8 @@
 
 from __future__ import annotations
 
+from cxr_pipeline.configs.errors import CxrError
+
 import csv
 import io
 import json
@@ -41,7 +43,7 @@ REPORT = "report.html"
 _FILES = ("results.csv", "regions.json", "journal.jsonl", "run.log", "shard.csv", REPORT)
 
 
-class ResultsError(ValueError):
+class ResultsError(CxrError, ValueError):
     """A results folder that this run cannot go on in; says what to do."""
 
 

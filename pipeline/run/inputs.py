@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from cxr_pipeline.configs.errors import CxrError
 from cxr_pipeline.data.radiograph import FORMATS, IMAGE_SUFFIXES, looks_like_image
 from cxr_pipeline.results.journal import key_of
 
@@ -24,7 +25,7 @@ _DEVICES = frozenset(
 )  # names that Windows keeps for itself
 
 
-class InputError(ValueError):
+class InputError(CxrError, ValueError):
     """An input that does not exist or holds no films; says what was looked for."""
 
 

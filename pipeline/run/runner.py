@@ -15,6 +15,7 @@ from pathlib import Path
 import cv2
 
 from cxr_pipeline.about import cores, version
+from cxr_pipeline.configs.errors import CxrError
 from cxr_pipeline.data.radiograph import Radiograph
 from cxr_pipeline.results.folder import Identity, ResultsFolder
 from cxr_pipeline.results.merge import write_places
@@ -27,7 +28,7 @@ from cxr_pipeline.stages.base import FAILED, OK, REFUSED, Record, Stage
 _SHOWN = 10  # refused and failed films that a summary names
 
 
-class RunError(RuntimeError):
+class RunError(CxrError, RuntimeError):
     """The run had to stop: the disk is full, or the folder cannot be written. What is finished is kept."""
 
 

@@ -25,6 +25,7 @@ import numpy as np
 import yaml
 
 from cxr_pipeline import stages
+from cxr_pipeline.configs.errors import CxrError
 from cxr_pipeline.data.manifest import Manifest, read_manifest
 from cxr_pipeline.models.figures import metrics
 from cxr_pipeline.models.figures.metrics import bootstrap
@@ -40,7 +41,7 @@ _FOLDS = 5
 _SPREAD = 2.0  # prior standard deviation of an offset: a class that the site's films lack is not ruled out
 
 
-class CalibrationError(ValueError):
+class CalibrationError(CxrError, ValueError):
     """Films that cannot calibrate anything, or a site file that does not fit; says what is needed."""
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from cxr_pipeline import stages
+from cxr_pipeline.configs.errors import CxrError
 from cxr_pipeline.data.manifest import Manifest, read_manifest
 from cxr_pipeline.data.splits import split_by_patient
 from cxr_pipeline.models.store import write_text
@@ -24,7 +25,7 @@ from cxr_pipeline.stages.base import Stage
 log = logging.getLogger("cxr.evaluate")
 
 
-class EvaluationError(ValueError):
+class EvaluationError(CxrError, ValueError):
     """Nothing to evaluate; says what was asked for and what there is."""
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
+from cxr_pipeline.configs.errors import CxrError
+
 _NEEDED = {"fastapi": "fastapi", "uvicorn": "uvicorn", "python_multipart": "python-multipart"} | {
     "prometheus_client": "prometheus-client"
 }
 
 
-class WebError(ValueError):
+class WebError(CxrError, ValueError):
     """The server cannot start as it was called; says what to do."""
 
 

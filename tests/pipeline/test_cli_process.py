@@ -35,8 +35,8 @@ def test_help_imports_nothing_heavy(arguments):
 
 
 def test_what_a_run_imports_is_not_heavy():
-    code = "import sys, pipeline.chain, pipeline.console, pipeline.runner\n"
-    code += "import stages.segment, stages.classify, stages.localize\n"
+    code = "import sys, cxr_pipeline.run.chain, cxr_pipeline.cli.console, cxr_pipeline.run.runner\n"
+    code += "from cxr_pipeline.stages import segment, classify, localize\n"
     code += "print(*sorted({name.partition('.')[0] for name in sys.modules}))"
     answer = subprocess.run([sys.executable, "-c", code], env=ENV, capture_output=True, text=True, check=True)
     heavy = {"tensorflow", "keras", "pandas", "matplotlib", "sklearn", "skimage", "albumentations", "scipy"}
@@ -44,13 +44,13 @@ def test_what_a_run_imports_is_not_heavy():
 
 
 def test_info_imports_no_runtime():
-    code = "import sys; from pipeline import cli; cli._call(['info']); print('|', *sys.modules)"
+    code = "import sys; from cxr_pipeline.cli import main; main._call(['info']); print('|', *sys.modules)"
     answer = subprocess.run([sys.executable, "-c", code], env=ENV, capture_output=True, text=True, check=True)
     assert not set(answer.stdout.rpartition("|")[2].split()) & {"tensorflow", "keras", "onnxruntime", "cv2", "pandas"}
 
 
 def test_version_and_module_call():
-    command = [sys.executable, "-m", "cxr_pipeline.cli.main", "--version"]
+    command = [sys.executable, "-m", "cxr_pipeline", "--version"]
     answer = subprocess.run(command, env=ENV, capture_output=True, text=True, check=True)
     assert re.fullmatch(r"cxr-pipeline \d+\.\d+\.\d+\S*\n", answer.stdout)
 

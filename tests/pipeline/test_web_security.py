@@ -259,7 +259,7 @@ def test_without_the_extra_the_command_says_what_to_install():
         "from importlib import util\n"
         "real = util.find_spec\n"
         "util.find_spec = lambda name, *rest: None if name == 'fastapi' else real(name, *rest)\n"
-        "from pipeline.cli import main\n"
+        "from cxr_pipeline.cli.main import main\n"
         "main(['serve'])\n"
     )
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ, check=False)

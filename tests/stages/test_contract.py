@@ -124,9 +124,9 @@ class StageContract:
     def test_runs_without_tensorflow(self, tiny_chain):
         code = (
             "import sys, stages, numpy as np\n"
-            "from data.radiograph import Radiograph\n"
-            "from data.synthetic import make_film\n"
-            "from stages.base import Record\n"
+            "from cxr_pipeline.data.radiograph import Radiograph\n"
+            "from cxr_pipeline.data.synthetic import make_film\n"
+            "from cxr_pipeline.stages.base import Record\n"
             "film = make_film(1, size=(100, 90))\n"
             "records = [Record(Radiograph(film.pixels, 'a', 'a', (100, 90)))]\n"
             f"for stage in stages.load_chain({str(tiny_chain)!r}, {self.name!r}): records = stage.run(records)\n"
