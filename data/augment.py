@@ -47,6 +47,59 @@ class Opacities(A.ImageOnlyTransform):
         return (img + (225.0 - np.minimum(img, 225.0)) * cloud).astype(np.uint8)
 
 
+class LungOpacities(A.ImageOnlyTransform):
+    """A lung made white in whole or in part, as effusion, collapse or dense consolidation do; its mask stays.
+
+    Without such films a network learns that lung is what is dark, and leaves a white lung out. Drawn at random: one
+    whole lung, one lung from its base up to a level (an effusion), or haze in the lower parts of both lungs.
+
+    Args:
+        p: probability of any.
+    """
+
+    def __init__(self, p: float = 0.35) -> None:
+        super().__init__(p=p)
+
+    @property
+    def targets_as_params(self) -> list[str]:
+        """The lung mask, (H, W) uint8, not 0 inside."""
+        return ["mask"]
+
+    def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+        """Draw how white each pixel becomes: `cloud` (H, W) float32 in [0, 1], and the grey level it goes to."""
+        mask = (data["mask"] > 0).astype(np.uint8)
+        height, width = mask.shape
+        count, labels, stats, centres = cv2.connectedComponentsWithStats(mask)
+        lungs = [k for k in range(1, count) if stats[k, cv2.CC_STAT_AREA] > 0.01 * height * width]
+        cloud = np.zeros((height, width), np.float32)
+        if not lungs:
+            return {"cloud": cloud, "level": 1.0}
+        kind = self.py_random.choice(["whole", "effusion", "effusion", "haze", "haze"])
+        chosen = lungs if kind == "haze" else [self.py_random.choice(lungs)]
+        for lung in chosen:
+            top, tall = stats[lung, cv2.CC_STAT_TOP], stats[lung, cv2.CC_STAT_HEIGHT]
+            strength = self.py_random.uniform(0.3, 0.85) if kind == "haze" else self.py_random.uniform(0.75, 1.0)
+            share = 1.2 if kind == "whole" else self.py_random.uniform(0.2, 0.8)  # of the lung's height, from its base
+            level = top + tall * (1 - share)
+            slope = self.py_random.uniform(-0.35, 0.35)
+            rows, columns = np.mgrid[:height, :width].astype(np.float32)
+            edge = self.py_random.uniform(0.02, 0.12) * tall + 1
+            filled = np.clip((rows - level - slope * (columns - centres[lung][0])) / edge, 0, 1)
+            cloud = np.maximum(cloud, (labels == lung) * filled * np.float32(strength))
+        # grown and soft, so that the lung's own outline is gone too
+        reach = max(1, round(0.02 * height))
+        kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * reach + 1, 2 * reach + 1))
+        cloud = cv2.GaussianBlur(cv2.dilate(cloud, kernel), (0, 0), reach)
+        spots = np.random.default_rng(self.py_random.getrandbits(32)).normal(0, 1, (8, 8)).astype(np.float32)
+        cloud *= 1 + 0.1 * cv2.resize(spots, (width, height), interpolation=cv2.INTER_CUBIC)
+        return {"cloud": np.clip(cloud, 0, 1), "level": self.py_random.uniform(0.75, 0.97)}
+
+    def apply(self, img: np.ndarray, cloud: np.ndarray, level: float, **params: Any) -> np.ndarray:
+        """Move grey levels of a film (H, W) uint8 towards a bright one of its own where the cloud is."""
+        bright = np.float32(np.quantile(img[::4, ::4], level))
+        return np.clip(img + (bright - img) * cloud, 0, 255).astype(np.uint8)
+
+
 class Marks(A.ImageOnlyTransform):
     """Burnt-in plates, letters and redaction boxes near the edges, and black borders, as films carry them."""
 
@@ -131,6 +184,7 @@ def segment_augmentation(seed: int) -> A.Compose:
                 p=0.9,
             ),
             A.GridDistortion(num_steps=4, distort_limit=0.15, p=0.2),
+            LungOpacities(p=0.35),
             Opacities(p=0.35),
             *_exposure(1.0),
             Marks(p=0.35),

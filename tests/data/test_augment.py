@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import pytest
 
-from cxr_pipeline.data.augment import Marks, Opacities, classify_augmentation, segment_augmentation
+from cxr_pipeline.data.augment import LungOpacities, Marks, Opacities, classify_augmentation, segment_augmentation
 from cxr_pipeline.data.synthetic import make_film
+
+import albumentations as A  # isort: skip  (after the module that switches its update check off)
 
 BUILDERS = pytest.mark.parametrize("build", [segment_augmentation, classify_augmentation])
 
@@ -64,6 +67,25 @@ def test_opacities_only_brighten(film):
         out = transform(image=image)["image"]
         assert (out >= image.astype(int) - 1).all()
         assert out.mean() > image.mean()
+
+
+def test_white_lungs_are_white_within_the_lungs(film):
+    """Some lung becomes clearly brighter, nothing far from the lungs changes, and the mask is left as it is."""
+    image, mask = film
+    near = cv2.dilate(mask, np.ones((25, 25), np.uint8)) > 0
+    for seed in range(12):
+        transform = A.Compose([LungOpacities(p=1.0)], seed=seed)
+        out = transform(image=image, mask=mask)
+        change = out["image"].astype(int) - image
+        assert change[mask > 0].max() > 20
+        assert abs(change[~near]).max() <= 1
+        assert np.array_equal(out["mask"], mask)
+
+
+def test_a_film_without_lungs_stays_as_it_is(film):
+    image, mask = film
+    out = A.Compose([LungOpacities(p=1.0)], seed=1)(image=image, mask=np.zeros_like(mask))
+    assert np.array_equal(out["image"], image)
 
 
 def test_marks_leave_the_middle_of_the_film():
