@@ -12,7 +12,7 @@ from cxr_pipeline.data.progress import progress_bar
 
 if TYPE_CHECKING:
     from cxr_pipeline.data.manifest import Manifest
-    from cxr_pipeline.models.training.fit import Phase
+    from cxr_pipeline.models.training.phase import Phase
 
 
 @contextmanager

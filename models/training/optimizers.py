@@ -14,7 +14,7 @@ from cxr_pipeline.models.backend import keras
 if TYPE_CHECKING:
     import keras as K
 
-    from cxr_pipeline.models.training.fit import Phase
+    from cxr_pipeline.models.training.phase import Phase
 
 PLATEAU_FACTOR = 0.5
 # Where a rate ends when no `final_learning_rate` is set, as a share of the first.
