@@ -45,13 +45,18 @@ def _import() -> None:
         tf.config.list_physical_devices()  # looks for GPUs, and says so where there are none
 
 
+def _flush() -> None:
+    if sys.stderr is not None:  # there is none in a program without a console
+        sys.stderr.flush()
+
+
 @contextlib.contextmanager
 def _without_noise() -> Iterator[None]:
     """Pass on what is written to the process's stderr, but for the lines of `_NOISE`.
 
     They are written below Python, to the file descriptor itself.
     """
-    sys.stderr.flush()
+    _flush()
     with tempfile.TemporaryFile() as kept:
         try:
             real = os.dup(2)
@@ -62,7 +67,7 @@ def _without_noise() -> Iterator[None]:
         try:
             yield
         finally:
-            sys.stderr.flush()
+            _flush()
             os.dup2(real, 2)
             kept.seek(0)
             rest = b"".join(line for line in kept if not _NOISE.match(line))
