@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def training_bar(stage: str, phases: Sequence[Phase]) -> Iterator[Callable[[str, int, int, int], None]]:
-    """A progress bar over the batches of the current epoch; yields what `models.training.fit.fit` calls."""
+    """A progress bar over the batches of the current epoch; yields what `models.training.fit.Training` calls."""
     epochs = {phase.name: phase.epochs for phase in phases}
     with progress_bar(stage, None) as update:
 

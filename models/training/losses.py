@@ -120,22 +120,22 @@ class KnownLabelsCrossEntropy(_keras.losses.Loss):
         """One loss a film, shape (N,): the sum over its known labels, divided by K."""
         y_true = _ops.cast(y_true, y_pred.dtype)
         known = _ops.cast(y_true >= 0, y_pred.dtype)
-        there = _ops.maximum(y_true, 0)
+        present = _ops.maximum(y_true, 0)
         count = known
         if self.weights is not None:
             table = _ops.convert_to_tensor(self.weights, y_pred.dtype)
-            count = known * (there * table[:, 0] + (1 - there) * table[:, 1])
-        smooth = there * (1 - self.label_smoothing) + self.label_smoothing / 2
+            count = known * (present * table[:, 0] + (1 - present) * table[:, 1])
+        smooth = present * (1 - self.label_smoothing) + self.label_smoothing / 2
         p = _ops.clip(y_pred, 1e-7, 1 - 1e-7)
         entropy = smooth * _surprise(p, self.q) + (1 - smooth) * _surprise(1 - p, self.q)
         if self.gamma:
-            entropy = entropy * (1 - (there * p + (1 - there) * (1 - p))) ** self.gamma
+            entropy = entropy * (1 - (present * p + (1 - present) * (1 - p))) ** self.gamma
         return _ops.mean(count * entropy, axis=-1)
 
     def get_config(self) -> dict:
         """What the loss is made again from."""
-        more = {"weights": self.weights, "label_smoothing": self.label_smoothing, "gamma": self.gamma, "q": self.q}
-        return {**super().get_config(), **more}
+        options = {"weights": self.weights, "label_smoothing": self.label_smoothing, "gamma": self.gamma, "q": self.q}
+        return {**super().get_config(), **options}
 
 
 @_keras.saving.register_keras_serializable(package="cxr")
@@ -191,12 +191,12 @@ class DiceScore(_keras.metrics.Metric):
 _CLASSIFICATION: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "cross_entropy": (_keras.losses.CategoricalCrossentropy, KnownLabelsCrossEntropy),
     "focal": (
-        lambda **more: _keras.losses.CategoricalFocalCrossentropy(alpha=1.0, gamma=2.0, **more),
-        lambda **more: KnownLabelsCrossEntropy(gamma=2.0, **more),
+        lambda **options: _keras.losses.CategoricalFocalCrossentropy(alpha=1.0, gamma=2.0, **options),
+        lambda **options: KnownLabelsCrossEntropy(gamma=2.0, **options),
     ),
     "generalized_cross_entropy": (
         GeneralizedCrossEntropy,
-        lambda **more: KnownLabelsCrossEntropy(q=_ROBUST, **more),
+        lambda **options: KnownLabelsCrossEntropy(q=_ROBUST, **options),
     ),
 }
 
@@ -223,8 +223,8 @@ def classification_loss(
     Raises:
         ValueError: no loss of that name.
     """
-    more = {"weights": weights} if multi_label else {}
-    return _named(_CLASSIFICATION, name)[int(multi_label)](label_smoothing=label_smoothing, **more)
+    options = {"weights": weights} if multi_label else {}
+    return _named(_CLASSIFICATION, name)[int(multi_label)](label_smoothing=label_smoothing, **options)
 
 
 def segmentation_loss(name: str) -> Any:
