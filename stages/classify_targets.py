@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from cxr_pipeline.data.geometry import Box, Frame
-from cxr_pipeline.models.backbones.classifiers import lung_zones
+from cxr_pipeline.models.pooling import lung_zones
 
 UNKNOWN = 255  # of a zone: nobody looked, or what was drawn does not say
 # Added to each class's share of a source, so that no class is impossible there. AUROC of TB against normal, shenzhen
@@ -34,15 +34,15 @@ def several_labels(rows: Sequence[dict[str, Any]], classes: Sequence[str], uncer
     """
     targets = np.full((len(rows), len(classes)), -1, np.float32)
     for line, row in enumerate(rows):
-        there = {row["label"], *row["findings"].split("|")} - {""}
-        told = set(row["negative"].split("|")) if "negative" in row else set(classes) if there else set()
+        present = {row["label"], *row["findings"].split("|")} - {""}
+        known = set(row["negative"].split("|")) if "negative" in row else set(classes) if present else set()
         doubtful = set(row.get("uncertain", "").split("|"))
         for column, name in enumerate(classes):
             if name in doubtful:
                 targets[line, column] = {"ignore": -1, "zeros": 0, "ones": 1}[uncertain]
-            elif name in there:
+            elif name in present:
                 targets[line, column] = 1
-            elif name in told:
+            elif name in known:
                 targets[line, column] = 0
     return targets
 
