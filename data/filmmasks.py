@@ -20,10 +20,16 @@ from typing import Any
 
 import numpy as np
 
+from cxr_pipeline.configs.errors import CxrError
 from cxr_pipeline.data.manifest import IN_COLUMN, Manifest
 from cxr_pipeline.data.masks import fault_of, fitted, read_mask, side_by_side
+from cxr_pipeline.data.names import brief
 from cxr_pipeline.data.outlines import from_runs, mask_in_json
 from cxr_pipeline.data.radiograph import RadiographError
+
+
+class MaskError(CxrError, ValueError):
+    """Masks that nothing can be learned from; names the first ones and what to do."""
 
 
 def film_mask(data: Manifest, row: Mapping[str, Any], size: tuple[int, int] | None) -> np.ndarray:
@@ -58,14 +64,17 @@ def film_mask(data: Manifest, row: Mapping[str, Any], size: tuple[int, int] | No
 
 
 def _of_runs(row: Mapping[str, Any], column: str, size: tuple[int, int] | None, film: Path) -> np.ndarray:
-    sizes = [str(row.get(name) or row.get(other) or "") for name, other in (("mask_height", "Height"), ("mask_width", "Width"))]
+    names = (("mask_height", "Height"), ("mask_width", "Width"))
+    sizes = [str(row.get(name) or row.get(other) or "") for name, other in names]
     try:
         own = (int(float(sizes[0])), int(float(sizes[1]))) if all(sizes) else size
     except (ValueError, OverflowError):
         raise RadiographError(film, f"mask_height and mask_width are no numbers: {sizes}", "mask") from None
     if own is None:
         raise RadiographError(film, "run lengths need the columns mask_height and mask_width", "mask")
-    order = str(row.get("rle_order") or ("rows" if column.endswith("_lung") else "")).lower()  # CheXmask: along the rows
+    order = str(
+        row.get("rle_order") or ("rows" if column.endswith("_lung") else "")
+    ).lower()  # CheXmask: along the rows
     text = str(row[column])
     if order:
         return fitted(from_runs(text, own, film, by_rows=order.startswith("row")), size, film)
@@ -74,9 +83,7 @@ def _of_runs(row: Mapping[str, Any], column: str, size: tuple[int, int] | None, 
     return fitted(along if side_by_side(along) and not side_by_side(down) else down, size, film)
 
 
-def mask_faults(
-    data: Manifest, *, progress: Callable[[int], None] | None = None, workers: int = 4
-) -> dict[str, str]:
+def mask_faults(data: Manifest, *, progress: Callable[[int], None] | None = None, workers: int = 4) -> dict[str, str]:
     """What is wrong with the masks of a manifest, by film: unreadable, empty, full, inverted, one lung, another size.
 
     Films are looked at by their headers; one that cannot be read is not a fault of its mask.
@@ -97,6 +104,46 @@ def mask_faults(
             if progress is not None:
                 progress(number)
     return found
+
+
+def require_sound_masks(data: Manifest) -> None:
+    """Stop before a training learns from masks that are wrong.
+
+    Raises:
+        MaskError: with the number of faulty masks and the first of them.
+    """
+    from cxr_pipeline.data.progress import progress_bar
+
+    films = data.select(has_mask=True)
+    with progress_bar("masks", len(films)) as update:
+        found = mask_faults(films, progress=update)
+    if found:
+        shown = "\n".join(f"  {brief(image)}: {fault}" for image, fault in list(found.items())[:_SHOWN])
+        more = f"\n  and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+        raise MaskError(
+            f"{len(found)} of {len(films)} lung masks cannot be learned from:\n{shown}{more}\n"
+            "Mend them, or empty their cells in the manifest. `pipeline data check` lists them all; labels of your own: "
+            "--mask-labels"
+        )
+
+
+_SHOWN = 10
+
+
+def box_faults(data: Manifest) -> list[str]:
+    """Boxes of the manifest that reach outside their films, by film; a film without a readable header is left out."""
+    faults = []
+    for image, boxes in data.boxes.groupby("image", sort=False):
+        size = size_of_film(data.path(str(image)))
+        if size is None:
+            continue
+        for row in boxes.itertuples():
+            if row.x < -1 or row.y < -1 or row.x + row.w > size[1] + 1 or row.y + row.h > size[0] + 1:
+                faults.append(
+                    f"{brief(image)}: the box x {row.x:g}, y {row.y:g}, w {row.w:g}, h {row.h:g} reaches outside the "
+                    f"film of {size[1]}x{size[0]} pixels"
+                )
+    return faults
 
 
 def size_of_film(path: Path) -> tuple[int, int] | None:

@@ -202,17 +202,6 @@ def read_manifest(
     return manifest
 
 
-def listed_films(path: Path) -> list[Path]:
-    """The films that a table names in its column `image`, whether they exist or not; nothing else is checked.
-
-    Raises:
-        TableError: it is no table, or has no such column.
-    """
-    index = FileIndex(path.parent)
-    names = (row["image"] for row in read_table(path, ["image"]).rows)
-    return [path.parent / index.find(name)[0] for name in names if name]
-
-
 def _normal(read: Table) -> pd.DataFrame:
     """The table with all columns of `COLUMNS`, under these names, and its words as they are written here."""
     table = pd.DataFrame(read.rows, columns=read.columns, dtype=str)
@@ -254,7 +243,9 @@ def _found_files(table: pd.DataFrame, root: Path, numbers: Sequence[int], rename
         masks.append("|".join(parts))
     if missing == len(table) > 20:  # a table in another folder than its films: one sentence says more than all rows
         first = os.path.abspath(root / images[0])
-        return [f"none of its {missing} films exists. The first would be {brief(first, 200)}: paths start from the table"]
+        return [
+            f"none of its {missing} films exists. The first would be {brief(first, 200)}: paths start from the table"
+        ]
     table["image"], table["mask"] = images, masks
     return faults
 

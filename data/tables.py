@@ -179,7 +179,9 @@ def _text(path: Path) -> Records:
             raise TableError(f"it has {size >> 20} MB, over the limit of {MAX_BYTES >> 20}. Split the table")
         first = head.decode(encoding, "ignore")
     except OSError as error:
-        raise TableError(f"it cannot be read ({error.strerror or error}). Check the path and the access rights") from None
+        raise TableError(
+            f"it cannot be read ({error.strerror or error}). Check the path and the access rights"
+        ) from None
     start, separator = _separator(first, len(head) == _HEAD and size > _HEAD)
     return _records(path, encoding, start, separator)
 

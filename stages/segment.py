@@ -303,7 +303,7 @@ def _arrays(data: Manifest, size: int, folder: Path) -> tuple[np.ndarray, np.nda
             grid, frame = preprocess(record.radiograph.pixels, size)
             yield number, {"image": np.round(grid * 255).astype(np.uint8), "mask": frame.to_grid(mask, nearest=True)}
 
-    key = ["segment", 1, size, sorted(data.table["image"]), str(data.root)]
+    key = ["segment", 2, size, sorted(data.table["image"]), data.content_hash(labels=False), str(data.root)]
     arrays, _ = kept_arrays(folder, key, len(data), {"image": (size, size), "mask": (size, size)}, rows)
     return arrays["image"], arrays["mask"]
 

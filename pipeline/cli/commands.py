@@ -81,6 +81,18 @@ workers_option = click.option(
     help="Threads that read, and write; of ray, actors.  [default: one a core]",
 )
 
+
+def _listed(_context: click.Context, _option: click.Parameter, value: str | None) -> list[str] | None:
+    return [part.strip() for part in value.split(",") if part.strip()] if value else None
+
+
+mask_labels_option = click.option(
+    "--mask-labels",
+    metavar="VALUES",
+    callback=_listed,
+    help="Values of the masks that are lung, such as 1,2 or #800000.  [default: the obvious ones]",
+)
+
 _ENGINE_OPTIONS = (
     click.option(
         "--engine",

@@ -24,6 +24,7 @@ from cxr_pipeline.cli.commands import (
     debugging,
     engine_options,
     log_to_stderr,
+    mask_labels_option,
     print_figures,
     runtime_option,
     site_option,
@@ -210,7 +211,16 @@ def merge(folders: tuple[Path, ...], out: Path) -> int:
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="A setting; see `pipeline info`. Repeatable."
 )
 @click.option("--overwrite", is_flag=True, help="Train again what --out holds, finished, with other settings or data.")
-def train(stage: str | None, data: Path, out: Path, config: str, overrides: tuple[str, ...], overwrite: bool) -> int:
+@mask_labels_option
+def train(
+    stage: str | None,
+    data: Path,
+    out: Path,
+    config: str,
+    overrides: tuple[str, ...],
+    overwrite: bool,
+    mask_labels: list[str] | None,
+) -> int:
     """Train the chain, or one stage of it, on labelled films.
 
     The folder given by --out then serves as `pipeline run --weights`. Stopped or killed, training goes on from its last
@@ -227,7 +237,7 @@ def train(stage: str | None, data: Path, out: Path, config: str, overrides: tupl
 
     log_to_stderr()
     try:
-        train_chain(data, settings, out, stage, overwrite=overwrite)
+        train_chain(data, settings, out, stage, overwrite=overwrite, mask_labels=mask_labels)
     except KeyboardInterrupt:
         click.echo("\nStopped. The same command goes on from the last finished epoch.", err=True)
         return INTERRUPTED
@@ -248,6 +258,7 @@ def train(stage: str | None, data: Path, out: Path, config: str, overrides: tupl
 @runtime_option
 @site_option
 @click.option("--no-refuse", is_flag=True, help="Judge films too that the chain would refuse.")
+@mask_labels_option
 def evaluate(
     stage: str,
     data: Path,
@@ -258,6 +269,7 @@ def evaluate(
     runtime: str,
     site: Path | None,
     no_refuse: bool,
+    mask_labels: list[str] | None,
 ) -> int:
     """Measure one stage on labelled films: metrics.json and plots.
 
@@ -268,7 +280,7 @@ def evaluate(
 
     log_to_stderr()
     chosen = None if split == "all" else split
-    how = {"weights": weights, "runtime": runtime, "site": site, "refuse": not no_refuse}
+    how = {"weights": weights, "runtime": runtime, "site": site, "refuse": not no_refuse, "mask_labels": mask_labels}
     metrics = judge(stage, data, out, split=chosen, source=source, **how)
     print_figures(metrics)
     click.echo(f"All figures: {out / 'metrics.json'}")

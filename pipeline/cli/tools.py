@@ -17,6 +17,7 @@ from cxr_pipeline.cli.commands import (
     command,
     data_option,
     log_to_stderr,
+    mask_labels_option,
     print_figures,
     weights_option,
     workers_option,
@@ -197,15 +198,17 @@ def summary(manifest: Path, out: Path | None) -> int:
 @click.argument("manifest", type=click.Path(exists=True, path_type=Path))
 @click.option("--images/--no-images", default=True, show_default=True, help="Read the films, to find near-duplicates.")
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="CSV for all pairs that look alike.")
-def check(manifest: Path, images: bool, out: Path | None) -> int:
-    """Find faults, patients in two splits, damaged films, and near-duplicates across sources and splits.
+@mask_labels_option
+def check(manifest: Path, images: bool, out: Path | None, mask_labels: list[str] | None) -> int:
+    """Find faults, patients in two splits, damaged films, wrong masks and boxes, and near-duplicates.
 
-    Exit code 0 where a training may be believed, 1 where a film or patient is on two sides of a split.
+    Exit code 0 where a training may be believed, 1 where it may not, such as a patient on two sides of a split.
     """
     from cxr_pipeline.manifests.check import as_text, write_pairs
     from cxr_pipeline.manifests.check import check as look
 
-    findings = look(manifest, images=images)
+    log_to_stderr()
+    findings = look(manifest, images=images, mask_labels=mask_labels)
     click.echo(as_text(findings))
     if out is not None:
         write_pairs(findings, out)

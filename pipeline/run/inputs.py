@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import os
 import re
 import unicodedata
@@ -17,6 +15,9 @@ from cxr_pipeline.configs.errors import CxrError
 from cxr_pipeline.data.radiograph import FORMATS, IMAGE_SUFFIXES, looks_like_image
 from cxr_pipeline.results.journal import key_of
 
+TABLES = frozenset(
+    {".csv", ".tsv", ".xlsx", ".xlsm"}
+)  # as data.tables reads them, which is not imported for films alone
 _LONGEST_ID = 100  # bytes in UTF-8; file systems allow 255 for a name, of which suffixes and temporary names take some
 _NOT_FILMS = frozenset({"dicomdir", "thumbs.db"})
 _LEVELS = range(6)  # of names: three without a hash, then with 8, 16 and 64 digits of it
@@ -78,7 +79,7 @@ def find_inputs(
                 raise InputError(f"{path} is both the input and --out. Give a folder of its own for the results")
             else:
                 new = _walked(path, out, left_out)
-        elif path.suffix.lower() == ".csv" and path.is_file():
+        elif path.suffix.lower() in TABLES and path.is_file():
             new = _listed(path)
         elif os.path.lexists(path):
             new = iter([_input(path, path.parent)])
@@ -150,23 +151,17 @@ def _walked(folder: Path, out: Path | None, left_out: list[str]) -> Iterator[Inp
 
 def _listed(manifest: Path) -> Iterator[Input]:
     """The films of a manifest. Only its column `image` matters here, so faults in the others do not stop a run."""
+    from cxr_pipeline.data.names import FileIndex
+    from cxr_pipeline.data.tables import TableError, read_table
+
     try:
-        text = manifest.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{manifest} is not UTF-8 text (byte {error.start}). Save the table as CSV UTF-8") from None
-    except OSError as error:
-        raise InputError(f"{manifest} cannot be read ({error.strerror})") from None
-    header = text.partition("\n")[0]
-    table = csv.DictReader(
-        io.StringIO(text, newline=""), delimiter=max(",;\t", key=header.count), skipinitialspace=True
-    )
-    fields = {name.strip(): name for name in table.fieldnames or [] if name}
-    if "image" not in fields:
-        raise InputError(f"{manifest} is no manifest: it has no column `image`. Columns: {', '.join(fields) or 'none'}")
-    for row in table:
-        image = (row[fields["image"]] or "").strip()
-        if image:
-            yield _input(manifest.parent / image, manifest.parent)
+        rows = read_table(manifest, ["image"]).rows
+    except TableError as error:
+        raise InputError(f"{manifest} is no manifest: {error}") from None
+    index = FileIndex(manifest.parent)
+    for row in rows:
+        if row["image"]:
+            yield _input(manifest.parent / index.find(row["image"])[0], manifest.parent)
 
 
 def assign_ids(inputs: Sequence[Input], known: Mapping[str, str] | None = None) -> dict[str, str]:

@@ -115,12 +115,12 @@ def test_masks_scale_to_their_film_and_no_further(tmp_path):
 @pytest.mark.parametrize(
     ("make", "fault"),
     [
-        (lambda r, l: r | l, ""),
-        (lambda r, l: np.zeros(SIZE, bool), "empty"),
-        (lambda r, l: np.ones(SIZE, bool), "full"),
-        (lambda r, l: ~(r | l), "inverted"),
-        (lambda r, l: r, "one lung"),
-        (lambda r, l: l, "one lung"),
+        (lambda right, left: right | left, ""),
+        (lambda right, left: np.zeros(SIZE, bool), "empty"),
+        (lambda right, left: np.ones(SIZE, bool), "full"),
+        (lambda right, left: ~(right | left), "inverted"),
+        (lambda right, left: right, "one lung"),
+        (lambda right, left: left, "one lung"),
     ],
 )
 def test_masks_to_learn_from_are_judged(make, fault):
@@ -167,7 +167,10 @@ def test_run_lengths_in_columns(tmp_path):
         ("image,mask_rle", f"a.png,{rows}"),  # told by where the lungs lie
         ("image,mask_rle,rle_order", f"a.png,{rows},rows"),
         ("image,mask_rle,mask_height,mask_width", f"a.png,{kaggle},{SIZE[0]},{SIZE[1]}"),
-        ("image,Left Lung,Right Lung,Height,Width", f"a.png,{runs(left, by_rows=True)},{runs(right, by_rows=True)},64,60"),
+        (
+            "image,Left Lung,Right Lung,Height,Width",
+            f"a.png,{runs(left, by_rows=True)},{runs(right, by_rows=True)},64,60",
+        ),
     ):
         assert (lungs_of(manifest_of(tmp_path, header, row)) == both).all(), header
     with pytest.raises(RadiographError, match="reach to pixel"):
