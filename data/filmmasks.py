@@ -122,8 +122,8 @@ def require_sound_masks(data: Manifest) -> None:
         more = f"\n  and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
         raise MaskError(
             f"{len(found)} of {len(films)} lung masks cannot be learned from:\n{shown}{more}\n"
-            "Mend them, or empty their cells in the manifest. `pipeline data check` lists them all; labels of your own: "
-            "--mask-labels"
+            "Mend them, or empty their cells in the manifest. `pipeline data check` lists them all; --mask-labels "
+            "says which labels are lung"
         )
 
 

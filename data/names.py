@@ -106,12 +106,19 @@ class FileIndex:
             try:
                 with os.scandir(folder) as found:
                     for entry in found:
-                        entries[entry.name] = entry.is_dir()
+                        entries[entry.name] = _is_dir(entry)
                         folded.setdefault(_folded(entry.name), []).append(entry.name)
             except OSError:
                 pass
             self._folders[folder], self._folded[folder] = entries, folded
         return self._folders[folder]
+
+
+def _is_dir(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def _folded(name: str) -> str:

@@ -138,7 +138,7 @@ def _checked(size: Sequence[Any] | None, path: Path) -> tuple[int, int]:
     if size is None:
         raise RadiographError(path, "the JSON does not say how large the film is (height and width)", "mask")
     high, wide = int(size[0]), int(size[1])
-    if not (0 < high and 0 < wide and high * wide <= MAX_PIXELS):
+    if not (high > 0 and wide > 0 and high * wide <= MAX_PIXELS):
         raise RadiographError(path, f"{wide}x{high} pixels are no size of a film", "mask")
     return high, wide
 

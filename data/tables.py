@@ -7,7 +7,6 @@ are needed by its first row, before the rest is read.
 from __future__ import annotations
 
 import csv
-import io
 import zipfile
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field

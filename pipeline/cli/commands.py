@@ -130,11 +130,20 @@ def print_figures(figures: dict[str, Any]) -> None:
             click.echo(f"{name:32}{value}{bounds}  n {figure['n']}")
 
 
+class _Printable(logging.Formatter):
+    """Messages without terminal codes: a film's name may hold any."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        from cxr_pipeline.data.names import printable
+
+        return printable(super().format(record))
+
+
 def log_to_stderr() -> None:
     """Show what training and evaluation say of their progress."""
     log = logging.getLogger("cxr")
     if not log.handlers:
         handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(message)s"))
+        handler.setFormatter(_Printable("%(message)s"))
         log.addHandler(handler)
     log.setLevel(logging.INFO)

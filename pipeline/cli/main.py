@@ -111,7 +111,8 @@ def run(
         raise click.UsageError(f"--gpus-per-worker: {runtime} runs on CPUs here. Add --runtime keras, or leave it out")
     from cxr_pipeline.cli.console import print_summary, run_progress
     from cxr_pipeline.run.chain import open_chain
-    from cxr_pipeline.run.inputs import find_inputs, said_left_out
+    from cxr_pipeline.run.inputs import LeftOut, find_inputs, marked_equal
+    from cxr_pipeline.run.listing import about_inputs, tell_of_inputs, write_left_out
     from cxr_pipeline.run.runner import Runner
 
     if engine == "ray":
@@ -136,10 +137,11 @@ def run(
     chain = open_chain(weights, upto, **how, arguments=arguments)
     if chain.identity.about["unchecked"]:
         click.echo(f"note: {chain.identity.about['unchecked']}.", err=True)
-    left_out: list[str] = []
-    found = find_inputs(inputs, out=out, left_out=left_out)
-    if left_out:
-        click.echo(said_left_out(left_out), err=True)
+    left_out: list[LeftOut] = []
+    found = marked_equal(find_inputs(inputs, out=out, left_out=left_out))
+    for sentence in tell_of_inputs(found, left_out, out):
+        click.echo(sentence, err=True)
+    chain.identity.about.update(about_inputs(found, left_out))
     for name, settings in chain.settings.items():
         said = ", ".join(f"{key} {value}" for key, value in settings.items())
         given = [str(file) for file in (config, site) if file is not None]
@@ -156,6 +158,7 @@ def run(
     try:
         with run_progress(len(found)) as progress:
             summary = runner.run(found, overwrite=overwrite, shard=shard, progress=progress)
+        write_left_out(out, left_out)
     except KeyboardInterrupt:
         click.echo(f"\nStopped. What is finished is kept in {out}; the same command goes on from there.", err=True)
         return INTERRUPTED
@@ -236,8 +239,9 @@ def train(
     from cxr_pipeline.train.training import train as train_chain
 
     log_to_stderr()
+    labels = {"mask_labels": mask_labels} if mask_labels else {}
     try:
-        train_chain(data, settings, out, stage, overwrite=overwrite, mask_labels=mask_labels)
+        train_chain(data, settings, out, stage, overwrite=overwrite, **labels)
     except KeyboardInterrupt:
         click.echo("\nStopped. The same command goes on from the last finished epoch.", err=True)
         return INTERRUPTED
@@ -280,7 +284,9 @@ def evaluate(
 
     log_to_stderr()
     chosen = None if split == "all" else split
-    how = {"weights": weights, "runtime": runtime, "site": site, "refuse": not no_refuse, "mask_labels": mask_labels}
+    how: dict[str, Any] = {"weights": weights, "runtime": runtime, "site": site, "refuse": not no_refuse}
+    if mask_labels:
+        how["mask_labels"] = mask_labels
     metrics = judge(stage, data, out, split=chosen, source=source, **how)
     print_figures(metrics)
     click.echo(f"All figures: {out / 'metrics.json'}")
@@ -320,9 +326,11 @@ def _call(arguments: list[str] | None) -> int:
 
 
 def _explained(error: Exception) -> str:
+    from cxr_pipeline.data.names import printable
+
     if isinstance(error, CxrError):
-        return str(error)
-    text = " ".join(str(error).split()) or "no message"
+        return printable(str(error))
+    text = printable(" ".join(str(error).split())) or "no message"
     if isinstance(error, OSError):
         return f"{text}. Run again with --debug for the traceback"
     return f"unexpected {type(error).__name__}: {text}. Run again with --debug for the traceback, and report it"

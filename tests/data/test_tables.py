@@ -171,7 +171,7 @@ def test_terminal_codes_in_cells_are_spelled_out(tmp_path):
 @given(st.text())
 def test_printable_text_holds_no_codes_and_keeps_letters(text):
     shown = printable(text)
-    assert not any(ord(letter) < 32 and letter not in "\t\n" or 127 <= ord(letter) < 160 for letter in shown)
+    assert not any((ord(letter) < 32 and letter not in "\t\n") or 127 <= ord(letter) < 160 for letter in shown)
     if text.isascii() and text.isprintable():
         assert shown == text
 
