@@ -26,20 +26,13 @@ from pathlib import Path
 import pandas as pd
 
 from cxr_pipeline.configs.errors import CxrError
+from cxr_pipeline.data.classfolders import SPLIT_NAMES, rows_of
 from cxr_pipeline.data.geometry import Box
 from cxr_pipeline.data.names import FileIndex, brief, printable
-from cxr_pipeline.data.radiograph import looks_like_image
 from cxr_pipeline.data.tables import Table, TableError, column_named, read_table
 
 COLUMNS = ("image", "mask", "label", "patient", "source", "split", "findings")
 SPLITS = ("train", "val", "test", "external")
-# What others call the splits.
-SPLIT_NAMES = {
-    **{name: name for name in SPLITS},
-    **dict.fromkeys(("training", "trn"), "train"),
-    **dict.fromkeys(("valid", "validation", "dev", "vali"), "val"),
-    **dict.fromkeys(("testing", "tst"), "test"),
-}
 # Further columns that give masks: files beside `mask`, and run lengths with the size that they are of.
 _MASK_FILES = ("mask_left", "mask_right", "left_mask", "right_mask")
 RUN_COLUMNS = ("mask_rle", "mask_rle_left", "mask_rle_right", "left_lung", "right_lung")
@@ -326,31 +319,27 @@ def _read_boxes(
 
 
 def _from_folders(root: Path, classes: Sequence[str] | None) -> Manifest:
-    rows: list[dict[str, str]] = []
-    folders = [("", folder) for folder in sorted(root.iterdir()) if folder.is_dir() and folder.name not in SPLITS]
-    for split in SPLITS:
-        if (root / split).is_dir():
-            folders += [(split, folder) for folder in sorted((root / split).iterdir()) if folder.is_dir()]
-    for split, folder in folders:
-        films = sorted(
-            p for p in folder.rglob("*") if p.is_file() and not p.name.startswith(".") and looks_like_image(p)
-        )
-        rows += [{"image": p.relative_to(root).as_posix(), "label": folder.name, "split": split} for p in films]
-    if not rows:
+    rows = rows_of(root, classes)
+    if not any(row["label"] for row in rows):
+        found = ", ".join(sorted(brief(p.name, 40) for p in root.iterdir())[:10]) or "nothing"
+        what = "films lie in no folder of a class" if rows else "no films found"
         raise ManifestError(
             root,
             [
-                "no films found. Expected manifest.csv, or one folder a class with films in it"
+                f"{what}. Expected manifest.csv, or one folder per class with films in it"
                 + (f": {', '.join(f'{root.name}/{name}/*.png' for name in classes)}" if classes else "")
-                + f". Found: {', '.join(sorted(p.name for p in root.iterdir())[:10]) or 'nothing'}"
+                + f". Found: {found}"
             ],
         )
     table = pd.DataFrame(rows).reindex(columns=list(COLUMNS), fill_value="")
     table["patient"], table["source"] = table["image"], root.resolve().name
     manifest = Manifest(table, root, pd.DataFrame(columns=list(BOX_COLUMNS)))
-    unknown = sorted(set(table["label"]) - set(classes)) if classes is not None else []
-    if unknown:
-        raise ManifestError(
-            root, [f"folder {name!r} is not one of the classes {', '.join(classes)}" for name in unknown]
-        )
+    unknown = sorted(set(table["label"]) - set(classes) - {""}) if classes is not None else []
+    if classes is not None and unknown:
+        shown = [
+            f"folder {brief(name)!r} is not one of the classes {', '.join(classes)}. Name what it means: pipeline data "
+            f"import table {brief(root.name)} --map {brief(name)!r}={classes[0]} --out manifest.csv"
+            for name in unknown
+        ]
+        raise ManifestError(root, shown)
     return manifest

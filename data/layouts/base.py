@@ -17,7 +17,9 @@ import pandas as pd
 
 from cxr_pipeline.configs.errors import CxrError
 from cxr_pipeline.data.geometry import Box
+from cxr_pipeline.data.radiograph import RadiographError
 from cxr_pipeline.data.splits import patients_by_kind
+from cxr_pipeline.data.walk import files_below as walked
 
 PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 # Levels below the folder given that are looked at for the data set's own: tools that mirror a site keep its path.
@@ -169,12 +171,8 @@ def folders_in(folder: Path) -> list[Path]:
 
 
 def files_below(root: Path, suffixes: tuple[str, ...] = PICTURES) -> Iterator[Path]:
-    """Files with one of the suffixes, in order of their paths; hidden ones and those of macOS archives left out."""
-    for folder, below, names in os.walk(root):
-        below[:] = sorted(name for name in below if not name.startswith((".", "__MACOSX")))
-        for name in sorted(names):
-            if name.lower().endswith(suffixes) and not name.startswith("."):
-                yield Path(folder, name)
+    """Files with one of the suffixes, see `data.walk`: linked folders are followed."""
+    return walked(root, suffixes)
 
 
 def read_table(path: Path, columns: Iterable[str], importer: Callable[..., object]) -> pd.DataFrame:
@@ -283,19 +281,20 @@ def join_masks(parts: Iterable[Path], out: Path) -> Path:
     Raises:
         LayoutError: one cannot be read, or sizes differ.
     """
-    from PIL import Image
+    from cxr_pipeline.data.masks import read_mask
 
     joined: np.ndarray | None = None
     for part in parts:
         try:
-            with Image.open(part) as image:
-                mask = np.asarray(image.convert("L")) > 0
-        except OSError as error:
-            raise LayoutError(f"the mask {part} cannot be read ({error}). Download it again") from None
+            mask = read_mask(part)
+        except RadiographError as error:
+            raise LayoutError(f"the mask {part} cannot be read ({error.reason}). Download it again") from None
         if joined is not None and joined.shape != mask.shape:
             raise LayoutError(f"the masks of the two lungs differ in size: {part} is {mask.shape}, not {joined.shape}")
         joined = mask if joined is None else joined | mask
-    write_png(out, joined.astype(np.uint8) * 255)
+    if joined is None:
+        raise LayoutError("there is no mask to join")
+    write_png(out, joined * np.uint8(255))
     return out
 
 
