@@ -42,7 +42,7 @@ class Film:
         own: the data set's own class, "" where it has none.
         source, split: as in a manifest; "" leaves the split to the training.
         findings: labels that are there.
-        mask: of the lungs, where there is one.
+        mask: of the lungs, where there is one; `other_masks` are joined to it when read.
         boxes: finding and box in the film's pixels.
         more: columns that only this data set has, such as age in years and sex (F or M).
     """
@@ -55,6 +55,7 @@ class Film:
     split: str = ""
     findings: list[str] = field(default_factory=list)
     mask: Path | None = None
+    other_masks: list[Path] = field(default_factory=list)
     boxes: list[tuple[str, Box]] = field(default_factory=list)
     more: dict[str, str] = field(default_factory=dict)
 

@@ -7,11 +7,11 @@ import sys
 import threading
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from cxr_pipeline.cli import tools, web  # noqa: F401  (whose commands join the group)
+from cxr_pipeline.cli import imports, tools, web  # noqa: F401  (whose commands join the group)
 from cxr_pipeline.cli.commands import (
     DONE,
     INTERRUPTED,
@@ -32,6 +32,9 @@ from cxr_pipeline.cli.commands import (
     workers_option,
 )
 from cxr_pipeline.configs.errors import CxrError
+
+if TYPE_CHECKING:
+    from cxr_pipeline.configs.schema import Config
 
 
 def _parsed_shard(_context: click.Context, _option: click.Parameter, value: str | None) -> tuple[int, int] | None:
@@ -215,7 +218,9 @@ def merge(folders: tuple[Path, ...], out: Path) -> int:
 )
 @click.option("--overwrite", is_flag=True, help="Train again what --out holds, finished, with other settings or data.")
 @mask_labels_option
+@click.pass_context
 def train(
+    context: click.Context,
     stage: str | None,
     data: Path,
     out: Path,
@@ -236,9 +241,10 @@ def train(
     from cxr_pipeline.configs.schema import load_config
 
     settings = load_config(config, overrides)
+    log_to_stderr()
+    settings = _for_own_data(settings, data, config, overrides, stage, context)
     from cxr_pipeline.train.training import train as train_chain
 
-    log_to_stderr()
     labels = {"mask_labels": mask_labels} if mask_labels else {}
     try:
         train_chain(data, settings, out, stage, overwrite=overwrite, **labels)
@@ -248,6 +254,26 @@ def train(
     click.echo(f"Weights in {out}. Use them: pipeline run INPUT --weights {out} --out DIR")
     click.echo(f"How the training went, on a page: pipeline report {out}")
     return DONE
+
+
+def _for_own_data(
+    settings: Config, data: Path, config: str, overrides: tuple[str, ...], stage: str | None, context: click.Context
+) -> Config:
+    """The settings with what follows from a manifest of one's own, and a message that says so."""
+    from cxr_pipeline.configs.schema import load_config
+    from cxr_pipeline.data.manifest import ManifestError, read_manifest
+    from cxr_pipeline.data.names import printable
+    from cxr_pipeline.manifests.owndata import settings_of
+
+    chosen = context.get_parameter_source("config") is not click.core.ParameterSource.DEFAULT
+    try:
+        manifest = read_manifest(data, check_files=False, faults_into=[])
+    except ManifestError:  # the training says what is wrong with it
+        return settings
+    follows = settings_of(manifest, settings, given=overrides, own_config=chosen, stage=stage)
+    for message in follows.messages:
+        click.echo(printable(f"note: {message}"), err=True)
+    return load_config(config, (*follows.overrides, *overrides)) if follows.overrides else settings
 
 
 @command
