@@ -22,7 +22,7 @@ _GUESSES = {
     "image": ("image", *IMAGE_NAMES),
     "label": ("label", "class", "diagnosis", "target", "category", "labels", "finding labels"),
     "patient": ("patient", "patient id", "subject", "subject id", "case id"),
-    "split": ("split", "fold", "subset", "set"),
+    "split": ("split", "subset"),
     "mask": ("mask", "mask path", "lung mask"),
     "findings": ("findings",),
 }
