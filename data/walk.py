@@ -24,12 +24,12 @@ def files_below(root: Path, suffixes: tuple[str, ...] | None = None) -> Iterator
         if real in seen:  # a link back up, or a second one to the same folder
             continue
         seen.add(real)
-        files, folders = _entries(here)
+        files, folders = entries_of(here)
         yield from (here / name for name in files if suffixes is None or name.lower().endswith(suffixes))
         waiting += [here / name for name in reversed(folders)]
 
 
-def _entries(folder: Path) -> tuple[list[str], list[str]]:
+def entries_of(folder: Path) -> tuple[list[str], list[str]]:
     """Names of the files and of the folders in a folder, sorted."""
     files, folders = [], []
     try:

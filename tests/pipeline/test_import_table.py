@@ -45,7 +45,8 @@ def dicom(path, **tags):
 def test_columns_are_named_and_labels_mapped(tmp_path, capsys):
     put(tmp_path, "films/deep/a.png", "films/b.png", "films/c.png", "films/d.png")
     (tmp_path / "t.csv").write_text(
-        "File;Diagnosis;Person;Age\na;Tuberculosis;p1;30\nfilms\\b.png;no finding;p2;\nc.png;Mass;p3;61\nd;normal;p1;30\ngone;normal;p4;1\n"
+        "File;Diagnosis;Person;Age\na;Tuberculosis;p1;30\nfilms\\b.png;no finding;p2;\nc.png;Mass;p3;61\n"
+        "d;normal;p1;30\ngone;normal;p4;1\n"
     )
     out = tmp_path / "out" / "manifest.csv"
     options = ["--label", "diagnosis", "--patient", "Person", "--map", "tuberculosis=TB", "--map", "No Finding=NORM"]
@@ -98,7 +99,10 @@ def test_rows_find_their_films_by_a_dicom_tag(tmp_path, tag):
     assert labels == Counter({"TB": 1 if tag == "SOPInstanceUID" else 2, "NORM": 1})
 
 
-VOC = "<annotation><filename>a.png</filename><object><name>Cavity</name><bndbox><xmin>20</xmin><ymin>10</ymin><xmax>60</xmax><ymax>30</ymax></bndbox></object></annotation>"
+VOC = (
+    "<annotation><filename>a.png</filename><object><name>Cavity</name><bndbox><xmin>20</xmin><ymin>10</ymin>"
+    "<xmax>60</xmax><ymax>30</ymax></bndbox></object></annotation>"
+)
 COCO = {
     "images": [{"id": 3, "file_name": "films/a.png"}, {"id": 4, "file_name": "other.png"}],
     "categories": [{"id": 1, "name": "Cavity"}],
