@@ -31,7 +31,8 @@ def files_below(root: Path, suffixes: tuple[str, ...] | None = None) -> Iterator
 
 def entries_of(folder: Path) -> tuple[list[str], list[str]]:
     """Names of the files and of the folders in a folder, sorted."""
-    files, folders = [], []
+    files: list[str] = []
+    folders: list[str] = []
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
