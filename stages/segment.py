@@ -14,7 +14,7 @@ from cxr_pipeline.data.geometry import Box, Frame, bounding_box
 from cxr_pipeline.data.radiograph import Radiograph, RadiographError
 from cxr_pipeline.models.store import LICENCE, fingerprint, open_network, read_card, write_card
 from cxr_pipeline.stages.base import Record, Stage
-from cxr_pipeline.stages.films import read_mask, sources_of, stream
+from cxr_pipeline.stages.films import sources_of, stream
 from cxr_pipeline.stages.quality import MIN_SIDE, Finding, Quality, View, by_header, shown
 
 if TYPE_CHECKING:
@@ -252,6 +252,7 @@ class Segment(Stage):
 
     def evaluate(self, data: Manifest, out: Path, chain: Sequence[Stage] = ()) -> dict[str, Any]:
         """Dice, IoU and HD95 at native size, on the films of `data` that have masks."""
+        from cxr_pipeline.data.filmmasks import film_mask
         from cxr_pipeline.models.figures.metrics import bootstrap_mean, dice, hd95, iou
         from cxr_pipeline.models.figures.plots import contact_sheet
 
@@ -259,7 +260,7 @@ class Segment(Stage):
         for row, record in stream(self.films_with_truth(data), [self], description="segment"):
             size = record.radiograph.size
             try:
-                truth = read_mask(data.path(row["mask"]), size)
+                truth = film_mask(data, row, size)
             except RadiographError as error:
                 log.warning("%s", error)
                 continue
@@ -288,20 +289,21 @@ def _encode(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
 def _arrays(data: Manifest, size: int, folder: Path) -> tuple[np.ndarray, np.ndarray]:
     """The preprocessed films and masks of a manifest on the network's grid, two (N, size, size) uint8 arrays."""
     from cxr_pipeline.data.cache import kept_arrays
+    from cxr_pipeline.data.filmmasks import film_mask
 
     def rows() -> Any:
         for number, (row, record) in enumerate(stream(data, description="reading films")):
             if not record.ok:
                 continue
             try:
-                mask = read_mask(data.path(row["mask"]), record.radiograph.size)
+                mask = film_mask(data, row, record.radiograph.size)
             except RadiographError as error:
                 log.warning("left out: %s", error)
                 continue
             grid, frame = preprocess(record.radiograph.pixels, size)
             yield number, {"image": np.round(grid * 255).astype(np.uint8), "mask": frame.to_grid(mask, nearest=True)}
 
-    key = ["segment", 1, size, sorted(data.table["image"]), str(data.root)]
+    key = ["segment", 2, size, sorted(data.table["image"]), data.content_hash(labels=False), str(data.root)]
     arrays, _ = kept_arrays(folder, key, len(data), {"image": (size, size), "mask": (size, size)}, rows)
     return arrays["image"], arrays["mask"]
 

@@ -81,6 +81,18 @@ workers_option = click.option(
     help="Threads that read, and write; of ray, actors.  [default: one a core]",
 )
 
+
+def _listed(_context: click.Context, _option: click.Parameter, value: str | None) -> list[str] | None:
+    return [part.strip() for part in value.split(",") if part.strip()] if value else None
+
+
+mask_labels_option = click.option(
+    "--mask-labels",
+    metavar="VALUES",
+    callback=_listed,
+    help="Values of the masks that are lung, such as 1,2 or #800000.  [default: the obvious ones]",
+)
+
 _ENGINE_OPTIONS = (
     click.option(
         "--engine",
@@ -118,11 +130,20 @@ def print_figures(figures: dict[str, Any]) -> None:
             click.echo(f"{name:32}{value}{bounds}  n {figure['n']}")
 
 
+class _Printable(logging.Formatter):
+    """Messages without terminal codes: a film's name may hold any."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        from cxr_pipeline.data.names import printable
+
+        return printable(super().format(record))
+
+
 def log_to_stderr() -> None:
     """Show what training and evaluation say of their progress."""
     log = logging.getLogger("cxr")
     if not log.handlers:
         handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(message)s"))
+        handler.setFormatter(_Printable("%(message)s"))
         log.addHandler(handler)
     log.setLevel(logging.INFO)

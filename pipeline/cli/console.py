@@ -52,6 +52,8 @@ def print_summary(summary: Summary, upto: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from cxr_pipeline.data.names import printable
+
     table = Table(box=None, pad_edge=False)
     table.add_column("status")
     table.add_column("films", justify="right")
@@ -61,7 +63,7 @@ def print_summary(summary: Summary, upto: str) -> None:
     Console(file=sys.stdout, highlight=False, soft_wrap=True).print(table)
     click.echo()
     for status, image, error in summary.problems:
-        click.echo(f"{status}: {image}: {error}")
+        click.echo(printable(f"{status}: {image}: {error}"))
     more = summary.counts["refused"] + summary.counts["failed"] - len(summary.problems)
     if more > 0:
         click.echo(f"and {more} more, all in results.csv")

@@ -7,11 +7,11 @@ import sys
 import threading
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from cxr_pipeline.cli import export, tools, web  # noqa: F401  (whose commands join the group)
+from cxr_pipeline.cli import export, imports, tools, web  # noqa: F401  (whose commands join the group)
 from cxr_pipeline.cli.commands import (
     DONE,
     INTERRUPTED,
@@ -24,6 +24,7 @@ from cxr_pipeline.cli.commands import (
     debugging,
     engine_options,
     log_to_stderr,
+    mask_labels_option,
     print_figures,
     runtime_option,
     site_option,
@@ -31,6 +32,9 @@ from cxr_pipeline.cli.commands import (
     workers_option,
 )
 from cxr_pipeline.configs.errors import CxrError
+
+if TYPE_CHECKING:
+    from cxr_pipeline.configs.schema import Config
 
 
 def _parsed_shard(_context: click.Context, _option: click.Parameter, value: str | None) -> tuple[int, int] | None:
@@ -110,7 +114,8 @@ def run(
         raise click.UsageError(f"--gpus-per-worker: {runtime} runs on CPUs here. Add --runtime keras, or leave it out")
     from cxr_pipeline.cli.console import print_summary, run_progress
     from cxr_pipeline.run.chain import open_chain
-    from cxr_pipeline.run.inputs import find_inputs, said_left_out
+    from cxr_pipeline.run.inputs import LeftOut, find_inputs, marked_equal
+    from cxr_pipeline.run.listing import about_inputs, tell_of_inputs, write_left_out
     from cxr_pipeline.run.runner import Runner
 
     if engine == "ray":
@@ -135,10 +140,11 @@ def run(
     chain = open_chain(weights, upto, **how, arguments=arguments)
     if chain.identity.about["unchecked"]:
         click.echo(f"note: {chain.identity.about['unchecked']}.", err=True)
-    left_out: list[str] = []
-    found = find_inputs(inputs, out=out, left_out=left_out)
-    if left_out:
-        click.echo(said_left_out(left_out), err=True)
+    left_out: list[LeftOut] = []
+    found = marked_equal(find_inputs(inputs, out=out, left_out=left_out))
+    for sentence in tell_of_inputs(found, left_out, out):
+        click.echo(sentence, err=True)
+    chain.identity.about.update(about_inputs(found, left_out))
     for name, settings in chain.settings.items():
         said = ", ".join(f"{key} {value}" for key, value in settings.items())
         given = [str(file) for file in (config, site) if file is not None]
@@ -155,6 +161,7 @@ def run(
     try:
         with run_progress(len(found)) as progress:
             summary = runner.run(found, overwrite=overwrite, shard=shard, progress=progress)
+        write_left_out(out, left_out)
     except KeyboardInterrupt:
         click.echo(f"\nStopped. What is finished is kept in {out}; the same command goes on from there.", err=True)
         return INTERRUPTED
@@ -210,7 +217,18 @@ def merge(folders: tuple[Path, ...], out: Path) -> int:
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="A setting; see `pipeline info`. Repeatable."
 )
 @click.option("--overwrite", is_flag=True, help="Train again what --out holds, finished, with other settings or data.")
-def train(stage: str | None, data: Path, out: Path, config: str, overrides: tuple[str, ...], overwrite: bool) -> int:
+@mask_labels_option
+@click.pass_context
+def train(
+    context: click.Context,
+    stage: str | None,
+    data: Path,
+    out: Path,
+    config: str,
+    overrides: tuple[str, ...],
+    overwrite: bool,
+    mask_labels: list[str] | None,
+) -> int:
     """Train the chain, or one stage of it, on labelled films.
 
     The folder given by --out then serves as `pipeline run --weights`. Stopped or killed, training goes on from its last
@@ -223,17 +241,39 @@ def train(stage: str | None, data: Path, out: Path, config: str, overrides: tupl
     from cxr_pipeline.configs.schema import load_config
 
     settings = load_config(config, overrides)
+    log_to_stderr()
+    settings = _for_own_data(settings, data, config, overrides, stage, context)
     from cxr_pipeline.train.training import train as train_chain
 
-    log_to_stderr()
+    labels = {"mask_labels": mask_labels} if mask_labels else {}
     try:
-        train_chain(data, settings, out, stage, overwrite=overwrite)
+        train_chain(data, settings, out, stage, overwrite=overwrite, **labels)
     except KeyboardInterrupt:
         click.echo("\nStopped. The same command goes on from the last finished epoch.", err=True)
         return INTERRUPTED
     click.echo(f"Weights in {out}. Use them: pipeline run INPUT --weights {out} --out DIR")
     click.echo(f"How the training went, on a page: pipeline report {out}")
     return DONE
+
+
+def _for_own_data(
+    settings: Config, data: Path, config: str, overrides: tuple[str, ...], stage: str | None, context: click.Context
+) -> Config:
+    """The settings with what follows from a manifest of one's own, and a message that says so."""
+    from cxr_pipeline.configs.schema import load_config
+    from cxr_pipeline.data.manifest import ManifestError, read_manifest
+    from cxr_pipeline.data.names import printable
+    from cxr_pipeline.manifests.owndata import settings_of
+
+    chosen = context.get_parameter_source("config") is not click.core.ParameterSource.DEFAULT
+    try:
+        manifest = read_manifest(data, check_files=False, faults_into=[])
+    except ManifestError:  # the training says what is wrong with it
+        return settings
+    follows = settings_of(manifest, settings, given=overrides, own_config=chosen, stage=stage)
+    for message in follows.messages:
+        click.echo(printable(f"note: {message}"), err=True)
+    return load_config(config, (*follows.overrides, *overrides)) if follows.overrides else settings
 
 
 @command
@@ -248,6 +288,7 @@ def train(stage: str | None, data: Path, out: Path, config: str, overrides: tupl
 @runtime_option
 @site_option
 @click.option("--no-refuse", is_flag=True, help="Judge films too that the chain would refuse.")
+@mask_labels_option
 def evaluate(
     stage: str,
     data: Path,
@@ -258,6 +299,7 @@ def evaluate(
     runtime: str,
     site: Path | None,
     no_refuse: bool,
+    mask_labels: list[str] | None,
 ) -> int:
     """Measure one stage on labelled films: metrics.json and plots.
 
@@ -268,7 +310,9 @@ def evaluate(
 
     log_to_stderr()
     chosen = None if split == "all" else split
-    how = {"weights": weights, "runtime": runtime, "site": site, "refuse": not no_refuse}
+    how: dict[str, Any] = {"weights": weights, "runtime": runtime, "site": site, "refuse": not no_refuse}
+    if mask_labels:
+        how["mask_labels"] = mask_labels
     metrics = judge(stage, data, out, split=chosen, source=source, **how)
     print_figures(metrics)
     click.echo(f"All figures: {out / 'metrics.json'}")
@@ -308,9 +352,11 @@ def _call(arguments: list[str] | None) -> int:
 
 
 def _explained(error: Exception) -> str:
+    from cxr_pipeline.data.names import printable
+
     if isinstance(error, CxrError):
-        return str(error)
-    text = " ".join(str(error).split()) or "no message"
+        return printable(str(error))
+    text = printable(" ".join(str(error).split())) or "no message"
     if isinstance(error, OSError):
         return f"{text}. Run again with --debug for the traceback"
     return f"unexpected {type(error).__name__}: {text}. Run again with --debug for the traceback, and report it"

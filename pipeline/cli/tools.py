@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
@@ -17,14 +16,11 @@ from cxr_pipeline.cli.commands import (
     command,
     data_option,
     log_to_stderr,
+    mask_labels_option,
     print_figures,
     weights_option,
     workers_option,
 )
-from cxr_pipeline.data.layouts import LAYOUTS
-
-if TYPE_CHECKING:
-    from cxr_pipeline.data.manifest import Manifest
 
 
 @command
@@ -116,63 +112,6 @@ def data() -> None:
     """Make manifests of public data sets, count them, and look them over before a training believes them."""
 
 
-_SETS = "\b\nNAME is one of:\n" + "\n".join(f"  {name:18}{layout.title}" for name, layout in LAYOUTS.items())
-
-
-@partial(command, group=data, name="import", epilog=_SETS)
-@click.argument("name", type=click.Choice(tuple(LAYOUTS)), metavar="NAME")
-@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--out", required=True, type=click.Path(dir_okay=False, path_type=Path), help="Manifest to write, .csv.")
-@click.option(
-    "--labels",
-    type=click.Choice(("tb", "own")),
-    default="tb",
-    show_default=True,
-    help="TB, NTB and NORM, or the data set's own classes, such as NORMAL and PNEUMONIA.",
-)
-@click.option("--all-views", is_flag=True, help="Lateral films too (chexpert, covidchestxray).")
-@click.option("--extra", is_flag=True, help="Copies of other data sets too, marked in the column leakage (tbx11k).")
-@click.option("--overwrite", is_flag=True, help="Replace the manifest that is there.")
-def import_(name: str, folder: Path, out: Path, labels: str, all_views: bool, extra: bool, overwrite: bool) -> int:
-    """Make the manifest of a public data set from the folder that its download was unpacked into.
-
-    Films stay where they are. Boxes go into boxes.csv beside the manifest, and lung masks that must be joined or films
-    that must be converted (montgomery, jsrt) into folders there.
-
-    Trees, licences, citations and what leaks from one set into another: docs/data.md.
-
-    \b
-    Example:
-      pipeline data import montgomery MontgomerySet/ --out montgomery/manifest.csv
-    """
-    from cxr_pipeline.data.layouts.write import import_dataset
-    from cxr_pipeline.manifests.summary import as_text
-
-    done = import_dataset(name, folder, out, labels=labels, all_views=all_views, extra=extra, overwrite=overwrite)
-    click.echo(as_text(done.manifest))
-    click.echo()
-    for note in done.notes:
-        click.echo(f"note: {note}", err=True)
-    layout = LAYOUTS[name]
-    click.echo(f"Licence  {layout.licence}\nCite     {layout.citation}\nLeakage  {layout.leakage}")
-    click.echo(f"Manifest {out}. Next: pipeline data check {out}, then {_next_step(name, done.manifest, out)}")
-    return DONE
-
-
-# Presets for the sets that are not about tuberculosis in adults.
-_PRESETS = {"kermany": "pneumonia", "nih": "nih14", "chexpert": "chexpert"}
-
-
-def _next_step(name: str, manifest: Manifest, out: Path) -> str:
-    """What to do with an imported data set: train the preset that fits it, with the shipped lungs where it has none."""
-    if name in _PRESETS:
-        return f"pipeline train --data {out} --config {_PRESETS[name]} --out my-weights"
-    if not (manifest.table["label"] == "TB").any():
-        return "join it with films of TB, or ask your own question of it: docs/tasks.md"
-    more = "" if (manifest.table["mask"] != "").any() else " --set segment.weights=tb"
-    return f"pipeline train --data {out}{more} --out my-weights"
-
-
 @partial(command, group=data)
 @click.argument("manifest", type=click.Path(exists=True, path_type=Path))
 @click.option(
@@ -197,15 +136,17 @@ def summary(manifest: Path, out: Path | None) -> int:
 @click.argument("manifest", type=click.Path(exists=True, path_type=Path))
 @click.option("--images/--no-images", default=True, show_default=True, help="Read the films, to find near-duplicates.")
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="CSV for all pairs that look alike.")
-def check(manifest: Path, images: bool, out: Path | None) -> int:
-    """Find faults, patients in two splits, damaged films, and near-duplicates across sources and splits.
+@mask_labels_option
+def check(manifest: Path, images: bool, out: Path | None, mask_labels: list[str] | None) -> int:
+    """Find faults, patients in two splits, damaged films, wrong masks and boxes, and near-duplicates.
 
-    Exit code 0 where a training may be believed, 1 where a film or patient is on two sides of a split.
+    Exit code 0 where a training may be believed, 1 where it may not, such as a patient on two sides of a split.
     """
     from cxr_pipeline.manifests.check import as_text, write_pairs
     from cxr_pipeline.manifests.check import check as look
 
-    findings = look(manifest, images=images)
+    log_to_stderr()
+    findings = look(manifest, images=images, mask_labels=mask_labels)
     click.echo(as_text(findings))
     if out is not None:
         write_pairs(findings, out)

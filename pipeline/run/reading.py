@@ -160,6 +160,8 @@ class Reading:
                 return Film(item, sha256, done=done)
             try:
                 record = Record(self.reader(item.path, id=name))
+                if item.note:
+                    record.radiograph.meta["warnings"] = [*record.radiograph.meta.get("warnings", ()), item.note]
             except RadiographError as error:
                 status = REFUSED if error.refused else FAILED
                 text = f"{error.code}: {error}" if error.refused else str(error)
