@@ -32,6 +32,7 @@ from typing import Any
 import numpy as np
 
 POSITIVE, NEGATIVE, UNSURE = "positive", "negative", "unsure"
+DOUBTS = ("unsure: ", "abnormal, kind unsure", "uncertain: ")  # how warnings begin that a decision makes
 AT_THRESHOLD = 50.0  # the score of a film at the operating threshold
 RISK = 0.10
 _ANCHOR = math.log(0.95 / 0.05)  # logit of the scores 5 and 95, without its sign
@@ -345,6 +346,21 @@ def shares_by_moments(means: np.ndarray, mean: np.ndarray) -> np.ndarray:
     heavy = 1e3  # the equation that shares sum to 1, held far more tightly than the others
     shares, _ = nnls(np.vstack([means.T, heavy * np.ones(len(means))]), np.append(mean, heavy))
     return shares / shares.sum()
+
+
+def probabilities_of(
+    logits: np.ndarray, temperature: float, offsets: np.ndarray, *, several: bool = False
+) -> np.ndarray:
+    """Calibrated probabilities (..., K) of logits (..., K): ``softmax(logits / temperature + offsets)``.
+
+    Args:
+        offsets: (K,). several: a film may have several classes, so each has a probability of its own.
+    """
+    scaled = np.asarray(logits, float) / temperature + np.asarray(offsets, float)
+    if several:
+        return 1 / (1 + np.exp(-scaled))
+    powers = np.exp(scaled - scaled.max(axis=-1, keepdims=True))
+    return powers / powers.sum(axis=-1, keepdims=True)
 
 
 def reweighted(probabilities: np.ndarray, prior: np.ndarray, shares: np.ndarray) -> np.ndarray:

@@ -16,11 +16,12 @@ import numpy as np
 
 from cxr_pipeline.results.drawing import overlay
 from cxr_pipeline.stages.base import FAILED, OK, Record
+from cxr_pipeline.stages.decisions import shown
 
 CLASSES = ("TB", "NTB", "NORM")  # their columns always exist, in this place
 
 _FIRST = ("image", "id", "status", "error", "width", "height", "lung_fraction")
-_LAST = ("label", "tb_score", "regions")
+_LAST = ("label", "tb_score", "regions", "screen")
 _APPENDED = ("warnings", "sha256")
 # How each kind of picture is packed. libpng's own choice tries all filters on every line, which takes twice as long for
 # the same size: films of 512 px, ms and KB with it, then with the filter named here: mask 1.6, 2 / 0.4, 2; crop 4.6,
@@ -35,7 +36,7 @@ _PNG = {
 
 
 def columns(classes: Sequence[str] = ()) -> list[str]:
-    """Columns of `results.csv`: the promised ones in their order, then further classes, warnings, the file's hash."""
+    """Columns of `results.csv`: the promised ones in their order, `screen`, then further classes, warnings, the file's hash."""
     further = [f"p_{name}" for name in classes if name not in CLASSES]
     return [*_FIRST, *(f"p_{name}" for name in CLASSES), *_LAST, *further, *_APPENDED]
 
@@ -57,7 +58,10 @@ def row_of(record: Record) -> dict[str, str]:
     if record.label is not None:
         row["label"] = record.label
     if record.tb_score is not None:
-        row["tb_score"] = _number(record.tb_score, 1)
+        _number(record.tb_score, 1)
+        row["tb_score"] = _number(shown(record.tb_score), 1)
+    if record.screen is not None:
+        row["screen"] = record.screen
     if record.regions is not None:
         row["regions"] = str(len(record.regions))
     warnings = [*record.radiograph.meta.get("warnings", ()), *record.extra.get("warnings", ())]
