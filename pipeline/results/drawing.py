@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import cv2
@@ -95,7 +96,15 @@ def _draw_region(canvas: np.ndarray, region: Region, across: float, down: float)
 
 
 def _caption(record: Record, width: int, height: int) -> np.ndarray:
-    """The strip below the film: result on the left, notice on the right; in a narrow one the result gives way."""
+    return strip_of(_results(record), width, height)
+
+
+def strip_of(results: Sequence[str], width: int, height: int) -> np.ndarray:
+    """The strip below the film: result on the left, notice on the right; in a narrow one the result gives way.
+
+    Args:
+        results: ways to say it, the longest first.
+    """
     strip = np.full((height, width, 3), 24, np.uint8)
     size = 0.024 * height
     notice = _width(NOTICE, size)
@@ -104,7 +113,6 @@ def _caption(record: Record, width: int, height: int) -> np.ndarray:
     y, gap = height - (height - round(22 * size)) // 2, 6
     cv2.putText(strip, NOTICE, (max(0, width - notice - gap), y), _FONT, size, _TEXT, 1, cv2.LINE_AA)
     room = width - notice - 3 * gap
-    results = _results(record)
     result = next((text for text in results if _width(text, size) <= room), results[-1])
     if _width(result, size) > room:
         while result and _width(result + "..", size) > room:

@@ -4,6 +4,7 @@
 
     DIR/
       results.csv      one row an input, failures included; see `results.outputs.columns`
+      worklist.csv     what to read first, and why; worklist.xlsx too where openpyxl is installed: see `results.worklist`
       regions.json     COCO: images, categories, annotations with bbox (native pixels), score, side and zone
       run.json         what made it: versions, weights and their hashes, config, counts, seconds
       masks/  crops/  heatmaps/  overlays/      <id>.png
@@ -40,7 +41,7 @@ from cxr_pipeline.stages.base import Record
 
 REPORT = "report.html"
 
-_FILES = ("results.csv", "regions.json", "journal.jsonl", "run.log", "shard.csv", REPORT)
+_FILES = ("results.csv", "regions.json", "journal.jsonl", "run.log", "shard.csv", "worklist.csv", "worklist.xlsx", REPORT)
 
 
 class ResultsError(CxrError, ValueError):

@@ -20,6 +20,7 @@ from cxr_pipeline.data.radiograph import Radiograph
 from cxr_pipeline.results.folder import Identity, ResultsFolder
 from cxr_pipeline.results.merge import write_places
 from cxr_pipeline.results.outputs import failed
+from cxr_pipeline.results.worklist import Work, write_worklist
 from cxr_pipeline.run.inputs import Input, assign_ids
 from cxr_pipeline.run.isolation import SECONDS
 from cxr_pipeline.run.reading import PIXELS, Desk, Film, Reading
@@ -42,6 +43,7 @@ class Summary:
         others: rows of other inputs, that earlier calls left in the same folder.
         problems: (status, image, error) of the first films that are not ok.
         seconds: spent a part (of all threads together), and in all.
+        work: what the folder's films are to be read for, and in which order.
     """
 
     out: Path
@@ -50,6 +52,7 @@ class Summary:
     others: int
     problems: list[tuple[str, str, str]]
     seconds: dict[str, float]
+    work: Work | None = None
 
     @property
     def exit_code(self) -> int:
@@ -141,8 +144,9 @@ class Runner:
                 seconds["total"] = time.monotonic() - begun
                 total = folder.finish([item.key for item in inputs], seconds, started, _now())
                 counts = {status: tally.counts[status] for status in (OK, REFUSED, FAILED)}
+                work = write_worklist(self.out)
                 others = sum(total.values()) - len(inputs)
-                return Summary(self.out, counts, tally.already, others, tally.problems, seconds)
+                return Summary(self.out, counts, tally.already, others, tally.problems, seconds, work)
         except OSError as error:
             raise RunError(
                 f"{error.filename or self.out}: {error.strerror or error}. Make room or change the access rights, "
