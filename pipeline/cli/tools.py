@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -14,7 +15,6 @@ from cxr_pipeline.cli.commands import (
     SOME_FAILED,
     cli,
     command,
-    data_option,
     log_to_stderr,
     mask_labels_option,
     print_figures,
@@ -24,7 +24,17 @@ from cxr_pipeline.cli.commands import (
 
 
 @command
-@data_option
+@click.option(
+    "--data", type=click.Path(exists=True, path_type=Path), help="Manifest, or a folder a class, with labels."
+)
+@click.option(
+    "--unlabelled",
+    multiple=True,
+    type=click.Path(exists=True),
+    metavar="INPUT",
+    help="Films without labels, as for run, or a finished results folder. Repeatable.",
+)
+@click.argument("more", nargs=-1, type=click.Path(exists=True), metavar="[INPUT]...")
 @click.option(
     "--target-sensitivity", type=click.FloatRange(0.5, 0.999), default=0.9, show_default=True, help="Where to operate."
 )
@@ -34,7 +44,9 @@ from cxr_pipeline.cli.commands import (
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="File to write.  [default: NAME.yaml]")
 @weights_option
 def calibrate(
-    data: Path,
+    data: Path | None,
+    unlabelled: tuple[str, ...],
+    more: tuple[str, ...],
     target_sensitivity: float,
     site: str | None,
     split: str | None,
@@ -42,22 +54,36 @@ def calibrate(
     out: Path | None,
     weights: str,
 ) -> int:
-    """Fit the scores to a site, from labelled films of its own.
+    """Fit the scores to a site, from films of its own, with labels or without.
 
     Makes a small file for `pipeline run --site`: probabilities that are right for the site's films, and the threshold
     that reaches the sensitivity asked for. Take films as they come, of all classes, 100 or more; never those that the
-    result is to be measured on.
+    result is to be measured on. Films without labels (100 to 300) say how the site's scores lie beside those of other
+    hospitals; what that assumes, and how sure it is, stands in the file. Labels are better.
 
     \b
     Example:
       pipeline calibrate --data ours.csv --target-sensitivity 0.9 --site ours
+      pipeline calibrate --unlabelled films/ --site ours
       pipeline run films/ --out results --site ours.yaml
     """
     from cxr_pipeline.train.calibration import MANY
     from cxr_pipeline.train.calibration import calibrate as fit_site
 
+    if more and not unlabelled:
+        raise click.UsageError(f"{more[0]}: films without labels follow --unlabelled; labelled ones --data")
+    if data is None and not unlabelled:
+        raise click.UsageError("give --data MANIFEST (films with labels), or --unlabelled INPUT..., or both")
     log_to_stderr()
     path = out or Path(f"{site or 'site'}.yaml")
+    if unlabelled:
+        from cxr_pipeline.train.without_labels import calibrate_unlabelled
+
+        if split is not None or source is not None:
+            raise click.UsageError("--split and --source choose films of --data alone. Leave them out")
+        how = {"target_sensitivity": target_sensitivity, "site": site, "weights": weights}
+        _print_unlabelled(calibrate_unlabelled([*unlabelled, *more], path, data=data, **how), path)
+        return DONE
     said = fit_site(
         data, path, target_sensitivity=target_sensitivity, site=site, split=split, source=source, weights=weights
     )
@@ -71,6 +97,17 @@ def calibrate(
         )
     click.echo(f"Use it: pipeline run INPUT --out DIR --site {path}")
     return DONE
+
+
+def _print_unlabelled(said: dict[str, Any], path: Path) -> None:
+    low, high = said["threshold_ci95"]
+    click.echo(f"threshold {said['threshold']:.3f} (95 % interval {low:.3f} to {high:.3f}), n {said['films']['n']}")
+    for name, share in said["unlabelled"]["shares"].items():
+        low, high = said["unlabelled"]["shares_ci95"][name]
+        click.echo(f"films of {name:6} about {100 * share:.0f} % ({100 * low:.0f} to {100 * high:.0f} %)")
+    click.echo(f"It assumes that {said['unlabelled']['assumes']}.")
+    click.echo("The intervals are of chance alone: where that does not hold, they say nothing.")
+    click.echo(f"Use it: pipeline run INPUT --out DIR --site {path}, or pipeline screen DIR --site {path}")
 
 
 @command

@@ -16,6 +16,7 @@ The file that `pipeline calibrate` leaves and `pipeline run --site` takes is YAM
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,6 +38,8 @@ from cxr_pipeline.stages.classify_calibration import rounded_down
 from cxr_pipeline.stages.decisions import Scale, Sets, fit_scale, fit_sets
 from cxr_pipeline.stages.films import stream
 from cxr_pipeline.train.evaluation import labels_of
+
+log = logging.getLogger("cxr.calibrate")
 
 LEAST = 10  # films with, and without, the positive class: under it, a threshold is a guess
 MANY = 100  # films under which a warning says how little they can tell
@@ -65,7 +68,8 @@ def fit(logits: np.ndarray, labels: np.ndarray) -> Fit:
 
     A temperature alone cannot follow a site's own mix of classes, and so leaves probabilities off by as much as that
     mix differs from the training's. The offsets are held by a normal prior around 0, the temperature's logarithm around
-    0 too: with few films the fit stays near the weights' own answer.
+    0 too: with few films the fit stays near the weights' own answer. A class without films keeps its offset: that nobody
+    labelled one here does not say that there are none.
 
     Args:
         logits: (N, classes), as the weights would turn them into probabilities. labels: (N,) int class numbers.
@@ -73,16 +77,19 @@ def fit(logits: np.ndarray, labels: np.ndarray) -> Fit:
     from scipy.optimize import minimize
 
     logits, labels = np.asarray(logits, float), np.asarray(labels, int)
-    rows = np.arange(len(labels))
+    rows, there = np.arange(len(labels)), np.unique(labels)
+
+    def offsets(x: np.ndarray) -> np.ndarray:
+        out = np.zeros(logits.shape[1])
+        out[there] = x[1:] - (x[1:].mean() if len(there) else 0)
+        return out
 
     def loss(x: np.ndarray) -> float:
-        chosen = metrics.softmax(logits / np.exp(x[0]) + x[1:])[rows, labels]
+        chosen = metrics.softmax(logits / np.exp(x[0]) + offsets(x))[rows, labels]
         return float(-np.log(np.maximum(chosen, 1e-12)).sum() + x[0] ** 2 / 2 + (x[1:] ** 2).sum() / (2 * _SPREAD**2))
 
-    found = minimize(
-        loss, np.zeros(1 + logits.shape[1]), method="L-BFGS-B", bounds=[(-3, 3)] + [(-8, 8)] * logits.shape[1]
-    )
-    return Fit(float(np.exp(found.x[0])), found.x[1:] - found.x[1:].mean())
+    found = minimize(loss, np.zeros(1 + len(there)), method="L-BFGS-B", bounds=[(-3, 3)] + [(-8, 8)] * len(there))
+    return Fit(float(np.exp(found.x[0])), offsets(found.x))
 
 
 def calibrate(
@@ -113,11 +120,7 @@ def calibrate(
     """
     chain = stages.load_chain(weights, "classify", runtime)
     classify = chain[-1]
-    if classify.multi_label:
-        raise CalibrationError("these weights give a film several labels; a site can be fitted to weights of one class")
-    manifest = read_manifest(data, classes=labels_of([classify])).relabelled(classify.class_of)
-    manifest = manifest.select(split=split, source=source, labels=classify.classes)
-    logits, labels, patients = _judge(manifest, chain)
+    logits, labels, patients = labelled_logits(data, chain, split=split, source=source)
     raw = logits
     # From here on as the weights answer, which the fit then stays near where films are few.
     logits = logits / classify.temperature + classify.offsets
@@ -128,6 +131,9 @@ def calibrate(
             f"{count} films with {classify.positive} and {len(labels) - count} without could be judged; at least "
             f"{LEAST} of each are needed, and {MANY} together for an interval worth having"
         )
+    lacking = [name for c, name in enumerate(classify.classes) if c not in labels]
+    if lacking:
+        log.warning("No film is labelled %s: its offset stays as the weights have it", " or ".join(lacking))
     whole = fit(logits, labels)
     temperature = round(classify.temperature * whole.temperature, 4)
     offsets = [round(float(v), 4) for v in classify.offsets / whole.temperature + whole.offsets]
@@ -157,6 +163,22 @@ def calibrate(
     }
     write_text(out, yaml.safe_dump(said, sort_keys=False, allow_unicode=True))
     return said
+
+
+def labelled_logits(
+    data: Path, chain: Sequence[Stage], *, split: str | None = None, source: str | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Logits (N, classes), labels (N,) and patients (N,) of a manifest's films with a class that could be judged.
+
+    Raises:
+        CalibrationError: the weights give a film several labels.
+        ManifestError: the manifest has faults.
+    """
+    classify = chain[-1]
+    if classify.multi_label:
+        raise CalibrationError("these weights give a film several labels; a site can be fitted to weights of one class")
+    manifest = read_manifest(data, classes=labels_of([classify])).relabelled(classify.class_of)
+    return _judge(manifest.select(split=split, source=source, labels=classify.classes), chain)
 
 
 def _judge(data: Manifest, chain: Sequence[Stage]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
