@@ -68,8 +68,8 @@ def fit(logits: np.ndarray, labels: np.ndarray) -> Fit:
 
     A temperature alone cannot follow a site's own mix of classes, and so leaves probabilities off by as much as that
     mix differs from the training's. The offsets are held by a normal prior around 0, the temperature's logarithm around
-    0 too: with few films the fit stays near the weights' own answer. A class without films keeps its offset: that nobody
-    labelled one here does not say that there are none.
+    0 too: with few films the fit stays near the weights' own answer. A class without films keeps its offset: that
+    nobody labelled one here does not say that there are none.
 
     Args:
         logits: (N, classes), as the weights would turn them into probabilities. labels: (N,) int class numbers.
