@@ -15,6 +15,7 @@ from cxr_pipeline.cli.commands import (
     SOME_FAILED,
     cli,
     command,
+    data_option,
     log_to_stderr,
     mask_labels_option,
     print_figures,
@@ -108,6 +109,71 @@ def _print_unlabelled(said: dict[str, Any], path: Path) -> None:
     click.echo(f"It assumes that {said['unlabelled']['assumes']}.")
     click.echo("The intervals are of chance alone: where that does not hold, they say nothing.")
     click.echo(f"Use it: pipeline run INPUT --out DIR --site {path}, or pipeline screen DIR --site {path}")
+
+
+_SHARE = click.FloatRange(0, 1, min_open=True, max_open=True)
+
+
+@command
+@click.argument("results", type=click.Path(exists=True, file_okay=False, path_type=Path), metavar="RESULTS")
+@data_option
+@click.option(
+    "--prevalence",
+    type=click.FloatRange(0, 1, True, True),
+    default=0.02,
+    show_default=True,
+    help="Share with the disease, of those screened.",
+)
+@click.option("--test-cost", type=click.FloatRange(0), default=10.0, show_default=True, help="Of a confirming test.")
+@click.option("--film-cost", type=click.FloatRange(0), default=2.0, show_default=True, help="Of a film.")
+@click.option(
+    "--target-sensitivity", type=click.FloatRange(0.5, 0.999), default=0.9, show_default=True, help="Choose by this."
+)
+@click.option("--threshold", type=click.IntRange(0, 100), metavar="SCORE", help="Choose this score instead.")
+@click.option(
+    "--width",
+    type=click.FloatRange(0, 1, True, True),
+    default=0.1,
+    show_default=True,
+    help="Of the interval that a study should have, for its size.",
+)
+@click.option("--site", metavar="NAME", help="Write the threshold chosen to NAME.yaml, a site file.")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder.  [default: RESULTS/plan]")
+def plan(
+    results: Path,
+    data: Path,
+    prevalence: float,
+    test_cost: float,
+    film_cost: float,
+    target_sensitivity: float,
+    threshold: int | None,
+    width: float,
+    site: str | None,
+    out: Path | None,
+) -> int:
+    """Show what each threshold would find and cost in a programme, from results and the labels of their films.
+
+    For every score: true and false positives per 1,000 people screened, tests and cost per case found, predictive
+    values, with 95 % intervals; for all, and by age and sex where the manifest has the columns. Leaves plan.csv,
+    plan.png and plan.html, a page with a slider.
+
+    \b
+    Example:
+      pipeline plan results --data read.csv --prevalence 0.01 --test-cost 12 --film-cost 1.5 --site ours
+      pipeline screen results --site ours.yaml
+    """
+    from cxr_pipeline.report.plan import Costs, said, write_plan, write_site
+    from cxr_pipeline.report.plan import plan as make_plan
+
+    costs = Costs(prevalence, film_cost, test_cost)
+    how = {"target_sensitivity": target_sensitivity, "threshold": threshold, "width": width}
+    made = make_plan(results, data, costs=costs, **how)
+    click.echo("\n".join(said(made)))
+    click.echo(f"Tables    {write_plan(made, out or results / 'plan')[-1]}")
+    if site is not None:
+        write_site(made, results, Path(f"{site}.yaml"))
+        click.echo(f"Use it: pipeline screen {results} --site {site}.yaml, or pipeline run INPUT --site {site}.yaml")
+    return DONE
 
 
 @command
