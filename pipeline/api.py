@@ -189,8 +189,8 @@ class Pipeline:
                 the full range of their type.
 
         Returns:
-            The record: `status` and `error`, `mask`, `probabilities`, `label`, `screen`, `tb_score`, `abnormal`, `heatmap`,
-            `heatmap_label` (the class that it is of), `regions`.
+            The record: `status` and `error`, `mask`, `probabilities`, `label`, `screen`, `tb_score`, `abnormal`,
+            `heatmap`, `heatmap_label` (the class that it is of), `regions`.
 
         Raises:
             data.radiograph.RadiographError: the file cannot be read.

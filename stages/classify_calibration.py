@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from cxr_pipeline.stages.decisions import fit_scale, fit_sets
+from cxr_pipeline.stages.decisions import fit_scale, useful_sets
 from cxr_pipeline.stages.uncertain import threshold_interval
 
 log = logging.getLogger("cxr.classify")
@@ -90,7 +90,7 @@ def one_class(
     interval = threshold_interval(labels == positive, scores, target_sensitivity, patients)
     decided = {"temperature": temperature, "threshold": threshold, "threshold_ci95": interval}
     decided["score"] = fit_scale(scores, labels == positive, threshold).to_json()
-    decided["sets"] = fit_sets(p, labels, classes, classes[positive]).to_json()
+    decided["sets"] = useful_sets(p, labels, classes, classes[positive]).to_json()
     return decided
 
 

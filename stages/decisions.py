@@ -35,6 +35,8 @@ POSITIVE, NEGATIVE, UNSURE = "positive", "negative", "unsure"
 DOUBTS = ("unsure: ", "abnormal, kind unsure", "uncertain: ")  # how warnings begin that a decision makes
 AT_THRESHOLD = 50.0  # the score of a film at the operating threshold
 RISK = 0.10
+RISKS = (0.05, 0.10, 0.15, 0.20, 0.25)
+_MOST_UNSURE = 1 / 3
 _ANCHOR = math.log(0.95 / 0.05)  # logit of the scores 5 and 95, without its sign
 _LEAST_SPREAD = 0.1  # logits; a spread of none would make a step of the score
 
@@ -227,6 +229,19 @@ def fit_sets(
         -bound(-p[:, k], share.sum(axis=1) - share[:, k], 1.0),
         {name: bound(p[:, c], share[:, c]) for c, name in enumerate(classes)},
     )
+
+
+def useful_sets(probabilities: np.ndarray, labels: np.ndarray, classes: Sequence[str], positive: str) -> Sets:
+    """The sets of the smallest of `RISKS` that leave at most a third of the calibration films undecided, else the last.
+
+    A risk that leaves most films to a reader decides nothing: what a network cannot tell apart is paid for in risk.
+    """
+    k = list(classes).index(positive)
+    for risk in RISKS:
+        sets = fit_sets(probabilities, labels, classes, positive, risk)
+        if undecided([sets.answer(p) for p in np.asarray(probabilities)[:, k]]) <= _MOST_UNSURE:
+            break
+    return sets
 
 
 @dataclass(frozen=True)

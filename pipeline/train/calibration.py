@@ -35,7 +35,7 @@ from cxr_pipeline.models.figures.metrics import bootstrap
 from cxr_pipeline.models.store import write_text
 from cxr_pipeline.stages.base import Stage
 from cxr_pipeline.stages.classify_calibration import rounded_down
-from cxr_pipeline.stages.decisions import Scale, Sets, fit_scale, fit_sets
+from cxr_pipeline.stages.decisions import Scale, Sets, fit_scale, useful_sets
 from cxr_pipeline.stages.films import stream
 from cxr_pipeline.train.evaluation import labels_of
 
@@ -156,7 +156,7 @@ def calibrate(
         "threshold_ci95": [round(spread.low, 4), round(spread.high, 4)],
         "target_sensitivity": target_sensitivity,
         "score": fit_scale(scores, is_positive, threshold).to_json(),
-        "sets": fit_sets(unseen[seen], labels[seen], classify.classes, classify.positive).to_json(),
+        "sets": useful_sets(unseen[seen], labels[seen], classify.classes, classify.positive).to_json(),
         "films": {"n": len(labels), **{name: counts[name] for name in classify.classes if counts[name]}},
         "figures": {name: figure.to_json() for name, figure in held.items()},
         "date": date.today().isoformat(),

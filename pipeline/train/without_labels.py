@@ -21,6 +21,7 @@ from cxr_pipeline.results.journal import JournalReader
 from cxr_pipeline.run.inputs import Input, find_inputs
 from cxr_pipeline.stages.base import OK, Record, Stage
 from cxr_pipeline.stages.classify_calibration import rounded_down
+from cxr_pipeline.stages.decisions import RISK
 from cxr_pipeline.train.calibration import CalibrationError, labelled_logits
 from cxr_pipeline.train.unlabelled import LEAST, SiteFit, fit_unlabelled
 
@@ -75,7 +76,11 @@ def calibrate_unlabelled(
             f"{len(logits)} films could be judged; at least {LEAST} are needed, 100 to 300 are better"
         )
     fitted = fit_unlabelled(
-        logits, decisions, target_sensitivity=target_sensitivity, known=known if data is not None else None
+        logits,
+        decisions,
+        target_sensitivity=target_sensitivity,
+        known=known if data is not None else None,
+        risk=(decisions.get("sets") or {}).get("risk", RISK),
     )
     if fitted.against:
         raise CalibrationError(f"nothing is decided: {fitted.against}")

@@ -30,6 +30,7 @@ from cxr_pipeline.stages.decisions import (
     shares_by_moments,
     shown,
     undecided,
+    useful_sets,
 )
 
 CLASSES = ["TB", "NTB", "NORM"]
@@ -260,3 +261,14 @@ def test_reweighting_there_and_back_changes_nothing():
     p = np.random.default_rng(4).dirichlet(np.ones(3), 20)
     a, b = np.array([0.2, 0.3, 0.5]), np.array([0.6, 0.2, 0.2])
     assert reweighted(reweighted(p, a, b), b, a) == pytest.approx(p)
+
+
+def test_a_weak_network_pays_in_risk_for_what_it_decides():
+    found = []
+    for apart in (2.5, 1.0, 0.0):
+        labels, p = films(3000, np.array([0.3, 0.3, 0.4]), np.random.default_rng(5), apart=apart)
+        sets = useful_sets(p, labels, CLASSES, "TB")
+        found.append(sets.risk)
+    assert found == sorted(found)
+    assert found[0] == 0.05
+    assert found[-1] == 0.25
