@@ -11,7 +11,6 @@ import numpy as np
 
 from cxr_pipeline.stages.classify_calibration import mix_offsets, one_class, several_labels, weight_offsets
 from cxr_pipeline.stages.classify_targets import balance_weights, label_weights, source_priors
-
 from cxr_pipeline.stages.reference import fit_reference
 
 if TYPE_CHECKING:
