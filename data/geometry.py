@@ -80,11 +80,19 @@ class Frame:
             raise ValueError(f"a frame needs at least one pixel on each side. Received: {self}")
 
     @classmethod
-    def letterbox(cls, native: tuple[int, int], size: int) -> Frame:
-        """The whole film, centred in the smallest square that holds it: its aspect ratio is kept."""
+    def letterbox(cls, native: tuple[int, int], size: int, aspect: float = 1.0) -> Frame:
+        """The whole film, centred in the smallest square that holds it: its aspect ratio is kept.
+
+        Args:
+            native: (height, width) of the film in pixels.
+            size: side of the grid.
+            aspect: height of a native pixel divided by its width. Where it is not 1, the box is a square as the film
+                was taken, and not in pixels.
+        """
         height, width = native
-        side = max(height, width)
-        return cls(native, Box((width - side) // 2, (height - side) // 2, side, side), (size, size))
+        side = max(height * aspect, width)
+        across, down = max(width, round(side)), max(height, round(side / aspect))
+        return cls(native, Box((width - across) // 2, (height - down) // 2, across, down), (size, size))
 
     @classmethod
     def crop(cls, native: tuple[int, int], box: Box, size: int) -> Frame:
