@@ -37,6 +37,8 @@ __all__ = [
 ]
 
 _MOST_FILE_BYTES = 1_000_000_000  # of a file as it lies on the disk; a film of 100 megapixels has 200 million
+# How C libraries say that they got no memory.
+_NO_MEMORY = ("insufficient memory", "bad_alloc", "failed to allocate", "out of memory", "cannot allocate")
 
 
 @dataclass
@@ -78,8 +80,8 @@ class Radiograph:
 def read(path: str | Path, *, id: str | None = None) -> Radiograph:
     """Read a film.
 
-    Integer samples are divided by the full range of their depth (a 16-bit file whose film fits into 8, 10, 12 or 14
-    bits is taken to hold so many), signed and float ones by the range that they span, colour becomes grey (ITU-R BT.601),
+    Integer samples are divided by the full range of their depth (a 16-bit file whose film fits into 8, 10, 12, 14
+    bits is taken to hold so many), signed and float ones by the range they span, colour becomes grey (ITU-R BT.601),
     transparent pixels black, and EXIF orientation is applied. DICOM: see `data.formats.dicom_scale`.
 
     Args:
@@ -104,11 +106,11 @@ def read(path: str | Path, *, id: str | None = None) -> Radiograph:
         _check_pixels(decoded, name)
     except RadiographError:
         raise
-    except MemoryError:
-        raise RadiographError(
-            path, "decoding it needs more memory than there is. Scale the film down", "too_large"
-        ) from None
     except Exception as error:  # decoders raise whatever they like on damaged files
+        if isinstance(error, MemoryError) or any(word in str(error).lower() for word in _NO_MEMORY):
+            raise RadiographError(
+                path, "decoding it needs more memory than a film may take. Scale the film down", "too_large"
+            ) from None
         raise RadiographError(
             path, f"the {kind.label} file is damaged or cut off ({short(error)}). Export or copy it again", "damaged"
         ) from error
