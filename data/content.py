@@ -1,4 +1,4 @@
-"""Whether the colours of a picture are those of a film: by its pixels alone, without a network.
+"""Whether a picture is one film, in a film's own grey: by its pixels alone, without a network.
 
 A film is grey, or tinted as a whole (sepia, the blue of film base). A heat map has many hues, or colours a part of the
 film whatever its brightness. Plates, letters and arrows in colour are small, or lie at the edge.
@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import cv2
 import numpy as np
+
+from cxr_pipeline.data.seams import seam
 
 _SIDE = 256  # pixels of the longer side on which colours are looked at
 _CHROMA = 24 / 255  # a pixel whose channels differ by more is coloured; JPEG makes up to 12 of grey
@@ -25,9 +27,20 @@ def findings(pixels: np.ndarray, colour: np.ndarray | None) -> tuple[list[tuple[
         pixels: (H, W) float32 in [0, 1].
         colour: (h, w, 3) uint8 RGB, a copy of at most 512 px; None where the picture is grey.
     """
-    del pixels  # what is on the picture as a whole needs lungs: see stages.several
-    if colour is None:
-        return [], []
+    against = []
+    if (where := seam(pixels)) is not None:
+        against.append(
+            (
+                "several_films",
+                f"a seam ({where}) runs through the middle of the picture, with contents on both sides: it shows two "
+                "films. Give each as a file of its own",
+            )
+        )
+    more, remarks = _by_colour(colour) if colour is not None else ([], [])
+    return [*against, *more], remarks
+
+
+def _by_colour(colour: np.ndarray) -> tuple[list[tuple[str, str]], list[str]]:
     measured = colours(colour)
     if measured["middle"] < _HEAT:
         if measured["all"] < _PLATE:

@@ -13,6 +13,8 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+_OBLONG = 1.6  # the two scales of a lung box of a film with square pixels differ by less
+
 
 class Box(NamedTuple):
     """A rectangle in pixels: top-left corner `x, y` (x right, y down), width `w`, height `h`."""
@@ -58,6 +60,11 @@ def resize(image: np.ndarray, height: int, width: int, *, nearest: bool = False)
     if nearest:
         how = cv2.INTER_NEAREST_EXACT
     else:
+        down, across = height / image.shape[0], width / image.shape[1]
+        if min(down, across) < 1 < max(down, across) and max(down, across) > _OBLONG * min(down, across):
+            # A film with oblong pixels: neither way of resizing serves both axes.
+            middle = (image.shape[0], width) if across < down else (height, image.shape[1])
+            return resize(resize(image, *middle), height, width)
         shrinks = height * width < image.shape[0] * image.shape[1]
         how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
     return cv2.resize(image, (width, height), interpolation=how)
