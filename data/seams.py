@@ -16,7 +16,7 @@ _RIDGE = 3.0  # times the strongest step of the other lines, apart from the seam
 
 
 def seam(pixels: np.ndarray) -> str | None:
-    """ "upright" or "level" where a seam parts the picture (H, W) float32 in [0, 1] into two films; None without one."""
+    """Which way a seam parts the picture (H, W) float32 in [0, 1] into two: "upright" or "level"; None without one."""
     scale = min(1.0, _SIDE / max(pixels.shape))
     size = max(8, round(pixels.shape[1] * scale)), max(8, round(pixels.shape[0] * scale))
     small = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA) if scale < 1 else pixels
