@@ -22,7 +22,7 @@ from cxr_pipeline.results.merge import write_places
 from cxr_pipeline.results.outputs import failed
 from cxr_pipeline.results.worklist import Work, write_worklist
 from cxr_pipeline.run.inputs import Input, assign_ids
-from cxr_pipeline.run.isolation import SECONDS
+from cxr_pipeline.run.isolation import SECONDS, TriesFolder
 from cxr_pipeline.run.reading import PIXELS, Desk, Film, Reading
 from cxr_pipeline.stages.base import FAILED, OK, REFUSED, Record, Stage
 
@@ -88,8 +88,8 @@ class Runner:
         identity: what the results are made with; by default that of the stages as they are.
         batch_size: films that the networks see at once.
         workers: threads that read, and as many that write; by default one a core.
-        reader: reads a film; raises RadiographError where it cannot. By default `data.radiograph.read`, with compressed
-            DICOM in processes of its own.
+        reader: reads a film; raises RadiographError where it cannot. By default `data.radiograph.read` in
+            processes of its own.
         seconds_a_film: what reading one may take; a film that takes longer is failed, and the run goes on.
     """
 
@@ -203,6 +203,7 @@ class _Work:
             limit=runner.seconds_a_film,
             masks=hasattr(self.first, "restore"),
             timed=lambda: runner.timed("read"),
+            tries=TriesFolder(Path(runner.out) / ".trying"),
         )
         self.writers = ThreadPoolExecutor(self.workers, "cxr-write")
         self.writing: deque[Future[dict[str, str]]] = deque()
