@@ -140,8 +140,10 @@ class ClassifyConfig(_Section):
         description="what the network sees: none the whole film, without segmentation; crop the lung box; masked the "
         "lung box with all but the lungs dimmed; channel the lung box with the mask as an extra channel",
     )
-    pool: Literal["all", "lungs", "zones"] = Field(
-        "zones", description="average features over the whole crop, the lungs, or each of the six lung zones"
+    pool: Literal["all", "lungs", "zones", "evidence"] = Field(
+        "zones",
+        description="average features over the whole crop, the lungs, or each of the six lung zones; evidence joins "
+        "the places' evidence, for the network chest",
     )
     dropout: float = Field(0.2, ge=0, lt=1)
     head_l2: float = Field(0.3, ge=0, description="penalty on the squared weights of the last layer")
@@ -165,6 +167,11 @@ class ClassifyConfig(_Section):
     )
     keep_start: float = Field(
         0.0, ge=0, lt=1, description="share of the first step's weights averaged into those after the second (WiSE-FT)"
+    )
+    head: Literal["solved", "two_steps"] = Field(
+        "solved",
+        description="the last layer: solved for all classes at once; two_steps asks whether a film is abnormal, then "
+        "of which class, and calibrates on films of sources left out in turn",
     )
     resolve_head: bool = Field(False, description="solve the last layer again on the encoder as fine-tuned")
     uncertain: Literal["ignore", "zeros", "ones"] = Field(
