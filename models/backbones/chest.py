@@ -25,8 +25,8 @@ CUT = "block_13_expand_relu"  # stride 16
 # What the two halves of the map's channels are about: cells with a lesion as tuberculosis makes them, with any opacity,
 # and signs of COVID-19, of pneumonia in children, and of the other findings of a hospital's films.
 CHANNELS = ("tb", "opacity", "covid", "pneumonia", "findings")
-# Added to the evidence, so that a place of middling evidence adds to a map. Films of tbx11k's val whose best box has IoU
-# 0.5: 2 0.88, 3 0.88 (at a higher threshold of the map), 4 0.81.
+# Added to the evidence, so that a place of middling evidence adds to a map. Films of tbx11k's val whose best box has
+# IoU 0.5: 2 0.88, 3 0.88 (at a higher threshold of the map), 4 0.81.
 SHIFT = 2.0
 
 

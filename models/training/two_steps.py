@@ -91,7 +91,7 @@ class TwoSteps:
         return kernel, bias
 
     def left_out(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """Logits (N, classes) of each film by a fit on the other sources; NaN where these lack a class of its source."""
+        """Logits (N, classes) of each film by a fit on the other sources; NaN where these lack one of its classes."""
         logits = np.full((len(y), len(self.classes)), np.nan)
         for source in sorted(set(self.sources.tolist())):
             here = self.sources == source
