@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from cxr_pipeline.models.store import LICENCE, fingerprint, open_network, read_card, write_card
-from cxr_pipeline.stages.base import Record, Stage
+from cxr_pipeline.stages.base import Monitor, Record, Stage, Truth
 from cxr_pipeline.stages.classify_calibration import mix_offsets, one_class, several_labels, weight_offsets
 from cxr_pipeline.stages.classify_films import crops_of, parts_of, require_films, usable_films, warn_of_gaps
 from cxr_pipeline.stages.classify_targets import balance_weights, label_weights, source_priors
@@ -34,11 +34,22 @@ class Classify(Stage):
     """The classification stage, loaded from its bundle."""
 
     name: ClassVar[str] = "classify"
+    summary: ClassVar[str] = "what the lungs look like: calibrated probabilities of the classes, and a TB score"
+    uses: ClassVar[tuple[str, ...]] = ("mask", "lung_box")
+    fills: ClassVar[tuple[str, ...]] = ("probabilities", "label", "tb_score", "maps", "frame")
+    call_settings: ClassVar[tuple[str, ...]] = ("refuse", "temperature", "offsets", "threshold", "threshold_ci95")
+    truth: ClassVar[Truth] = Truth("a class as its label", "column `label` or `findings`")
+    headline_figures: ClassVar[tuple[str, ...]] = ("accuracy", "auroc")
+    monitor: ClassVar[Monitor | None] = Monitor("val_loss", "min")
 
-    def __init__(self, network: Network, card: dict[str, Any], fingerprint: str = "") -> None:
+    def __init__(self, network: Network, card: Mapping[str, Any], fingerprint: str = "") -> None:
         self.network, self.card, self.fingerprint = network, card, fingerprint
-        self.refuse = True  # without segmentation: False judges films too that their header speaks against
-        decisions = card["decisions"]
+        self.obey(card["decisions"])
+
+    def obey(self, decisions: Mapping[str, Any]) -> None:
+        """Take over the card's decisions, with the settings of a call, such as those of a site file."""
+        # Without segmentation: False lets films go on that their header speaks against.
+        self.refuse: bool = decisions.get("refuse", True)
         self.classes: list[str] = decisions["classes"]
         self.positive: str | None = decisions["positive"]
         self.multi_label: bool = decisions.get("multi_label", False)
@@ -81,8 +92,8 @@ class Classify(Stage):
         against = by_header(record.radiograph, MIN_SIDE, None)
         if against and self.refuse:
             record.refuse(str(against[0]))
-        elif against:
-            record.extra["warnings"] = [*record.extra.get("warnings", ()), *map(str, against)]
+        else:
+            record.warn(*map(str, against))
 
     def _judge(self, record: Record, logits: np.ndarray) -> None:
         """Calibrated probabilities, score and label from a film's logits (classes,).
@@ -105,8 +116,7 @@ class Classify(Stage):
             record.label = "|".join(there)
             return
         positive = record.probabilities[self.positive]
-        if doubt := uncertain(positive, self.threshold, self.threshold_ci95):
-            record.extra["warnings"] = [*record.extra.get("warnings", ()), *doubt]
+        record.warn(*uncertain(positive, self.threshold, self.threshold_ci95))
         others = [name for name in self.classes if name != self.positive]
         record.label = (
             self.positive if positive >= self.threshold else max(others, key=record.probabilities.__getitem__)
@@ -280,6 +290,14 @@ class Classify(Stage):
         decisions |= cls.load(out)._calibrated(*crops["val"][:4], settings.target_sensitivity, learned)
         write_card(out, card | {"training": summary(out, parts, settings.model_dump(mode="json"), history, data)})
         return out
+
+    def unchecked(self) -> str | None:
+        """It looks at size and header alone."""
+        return "have no segmentation, which checks them"
+
+    def truth_of(self) -> Truth:
+        """One of the classes, by name."""
+        return Truth(f"one of the classes {', '.join(self.classes)}", self.truth.where)
 
     def films_with_truth(self, data: Manifest) -> Manifest:
         """Those with one of the classes, or, where they may have several, of which any is known."""

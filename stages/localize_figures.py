@@ -97,8 +97,8 @@ def evaluate(stage: Localize, data: Manifest, out: Path, chain: Sequence[Stage])
     random = set(np.random.default_rng(0).permutation(len(films))[:_SHOWN].tolist())
     judged, worst, drawn = [], [], []
     for number, (row, record) in enumerate(stream(films, chain, description="localize")):
-        if min(record.radiograph.size) < 1:
-            continue  # not read
+        if record.radiograph is None:
+            continue
         label, truths = lesions_of(films, row, stage)
         seen = focus(record, stage.classes.index(label)) if record.ok and record.maps is not None else None
         regions = stage.regions(seen, label, record.probabilities[label]) if seen else []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -13,7 +13,7 @@ import numpy as np
 from cxr_pipeline.data.geometry import Box, Frame, bounding_box
 from cxr_pipeline.data.radiograph import Radiograph, RadiographError
 from cxr_pipeline.models.store import LICENCE, fingerprint, open_network, read_card, write_card
-from cxr_pipeline.stages.base import Record, Stage
+from cxr_pipeline.stages.base import Monitor, Record, Stage, Truth
 from cxr_pipeline.stages.films import read_mask, sources_of, stream
 from cxr_pipeline.stages.quality import MIN_SIDE, Finding, Quality, View, by_header, shown
 
@@ -81,13 +81,25 @@ class Segment(Stage):
     """The segmentation stage, loaded from its bundle."""
 
     name: ClassVar[str] = "segment"
+    summary: ClassVar[str] = "where the lungs are, and whether the film can be judged"
+    fills: ClassVar[tuple[str, ...]] = ("mask", "lung_box", "lung_fraction", "heart_mask")
+    run_settings: ClassVar[tuple[str, ...]] = ("threshold", "margin", "min_fraction", "min_side", "min_age")
+    call_settings: ClassVar[tuple[str, ...]] = ("refuse",)
+    truth: ClassVar[Truth] = Truth("a lung mask", "column `mask`")
+    headline_figures: ClassVar[tuple[str, ...]] = ("dice", "iou", "hd95_px")
+    worst: ClassVar[tuple[str, str] | None] = ("dice", "Dice")
+    monitor: ClassVar[Monitor | None] = Monitor("val_dice", "max")
 
     def __init__(
-        self, network: Network, card: dict[str, Any], fingerprint: str = "", quality: Quality | None = None
+        self, network: Network, card: Mapping[str, Any], fingerprint: str = "", quality: Quality | None = None
     ) -> None:
         self.network, self.card, self.fingerprint, self.quality = network, card, fingerprint, quality
-        self.refuse = True  # False: films that cannot be judged go on, with what speaks against them as warnings
-        decisions = card["decisions"]
+        self.obey(card["decisions"])
+
+    def obey(self, decisions: Mapping[str, Any]) -> None:
+        """Take over the card's decisions, with the settings of a call."""
+        # False: films that cannot be judged go on, with what speaks against them as warnings.
+        self.refuse: bool = decisions.get("refuse", True)
         self.size: int = decisions["size"]
         self.threshold: float = decisions["threshold"]
         self.margin: float = decisions["margin"]
@@ -162,8 +174,19 @@ class Segment(Stage):
         """Refuse a film that something speaks against; or go on with warnings, if there is lung to go on with."""
         if against and (self.refuse or record.lung_box is None):
             record.refuse(str(against[0]))
-        elif against or besides:
-            record.extra["warnings"] = [*record.extra.get("warnings", ()), *map(str, (*against, *besides))]
+        else:
+            record.warn(*map(str, (*against, *besides)))
+
+    @classmethod
+    def belongs(cls, decisions: Mapping[str, Mapping[str, Any]]) -> bool:
+        """Unless the classifier sees whole films."""
+        return decisions.get("classify", {}).get("lungs") != "none"
+
+    def unchecked(self) -> str | None:
+        """It can tell a chest film where the training had enough films for `stages.quality` to be fitted."""
+        if self.quality is None:
+            return "were trained on fewer films with lung masks than a check can be fitted on"
+        return None
 
     @classmethod
     def _parts(cls, data: Manifest, config: Config) -> dict[str, Manifest]:
@@ -257,7 +280,9 @@ class Segment(Stage):
 
         rows, tiles = [], []
         for row, record in stream(self.films_with_truth(data), [self], description="segment"):
-            size = record.radiograph.size
+            size = record.size
+            if record.radiograph is None:
+                continue
             try:
                 truth = read_mask(data.path(row["mask"]), size)
             except RadiographError as error:

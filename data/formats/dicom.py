@@ -131,6 +131,11 @@ def _meta(dataset: pydicom.Dataset) -> dict[str, Any]:
         "photometric": text("PhotometricInterpretation"),
         "transfer_syntax": getattr(syntax, "name", "") or "no transfer syntax",
     }
+    said = " ".join(
+        map(text, ("SeriesDescription", "StudyDescription", "ProtocolName", "PerformedProcedureStepDescription"))
+    )
+    if "PORTABLE" in said.upper() or "BEDSIDE" in said.upper():
+        meta["portable"] = True  # the words themselves may name a patient, and stay behind
     age = text("PatientAge").upper()
     if len(age) >= 2 and age[:-1].isdigit() and age[-1] in "DWMY":
         meta["age_years"] = int(age[:-1]) / {"D": 365.25, "W": 52.18, "M": 12, "Y": 1}[age[-1]]

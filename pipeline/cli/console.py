@@ -47,7 +47,7 @@ class _PlainProgress:
         click.echo(f"{done} of {self._total} films done{left_text if now - self._begun > _SETTLED else ''}", err=True)
 
 
-def print_summary(summary: Summary, upto: str) -> None:
+def print_summary(summary: Summary) -> None:
     """Counts, what was not judged and why, where everything is, and what it is for; on stdout."""
     from rich.console import Console
     from rich.table import Table
@@ -75,7 +75,7 @@ def print_summary(summary: Summary, upto: str) -> None:
     click.echo(f"Table     {out / 'results.csv'}")
     click.echo(f"Overlays  {out / 'overlays'}")
     click.echo(f"Masks     {out / 'masks'}")
-    if upto == "localize":
+    if (out / "regions.json").is_file():
         click.echo(f"Regions   {out / 'regions.json'}")
     total = summary.seconds["total"]
     click.echo(f"{sum(summary.counts.values())} films in {total:.1f} s. {NOTICE}")

@@ -57,6 +57,7 @@ class Identity:
         stages: fingerprint by name, in the order of the chain, settings of the run included.
         classes: of the classifier, in its order; empty where the chain has none.
         about: what else `run.json` says of them (not compared): weights, files and their hashes, decisions.
+        columns: further columns of `results.csv` that the stages declare (not compared: they follow from the stages).
     """
 
     version: str
@@ -64,11 +65,12 @@ class Identity:
     stages: dict[str, str]
     classes: tuple[str, ...] = ()
     about: dict[str, Any] = field(default_factory=dict)
+    columns: tuple[str, ...] = ()
 
     @property
     def last(self) -> str:
-        """The stage that the chain ends with."""
-        return list(self.stages)[-1]
+        """What the chain goes up to, see `stages.ends`."""
+        return stages.ends(list(self.stages))
 
 
 class ResultsFolder:
@@ -99,7 +101,7 @@ class ResultsFolder:
         self._guard = threading.Lock()
         self._lock = FolderLock(path)
         self._csv: IO[bytes] | None = None
-        self.columns = columns(identity.classes)
+        self.columns = columns(identity.classes, identity.columns)
         self._check_owner()
         path.mkdir(parents=True, exist_ok=True)
         if not self._lock.acquire():
@@ -166,9 +168,12 @@ class ResultsFolder:
             **({"shard": self._shard} if self._shard else {}),
             **about,
         }
-        self.columns = columns(self._run["classes"])
+        further = list(dict.fromkeys([*(before or {}).get("columns", []), *self.identity.columns]))
+        if further:
+            self._run["columns"] = further
+        self.columns = columns(self._run["classes"], further)
         write_whole(self.path / "run.json", _json(self._run), durable=True)
-        for name in FOLDERS if self.identity.last == stages.NAMES[-1] else ("masks", "crops", "overlays"):
+        for name in FOLDERS if "heatmap" in stages.filled(self.identity.stages) else ("masks", "crops", "overlays"):
             (self.path / name).mkdir(exist_ok=True)
         sweep(self.path)
         self.films = FilmFiles(self.path, self.identity.last, self._run["classes"])
@@ -253,7 +258,7 @@ class ResultsFolder:
         self._csv.close()
         counts = self._write_table(order)
         self._write_log(order)
-        if self._run["fingerprints"].get(stages.NAMES[-1]):
+        if "regions" in stages.filled(self._run["fingerprints"]):
             self._write_regions(order)
         self.journal.rewrite(order)
         run = {key: value for key, value in self._run.items() if key != "started_with_overwrite"} | {

@@ -52,7 +52,12 @@ def merge(folders: Sequence[Path], out: Path) -> dict[str, int]:
         order.sort()
         about = {name: runs[0][name] for name in _ABOUT if name in runs[0]}
         identity = Identity(
-            runs[0]["version"], runs[0]["runtime"], runs[0]["fingerprints"], tuple(runs[0]["classes"]), about
+            runs[0]["version"],
+            runs[0]["runtime"],
+            runs[0]["fingerprints"],
+            tuple(runs[0]["classes"]),
+            about,
+            tuple(runs[0].get("columns", ())),
         )
         journals = {folder: Journal(folder / "journal.jsonl") for folder in folders}
         for journal in journals.values():

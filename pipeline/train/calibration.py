@@ -220,11 +220,11 @@ def _auroc_within(y: np.ndarray, score: np.ndarray, fold: np.ndarray) -> float:
     return float(np.average(areas, weights=pairs)) if pairs else float("nan")
 
 
-def apply_site(path: Path, chain: Sequence[Stage]) -> dict[str, Any]:
-    """Make a loaded chain answer with a site's calibration.
+def apply_site(path: Path, chain: Sequence[Stage]) -> list[Stage]:
+    """A loaded chain as it answers with a site's calibration; the one given stays as it is.
 
     Returns:
-        The settings of `classify` that changed: temperature, offsets and threshold.
+        The stages, of which the one that has a temperature obeys the site's temperature, offsets and threshold.
 
     Raises:
         CalibrationError: the file cannot be read, or was made with other weights.
@@ -242,20 +242,20 @@ def apply_site(path: Path, chain: Sequence[Stage]) -> dict[str, Any]:
         raise CalibrationError(
             f"{path} cannot be read as a site file ({error}). Make one: pipeline calibrate --data MANIFEST --out {path}"
         ) from error
+    answering = []
     for stage in chain:
         if stage.name in made_with and made_with[stage.name] != stage.fingerprint:
             raise CalibrationError(
                 f"{path} was made with other {stage.name!r} weights ({made_with[stage.name]}) than those of this call "
                 f"({stage.fingerprint}). Calibrate again with these weights"
             )
-        if stage.name == "classify":
+        if "temperature" in stage.call_settings:
             if sorted(settings["offsets"]) != sorted(stage.classes):
                 raise CalibrationError(
                     f"{path} is about the classes {', '.join(settings['offsets'])}, the weights about "
                     f"{', '.join(stage.classes)}. Calibrate again with these weights"
                 )
-            stage.temperature, stage.threshold = settings["temperature"], settings["threshold"]
-            stage.threshold_ci95 = settings["threshold_ci95"]
-            stage.offsets = np.array([settings["offsets"][name] for name in stage.classes])
-            return settings
-    return {}
+            answering.append(stage.with_settings(**settings))
+        else:
+            answering.append(stage)
+    return answering
