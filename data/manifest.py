@@ -122,6 +122,7 @@ class Manifest:
             labels: what is said of the films too (labels, findings, boxes), not only films, masks and splits.
         """
         names = ["image", "mask", "patient", "source", "split"]
+        names += [name for name in ("heart_mask",) if name in self.table.columns]
         if labels:
             names += [n for n in ("label", "findings", "negative", "uncertain") if n in self.table.columns]
         lines = sorted(map(repr, self.table[names].itertuples(index=False, name=None)))
@@ -214,8 +215,8 @@ def _row_faults(manifest: Manifest, classes: Sequence[str] | None, check_files: 
         if row.image in first_row:
             faults.append(f"row {number}: {row.image} stands in row {first_row[row.image]} already")
         first_row.setdefault(row.image, number)
-        for kind in ("image", "mask"):
-            value = getattr(row, kind)
+        for kind in ("image", "mask", "heart_mask"):
+            value = getattr(row, kind, "")
             if present is not None and value and not present.has(manifest.path(value)):
                 faults.append(f"row {number}: {kind} {value} does not exist in {manifest.root}")
         if classes is not None and row.label and row.label not in classes:

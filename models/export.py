@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 def serving_model(model: K.Model) -> K.Model:
     """The model that answers requests: a dict of outputs.
 
-    Segmentation: `lungs` (N, H, W, 1), probability. Classification: `logits` (N, classes) and `maps`
-    (N, h, w, classes), the Grad-CAM of each logit, from the same forward pass.
+    Segmentation: `lungs` (N, H, W, 1), probability; a second channel is that of the heart, where the network finds it.
+    Classification: `logits` (N, classes) and `maps` (N, h, w, classes), the Grad-CAM of each logit, from the same
+    forward pass.
     """
     from cxr_pipeline.models.gradcam import LOGITS, maps_layer
 

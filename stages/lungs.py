@@ -1,4 +1,4 @@
-"""Which lung is which: a lung mask as the patient's right and left lung."""
+"""Masks of organs: cleaned of specks, and a lung mask as the patient's right and left lung."""
 
 from __future__ import annotations
 
@@ -8,6 +8,30 @@ import numpy as np
 from cxr_pipeline.data.geometry import Frame, bounding_box
 
 _LONE_LUNG = 0.7  # a single component narrower than this share of its height is one lung, not two that touch
+_SMALLEST_SHARE = 0.05  # a second component smaller than this share of the first is no lung
+
+
+def clean(mask: np.ndarray) -> np.ndarray:
+    """The two largest components of a mask (H, W), their holes filled; uint8, 0 or 1.
+
+    A second component under 5 % of the first is dropped too.
+    """
+    outlines, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    outlines = sorted(outlines, key=cv2.contourArea, reverse=True)[:2]
+    if len(outlines) == 2 and cv2.contourArea(outlines[1]) < _SMALLEST_SHARE * cv2.contourArea(outlines[0]):
+        outlines = outlines[:1]
+    out = np.zeros(mask.shape, np.uint8)
+    cv2.drawContours(out, outlines, -1, 1, cv2.FILLED)
+    return out
+
+
+def largest(mask: np.ndarray) -> np.ndarray:
+    """The largest component of a mask (H, W), its holes filled; uint8, 0 or 1. Empty stays empty."""
+    outlines, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    out = np.zeros(mask.shape, np.uint8)
+    if outlines:
+        cv2.drawContours(out, [max(outlines, key=cv2.contourArea)], -1, 1, cv2.FILLED)
+    return out
 
 
 def split_lungs(lungs: np.ndarray, frame: Frame) -> tuple[np.ndarray, np.ndarray]:

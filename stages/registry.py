@@ -118,7 +118,7 @@ def ends(chain: Sequence[str]) -> str:
     always named: whether they ran does not follow from those of this one.
     """
     if any(name not in names() for name in chain):
-        return chain[-1]
+        return "+".join(chain[-1:])
     return "+".join(name for name in chain if name not in BUILT_IN or not any(_feeds(name, other) for other in chain))
 
 
