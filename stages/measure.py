@@ -82,10 +82,11 @@ class Measure(Stage):
         for record in records:
             if record.ok and record.mask is not None:
                 film = record.radiograph
-                record.measures = sizes(record.mask, film.spacing) | cardiothoracic(record.mask, record.heart_mask)
+                found = cardiothoracic(record.mask, record.heart_mask) | sizes(record.mask, film.spacing)
                 view = magnified(film.meta)
-                if view and record.measures["ctr"] is not None:
-                    record.measures["ctr_note"] = MAGNIFIED.format(view=view)
+                if view and found["ctr"] is not None:
+                    found["ctr_note"] = MAGNIFIED.format(view=view)
+                record.measures = {**(record.measures or {}), **found}
         return list(records)
 
     def films_with_truth(self, data: Manifest) -> Manifest:

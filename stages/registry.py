@@ -63,7 +63,7 @@ def stage_class(name: str) -> type[Stage]:
             f"the stage {name!r} of {point.value} cannot be loaded ({type(error).__name__}: {error}). Mend or "
             "uninstall the package that brings it"
         ) from error
-    if not (isinstance(found, type) and issubclass(found, Stage)) or found.name != name:
+    if not (isinstance(found, type) and issubclass(found, Stage)) or getattr(found, "name", None) != name:
         raise UnknownStageError(
             f"the entry point {name} = {point.value} must name a subclass of cxr_pipeline.stages.base.Stage whose "
             f"`name` is {name!r}. Received: {found!r}"
