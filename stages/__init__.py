@@ -15,10 +15,10 @@ from cxr_pipeline.stages.registry import (
     covers,
     ends,
     filled,
+    leading_to,
     names,
     ordered,
     stage_class,
-    upto,
 )
 
 if TYPE_CHECKING:
@@ -34,13 +34,13 @@ __all__ = [
     "covers",
     "ends",
     "filled",
+    "leading_to",
     "load_chain",
     "names",
     "names_for",
     "ordered",
     "stage_class",
     "stored_names",
-    "upto",
 ]
 
 
@@ -95,9 +95,9 @@ def load_chain(
                 f"{', '.join(stored)}"
             )
     among = [*stored, *asked]
-    chosen = set(stored if last_stage is None else upto(last_stage, among))
+    chosen = set(stored if last_stage is None else leading_to(last_stage, among))
     for name in also:
-        chosen.update(upto(name, among))
+        chosen.update(leading_to(name, among))
     order = ordered(chosen)
     _check_needs(order, str(weights))
     return [

@@ -112,8 +112,8 @@ class Classify(Stage):
             record.tb_score = 100.0 * record.probabilities[self.positive]
             record.extra["positive"] = self.positive
         if self.multi_label:
-            there = [name for name in self.classes if record.probabilities[name] >= self.thresholds[name]]
-            record.label = "|".join(there)
+            present = [name for name in self.classes if record.probabilities[name] >= self.thresholds[name]]
+            record.label = "|".join(present)
             return
         positive = record.probabilities[self.positive]
         record.warn(*uncertain(positive, self.threshold, self.threshold_ci95))
@@ -320,9 +320,9 @@ class Classify(Stage):
                     tiles.append((entry, lung_crop(record, 160)[0]))
                     tiles = worst_first(tiles, self.positive, lambda tile: tile[0])[:SHOWN]
             if self.multi_label:
-                told = targets_of([row], self.classes)[0]
+                known = targets_of([row], self.classes)[0]
                 entry |= {
-                    f"true_{name}": int(value) for name, value in zip(self.classes, told, strict=True) if value >= 0
+                    f"true_{name}": int(value) for name, value in zip(self.classes, known, strict=True) if value >= 0
                 }
             rows.append(entry)
         if self.multi_label:

@@ -90,7 +90,7 @@ def ordered(chosen: Iterable[str]) -> list[str]:
     return out
 
 
-def upto(last: str, among: Iterable[str] | None = None) -> list[str]:
+def leading_to(last: str, among: Iterable[str] | None = None) -> list[str]:
     """The stage `last` with all that come before it because it, or one of them, takes what they fill in.
 
     Args:
@@ -108,7 +108,7 @@ def upto(last: str, among: Iterable[str] | None = None) -> list[str]:
 
 def before(name: str, among: Sequence[str]) -> list[str]:
     """The stages that `name` builds on, in order."""
-    return [other for other in upto(name, among) if other != name]
+    return [other for other in leading_to(name, among) if other != name]
 
 
 def ends(chain: Sequence[str]) -> str:
@@ -129,7 +129,7 @@ def covers(done: str, wanted: str) -> bool:
     parts = [*done.split("+"), *wanted.split("+")]
     if any(part not in names() for part in parts):  # of a package that is not installed any more
         return False
-    ran, asked = ({name for part in end.split("+") for name in upto(part, BUILT_IN)} for end in (done, wanted))
+    ran, asked = ({name for part in end.split("+") for name in leading_to(part, BUILT_IN)} for end in (done, wanted))
     return asked <= ran
 
 

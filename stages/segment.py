@@ -85,11 +85,11 @@ class Segment(Stage):
             self._fill(record, postprocess(view.lungs, frame, self.threshold))
             if heart is not None:
                 record.heart_mask = largest(frame.to_native(levels_of(heart)) >= round(self.threshold * 255.0))
-            against, besides = by_header(record.radiograph, self.min_side, self.min_age), []
+            reasons, hints = by_header(record.radiograph, self.min_side, self.min_age), []
             if self.quality is not None:
-                found, besides = self.quality.findings(record.radiograph, view, self._seen)
-                against += found
-            self._conclude(record, [*against, *self._too_little_lung(record)], besides)
+                found, hints = self.quality.findings(record.radiograph, view, self._seen)
+                reasons += found
+            self._conclude(record, [*reasons, *self._too_little_lung(record)], hints)
         return list(records)
 
     @property
@@ -150,12 +150,12 @@ class Segment(Stage):
             )
         ]
 
-    def _conclude(self, record: Record, against: Sequence[Finding], besides: Sequence[Finding]) -> None:
+    def _conclude(self, record: Record, reasons: Sequence[Finding], hints: Sequence[Finding]) -> None:
         """Refuse a film that something speaks against; or go on with warnings, if there is lung to go on with."""
-        if against and (self.refuse or record.lung_box is None):
-            record.refuse(str(against[0]))
+        if reasons and (self.refuse or record.lung_box is None):
+            record.refuse(str(reasons[0]))
         else:
-            record.warn(*map(str, (*against, *besides)))
+            record.warn(*map(str, (*reasons, *hints)))
 
     @classmethod
     def belongs(cls, decisions: Mapping[str, Mapping[str, Any]]) -> bool:

@@ -22,9 +22,9 @@ def test_the_order_follows_from_needs_whatever_is_asked_first():
         "localize",
         "measure",
     ]
-    assert stages.upto("measure") == ["segment", "measure"]
-    assert stages.upto("localize") == ["segment", "classify", "localize"]
-    assert stages.upto("localize", among=["classify", "localize"]) == ["classify", "localize"]
+    assert stages.leading_to("measure") == ["segment", "measure"]
+    assert stages.leading_to("localize") == ["segment", "classify", "localize"]
+    assert stages.leading_to("localize", among=["classify", "localize"]) == ["classify", "localize"]
     assert stages.before("classify", stages.names()) == ["segment"]
 
 
