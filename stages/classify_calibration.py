@@ -109,12 +109,10 @@ def several_labels(
     found = minimize_scalar(log_loss, bounds=(np.log(0.05), np.log(20)), method="bounded")
     temperature = round(float(np.exp(found.x)), 4)
     scores = 1 / (1 + np.exp(-(logits / temperature + offsets)))
-    thresholds = {
-        name: float(f"{best_f1_threshold(present[known[:, k], k], scores[known[:, k], k]):.9g}")
-        if learned[k]
-        else NEVER
-        for k, name in enumerate(classes)
-    }
+    thresholds = dict.fromkeys(classes, NEVER)
+    for k, name in enumerate(classes):
+        if learned[k]:
+            thresholds[name] = float(f"{best_f1_threshold(present[known[:, k], k], scores[known[:, k], k]):.9g}")
     if not all(learned):
         names = ", ".join(name for name, is_learned in zip(classes, learned, strict=True) if not is_learned)
         log.warning("train has no films with, or none without: %s. These labels are never given", names)
