@@ -56,6 +56,19 @@ def test_targets_are_codes_and_an_unknown_heart_is_marked(tmp_path):
     np.testing.assert_array_equal(masks[1], LUNGS + 4)
 
 
+def test_white_lungs_are_lungs_and_not_hearts_or_films_without_one():
+    import albumentations as A
+
+    from cxr_pipeline.data.augment import LungOpacities
+
+    grey = np.full((SIZE, SIZE), 90, np.uint8)
+    for codes in (LUNGS + 2 * HEART, LUNGS + np.uint8(4)):
+        out = A.Compose([LungOpacities(p=1.0)], seed=3)(image=grey, mask=codes)
+        expected = A.Compose([LungOpacities(p=1.0)], seed=3)(image=grey, mask=LUNGS)
+        np.testing.assert_array_equal(out["image"], expected["image"])
+        np.testing.assert_array_equal(out["mask"], codes)
+
+
 def test_without_the_setting_masks_are_lungs_alone(tmp_path):
     _, masks = arrays_of(manifest(tmp_path, [True, False]), SIZE, tmp_path / "cache")
     np.testing.assert_array_equal(masks[0], LUNGS)
