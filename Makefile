@@ -5,7 +5,7 @@ INPUT ?= samples
 OUT ?= results
 BIN := .venv/bin
 
-.PHONY: run test lint format clean
+.PHONY: run test lint types format clean
 
 run: .venv/ready  ## The whole chain with the shipped weights, on synthetic samples or INPUT=folder
 ifeq ($(INPUT),samples)
@@ -22,6 +22,13 @@ test: .venv/ready lint  ## Lint, format check and all tests
 lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: .venv/ready  ## Type check
+# The folders are one package when installed; mypy finds it in a tree of links.
+	rm -rf .venv/src
+	mkdir -p .venv/src/cxr_pipeline
+	ln -s "$(CURDIR)"/pipeline/* "$(CURDIR)"/configs "$(CURDIR)"/data "$(CURDIR)"/models "$(CURDIR)"/stages .venv/src/cxr_pipeline/
+	$(BIN)/mypy --package cxr_pipeline
 
 format: .venv/ready
 	$(BIN)/ruff check --fix .

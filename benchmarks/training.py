@@ -24,7 +24,7 @@ from cxr_pipeline.configs.schema import load_config
 from cxr_pipeline.data.augment import classify_augmentation, segment_augmentation
 from cxr_pipeline.data.batches import Batches
 from cxr_pipeline.data.manifest import read_manifest
-from cxr_pipeline.models.backbones.classifiers import build_classifier
+from cxr_pipeline.models.classifier import build_classifier
 from cxr_pipeline.models.training.losses import DiceCrossEntropy
 from cxr_pipeline.models.unet import build_unet
 from cxr_pipeline.stages.crops import encoder_input

@@ -9,9 +9,20 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from cxr_pipeline.configs.errors import CxrError
+from cxr_pipeline.configs.networks import place_of
+from cxr_pipeline.configs.yaml_text import YamlError, parse_yaml, read_yaml
 
 PRESETS = Path(__file__).parent
 _SECTIONS = {"segment", "segment.fit", "classify", "classify.fit", "localize"}
@@ -121,7 +132,10 @@ class SegmentConfig(_Section):
 class ClassifyConfig(_Section):
     """The classifier and its training."""
 
-    network: Literal["mobilenetv2", "efficientnetb0", "densenet121", "sequential_cnn", "chexpert_cnn"] = "mobilenetv2"
+    network: str = Field(
+        "mobilenetv2", description="a name, see docs/tasks.md, or mypackage.module:build for a network of your own"
+    )
+    network_settings: dict[str, Any] = Field({}, description="further settings that the network takes, by name")
     alpha: float = Field(0.35, gt=0, description="width of MobileNetV2")
     cut: str | None = Field(None, description="encoder layer to stop at, such as block_12_add (stride 16); null: whole")
     size: int = Field(224, ge=64, description="side of the square that the network sees, in pixels")
@@ -170,6 +184,20 @@ class ClassifyConfig(_Section):
     )
     target_sensitivity: float = Field(0.90, gt=0, lt=1, description="where the operating threshold is set, on val")
     fit: ClassifyFit = ClassifyFit()
+
+    @field_validator("network")
+    @classmethod
+    def _known_network(cls, value: str) -> str:
+        place_of(value)
+        return value
+
+    @model_serializer(mode="wrap")
+    def _without_empty(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Trainings of networks without settings of their own stay those they were before there were any."""
+        values = handler(self)
+        if not values.get("network_settings", True):
+            del values["network_settings"]
+        return values
 
 
 class LocalizeConfig(_Section):
@@ -252,7 +280,7 @@ def presets() -> list[str]:
     return sorted(p.stem for p in PRESETS.glob("*.yaml"))
 
 
-def load_config(source: str | Path | None = None, overrides: list[str] | tuple[str, ...] = ()) -> Config:
+def load_config(source: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
     """Read a config: a YAML file or the name of a preset, then ``key.path=value`` overrides on top.
 
     Raises:
@@ -266,9 +294,9 @@ def load_config(source: str | Path | None = None, overrides: list[str] | tuple[s
         if not path.is_file():
             raise ConfigError(f"no config {str(source)!r}. Give a YAML file or a preset: {', '.join(presets())}")
         try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path} is not YAML: {error}") from error
+            values = read_yaml(path) or {}
+        except YamlError as error:
+            raise ConfigError(f"{path} is not YAML within bounds: {error}") from error
         if not isinstance(values, dict):
             raise ConfigError(f"{path} must hold `key: value` lines. Received: {type(values).__name__}")
     for text in overrides:
@@ -279,15 +307,15 @@ def load_config(source: str | Path | None = None, overrides: list[str] | tuple[s
         where = f"{source}: " if source is not None else ""
         lines = [
             f"  {'.'.join(map(str, e['loc'])) or 'config'}: "
-            + (_unknown(*e["loc"]) if e["type"] == "extra_forbidden" else f"{e['msg']}. Received: {e['input']!r}")
+            + (_unknown(e["loc"]) if e["type"] == "extra_forbidden" else f"{e['msg']}. Received: {e['input']!r}")
             for e in error.errors()
         ]
         raise ConfigError(f"{where}{len(lines)} setting(s) cannot be used:\n" + "\n".join(lines)) from error
 
 
-def _unknown(*path: str) -> str:
+def _unknown(path: Sequence[str | int]) -> str:
     """What to say of a setting that does not exist: the nearest one that does, and those of its section."""
-    *parents, name = path
+    *parents, name = map(str, path)
     section: Any = Config
     for parent in parents:
         section = section.model_fields[parent].annotation
@@ -340,9 +368,9 @@ def _override(values: dict[str, Any], text: str) -> None:
         if not isinstance(here, dict):
             raise ConfigError(f"{key!r}: {name!r} is a value, not a section. See `pipeline info` for the settings")
     try:
-        here[last] = yaml.safe_load(raw)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"the value of {key!r} is not YAML: {raw!r}") from error
+        here[last] = parse_yaml(raw)
+    except YamlError as error:
+        raise ConfigError(f"the value of {key!r} is not YAML that can be used ({error}): {raw[:200]!r}") from error
 
 
 def dump_config(config: Config) -> str:

@@ -30,6 +30,9 @@ def kept_arrays(
 
     Returns:
         Read-only memory maps by name, each (kept, *shape) uint8, and the kept films' numbers (kept,) int64.
+
+    Raises:
+        OSError: the disk is full.
     """
     digest = hashlib.sha256(json.dumps([key, count, shapes], sort_keys=True, default=str).encode()).hexdigest()[:16]
     paths = {name: folder / f"{digest}-{name}.npy" for name in shapes}
@@ -41,7 +44,9 @@ def kept_arrays(
             name: np.lib.format.open_memmap(parts[name], mode="w+", dtype=np.uint8, shape=(max(count, 1), *shape))
             for name, shape in shapes.items()
         }
-        numbers = []
+        for part in parts.values():
+            _reserve(part)
+        numbers: list[int] = []
         for number, row in rows():
             for name, array in arrays.items():
                 array[len(numbers)] = row[name]
@@ -52,5 +57,21 @@ def kept_arrays(
         part = numbers_path.with_name(numbers_path.stem + ".part.npy")
         np.save(part, np.array(numbers, np.int64))
         os.replace(part, numbers_path)
-    numbers = np.load(numbers_path)
-    return {name: np.load(path, mmap_mode="r")[: len(numbers)] for name, path in paths.items()}, numbers
+    kept = np.load(numbers_path)
+    return {name: np.load(path, mmap_mode="r")[: len(kept)] for name, path in paths.items()}, kept
+
+
+def _reserve(path: Path) -> None:
+    """Have the disk give a file its whole size now: a full disk under a memory map kills the process without a word.
+
+    Raises:
+        OSError: the disk is full. The file is removed.
+    """
+    if not hasattr(os, "posix_fallocate"):
+        return
+    try:
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    except OSError:
+        path.unlink()
+        raise

@@ -9,19 +9,70 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
+import sys
+import tempfile
 from collections.abc import Iterator
 from functools import lru_cache
 from types import ModuleType
 from typing import Any
 
+# What TensorFlow's C++ writes before its log level counts, such as "I0000 00:00:1795622183.73 9110 cudart_stub.cc:31]".
+_NOISE = re.compile(rb"[IWE]\d{4} [\d:.]+ +\d+ \S+\] |WARNING: All log messages before absl::InitializeLog")
+
 
 def keras() -> ModuleType:
-    """Keras 3, imported late because it costs seconds; logs of the backend kept to errors."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+    """Keras 3, imported late because it costs seconds, with what its backend says of itself kept off stderr."""
+    if "keras" not in sys.modules:
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # 2 lets through that there is no GPU, as an error
+        os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+        with _without_noise():
+            _import()
     import keras as module
 
     return module
+
+
+def _import() -> None:
+    import keras as module
+
+    if module.backend.backend() == "tensorflow":
+        import tensorflow as tf
+        from absl import logging as absl
+
+        tf.get_logger().setLevel("ERROR")  # its warnings are for those who write the training loop: "retracing"
+        absl.set_verbosity(absl.ERROR)
+        tf.config.list_physical_devices()  # looks for GPUs, and says so where there are none
+
+
+def _flush() -> None:
+    if sys.stderr is not None:  # there is none in a program without a console
+        sys.stderr.flush()
+
+
+@contextlib.contextmanager
+def _without_noise() -> Iterator[None]:
+    """Pass on what is written to the process's stderr, but for the lines of `_NOISE`.
+
+    They are written below Python, to the file descriptor itself.
+    """
+    _flush()
+    with tempfile.TemporaryFile() as kept:
+        try:
+            real = os.dup(2)
+        except OSError:  # there is no stderr
+            yield
+            return
+        os.dup2(kept.fileno(), 2)
+        try:
+            yield
+        finally:
+            _flush()
+            os.dup2(real, 2)
+            kept.seek(0)
+            rest = b"".join(line for line in kept if not _NOISE.match(line))
+            with os.fdopen(real, "wb") as stderr:
+                stderr.write(rest)
 
 
 @contextlib.contextmanager

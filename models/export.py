@@ -2,45 +2,42 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
+import warnings
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from cxr_pipeline.models.backend import keras
-from cxr_pipeline.models.store import KERAS_FILE, SERVING_FILE
+from cxr_pipeline.models.runtimes import KERAS_FILE, SERVING_FILE
+from cxr_pipeline.models.serving import serving_model
+from cxr_pipeline.models.training.errors import full_disk_named, require_room
 
 if TYPE_CHECKING:
     import keras as K
     import onnx
 
-
-def serving_model(model: K.Model) -> K.Model:
-    """The model that answers requests: a dict of outputs.
-
-    Segmentation: `lungs` (N, H, W, 1), probability; a second channel is that of the heart, where the network finds it.
-    Classification: `logits` (N, classes) and `maps` (N, h, w, classes), the Grad-CAM of each logit, from the same
-    forward pass.
-    """
-    from cxr_pipeline.models.gradcam import LOGITS, maps_layer
-
-    k = keras()
-    if not any(layer.name == LOGITS for layer in model.layers):
-        return k.Model(model.input, {"lungs": k.layers.Identity(name="lungs")(model.output)})
-    return k.Model(model.input, {"logits": model.get_layer(LOGITS).output, "maps": maps_layer(model)})
+_WHOLE_BYTES = 8  # of a parameter, at most: a whole copy in float32, and both files in float16
 
 
-def save_bundle(model: K.Model, bundle: Path) -> None:
+def save_bundle(model: K.Model, bundle: Path) -> dict[str, Any]:
     """Write `model.keras` and `model.onnx` into `bundle`.
 
     The weights are first rounded to float16 and both files store them so: half the size, and both runtimes
     compute in float32 from the same numbers. Files appear under their final names only when whole.
+
+    Returns:
+        What the card keeps as `content`: a hash of what the network computes, and hashes of the files that hold it.
+        Equal trainings have equal networks, though their files differ in names and dates.
+
+    Raises:
+        TrainingError: the disk is full.
     """
-    bundle.mkdir(parents=True, exist_ok=True)
     k = keras()
     training = k.config.dtype_policy()
     k.config.set_dtype_policy("float32")  # of the layers that serving adds
@@ -51,10 +48,34 @@ def save_bundle(model: K.Model, bundle: Path) -> None:
         model.set_weights(
             [w.astype(np.float16).astype(w.dtype) if w.dtype == np.float32 else w for w in model.get_weights()]
         )
-        _save_keras(model, bundle / KERAS_FILE)
-        _save_onnx(model, bundle / SERVING_FILE)
+        with full_disk_named(bundle):
+            bundle.mkdir(parents=True, exist_ok=True)
+            require_room(bundle, _WHOLE_BYTES * model.count_params())
+            _save_keras(model, bundle / KERAS_FILE)
+            _save_onnx(model, bundle / SERVING_FILE)
+        content = _content(model)
     finally:
         k.config.set_dtype_policy(training)
+    files = {name: hashlib.sha256((bundle / name).read_bytes()).hexdigest() for name in (KERAS_FILE, SERVING_FILE)}
+    return {"network": content, "files": files}
+
+
+def _content(model: K.Model) -> str:
+    """A hash of the layers' kinds and of all weights, in order."""
+    digest = hashlib.sha256()
+    for kind in _kinds(model):
+        digest.update(kind.encode() + b"\n")
+    for weight in model.get_weights():
+        digest.update(repr((weight.shape, str(weight.dtype))).encode())
+        digest.update(np.ascontiguousarray(weight).tobytes())
+    return digest.hexdigest()
+
+
+def _kinds(model: K.Model) -> Iterator[str]:
+    for layer in model.layers:
+        yield type(layer).__name__
+        if hasattr(layer, "layers"):
+            yield from _kinds(layer)
 
 
 def in_float32(model: K.Model) -> K.Model:
@@ -95,7 +116,7 @@ def _save_keras(model: K.Model, path: Path) -> None:
     os.replace(part, path)
 
 
-def _copy_halved(old: object, new: object) -> None:
+def _copy_halved(old: Any, new: Any) -> None:
     import h5py
 
     for key, value in old.attrs.items():
@@ -120,7 +141,9 @@ def _save_onnx(model: K.Model, path: Path) -> None:
     _fix_normalization(model)
     serving = serving_model(model)
     serving(np.zeros((1, *serving.input.shape[1:]), np.float32))  # the exporter wants a model that has been called
-    serving.export(whole, format="onnx", verbose=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of Keras' exporter, for its authors
+        serving.export(whole, format="onnx", verbose=False)
     graph = onnx.load(whole)
     whole.unlink()
     _name_outputs(graph, serving)
@@ -176,9 +199,10 @@ def _halve_initializers(graph: onnx.ModelProto, kernels: Sequence[np.ndarray]) -
             continue
         scale = None
         if not _fits_half(values):
-            values, scale = _without_scale(values, kernels)
-            if values is None:
+            parts = _without_scale(values, kernels)
+            if parts is None:
                 continue
+            values, scale = parts
         tensor.CopyFrom(numpy_helper.from_array(values.astype(np.float16), name + "/half"))
         nodes.append(
             helper.make_node("Cast", [name + "/half"], [name + "/kernel" if scale is not None else name], to=1)
@@ -195,10 +219,10 @@ def _fits_half(values: np.ndarray) -> bool:
     return bool(np.array_equal(values.astype(np.float16).astype(np.float32), values))
 
 
-def _without_scale(values: np.ndarray, kernels: Sequence[np.ndarray]) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """The kernel of which `values` (out, in, h, w) are a multiple in each output channel, and the multiples."""
+def _without_scale(values: np.ndarray, kernels: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray] | None:
+    """The kernel of which `values` (out, in, h, w) are a multiple in each output channel, and the multiples, if any."""
     if values.ndim != 4:
-        return None, None
+        return None
     for kernel in kernels:
         turned = kernel.transpose((2, 3, 0, 1) if kernel.shape[3] == 1 and values.shape[1] == 1 else (3, 2, 0, 1))
         if turned.shape != values.shape or not _fits_half(turned):
@@ -207,4 +231,4 @@ def _without_scale(values: np.ndarray, kernels: Sequence[np.ndarray]) -> tuple[n
         scale = (values * turned).sum(axes, keepdims=True) / np.maximum((turned**2).sum(axes, keepdims=True), 1e-30)
         if np.allclose(turned * scale, values, rtol=1e-5, atol=1e-6 * np.abs(values).max()):
             return turned, scale.astype(np.float32)
-    return None, None
+    return None

@@ -58,7 +58,7 @@ def _scale(layer: K.layers.BatchNormalization) -> np.ndarray:
 def _channel_weights(model: K.Model) -> np.ndarray:
     """What each pooled channel adds to each logit of a linear head at inference, (channels, classes)."""
     k = keras()
-    weights = None
+    weights = np.eye(model.get_layer(LOGITS).units, dtype=np.float32)
     for layer in reversed(_head(model)):
         if isinstance(layer, k.layers.Dense):
             weights = np.asarray(layer.kernel)

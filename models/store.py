@@ -16,25 +16,43 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from cxr_pipeline.configs.errors import CxrError
+from cxr_pipeline.models import runtimes
+from cxr_pipeline.models.runtimes import KERAS_FILE, SERVING_FILE, Network
+from cxr_pipeline.models.runtimes.keras import load_keras
+
+__all__ = [  # what stands elsewhere in models/, too
+    "CARD_FILE",
+    "KERAS_FILE",
+    "LICENCE",
+    "QUALITY_FILE",
+    "RUNTIMES",
+    "SERVING_FILE",
+    "SHIPPED",
+    "Network",
+    "WeightsError",
+    "bundle_of",
+    "find",
+    "fingerprint",
+    "load_keras",
+    "open_network",
+    "read_card",
+    "shipped",
+    "write_card",
+    "write_text",
+]
 
 SHIPPED = Path(__file__).parent / "weights"
-KERAS_FILE, SERVING_FILE, CARD_FILE = "model.keras", "model.onnx", "card.json"
+CARD_FILE = "card.json"
 QUALITY_FILE = "quality.npz"  # of the segmentation: what `stages.quality` compares films with
 LICENCE = "MIT for the weights' files; the training images keep their own terms, see docs/model-card.md"
 
-# What can run a network, and the file that it takes.
-RUNTIMES = {"onnx": SERVING_FILE, "openvino": SERVING_FILE, "keras": KERAS_FILE}
-
-# A network, whatever runs it: a float32 batch (N, H, W, C) in, its outputs by name out.
-Network = Callable[[np.ndarray], dict[str, np.ndarray]]
+# What can run a network, and the file of a bundle that it takes.
+RUNTIMES = {name: runtime.file for name, runtime in runtimes.RUNTIMES.items()}
 
 
 class WeightsError(CxrError, ValueError):
@@ -104,12 +122,20 @@ def write_text(path: Path, text: str) -> None:
 
 
 def fingerprint(bundle: Path) -> str:
-    """16 hex digits over all that decides what the stage answers: serving graph, quality file, the card's decisions."""
-    digest = hashlib.sha256(json.dumps(read_card(bundle)["decisions"], sort_keys=True).encode())
+    """16 hex digits over all that decides what the stage answers: network, quality file, the card's decisions.
+
+    Equal trainings have equal fingerprints: of a file that its card knows, what the network computes counts, and not
+    its bytes. Any other file counts by its bytes.
+    """
+    card = read_card(bundle)
+    digest = hashlib.sha256(json.dumps(card["decisions"], sort_keys=True).encode())
+    content = card.get("content") or {}
     for path in (bundle / SERVING_FILE, bundle / QUALITY_FILE):
         if path.is_file():
             stat = path.stat()
-            digest.update(_file_hash(str(path), stat.st_size, stat.st_mtime_ns).encode())
+            found = _file_hash(str(path), stat.st_size, stat.st_mtime_ns)
+            known = content.get("files", {}).get(path.name) == found
+            digest.update((content["network"] if known else found).encode())
     return digest.hexdigest()[:16]
 
 
@@ -135,75 +161,10 @@ def open_network(bundle: Path, runtime: str = "onnx", threads: int | None = None
     if not path.is_file():
         raise WeightsError(f"{path} is missing. Train the stage again, or use the other runtime")
     try:
-        if runtime == "keras":
-            return _keras(path)
-        return _onnx(path, threads) if runtime == "onnx" else _openvino(path, threads)
+        return runtimes.RUNTIMES[runtime].open_file(path, threads)
     except ModuleNotFoundError as error:
         raise WeightsError(
             f"the runtime {runtime!r} is not installed ({error}). Install it: pip install 'cxr-pipeline[{runtime}]'"
         ) from error
     except Exception as error:
         raise WeightsError(f"{path} cannot be loaded ({type(error).__name__}: {error}). Is the file whole?") from error
-
-
-def _onnx(path: Path, threads: int | None) -> Network:
-    # Its Linux package has telemetry that is on unless told not to be, and leaves a file .ses in the temporary folder
-    # (seen in 1.31.1).
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    # Threads that wait for the next step must not spin: those that read and write need the cores. 200 films, 4
-    # cores: 36 s of processor time with it, 20 s without.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    if threads is not None:
-        options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    (entry,) = session.get_inputs()
-    names = [output.name for output in session.get_outputs()]
-
-    def run(batch: np.ndarray) -> dict[str, np.ndarray]:
-        return dict(zip(names, session.run(names, {entry.name: batch}), strict=True))
-
-    return run
-
-
-def _openvino(path: Path, threads: int | None) -> Network:
-    import openvino
-
-    core = openvino.Core()
-    # In float32, as the other runtimes: on processors that have bfloat16 it would round to that.
-    settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
-    if threads is not None:
-        settings["INFERENCE_NUM_THREADS"] = threads
-    compiled = core.compile_model(core.read_model(path), "CPU", settings)
-    names = [min(output.get_names(), key=len) for output in compiled.outputs]  # others are of the graph's inside
-
-    def run(batch: np.ndarray) -> dict[str, np.ndarray]:
-        answer = compiled([batch], share_inputs=True)
-        return {name: np.array(answer[number]) for number, name in enumerate(names)}
-
-    return run
-
-
-def _keras(path: Path) -> Network:
-    from cxr_pipeline.models.export import serving_model
-
-    model = serving_model(load_keras(path))
-
-    def run(batch: np.ndarray) -> dict[str, np.ndarray]:
-        # A direct call, not predict(): predict in a loop builds a new data pipeline each time.
-        return {name: np.asarray(value) for name, value in model(batch, training=False).items()}
-
-    return run
-
-
-def load_keras(path: Path) -> Any:
-    """The `keras.Model` in a .keras file, for inference or further training; needs no custom objects."""
-    from cxr_pipeline.models.backend import keras
-
-    k = keras()
-    import cxr_pipeline.models.training.losses  # noqa: F401  (registers our losses, which a compiled model names)
-
-    return k.models.load_model(path, compile=False)

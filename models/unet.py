@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cxr_pipeline.models.backbones.encoder_weights import EncoderWeightsError, application, resolve
+from cxr_pipeline.models.backbones.encoder_weights import EncoderWeightsError, application, require_weights, resolve
 from cxr_pipeline.models.backend import keras, segmentation_models
 
 if TYPE_CHECKING:
@@ -40,11 +40,7 @@ def build_unet(
     """
     if size % 32:
         raise ValueError(f"size must be a multiple of 32. Received: {size}; try {round(size / 32) * 32}")
-    if encoder_weights is not None and encoder != "mobilenetv2":
-        raise EncoderWeightsError(
-            f"encoder weights are known for 'mobilenetv2' only. Received: {encoder!r}; set segment.encoder_weights to "
-            "null"
-        )
+    _require_known(encoder, encoder_weights)
     k = keras()
     unet = segmentation_models().Unet(
         encoder,
@@ -61,6 +57,24 @@ def build_unet(
     rgb = k.layers.Concatenate(name="to_rgb")([film, film, film])
     scaled = k.layers.Rescaling(2.0, -1.0, name="to_encoder_range")(rgb)
     return k.Model(film, unet(scaled), name="lung_unet")
+
+
+def require_encoder(encoder: str, encoder_weights: str | None, nearby: Path | None = None) -> None:
+    """Refuse what `build_unet` could not load, before films are read and Keras is imported.
+
+    Raises:
+        EncoderWeightsError: weights for another encoder, or none to be had.
+    """
+    _require_known(encoder, encoder_weights)
+    require_weights(encoder_weights, "MobileNetV2", 1.0, nearby)
+
+
+def _require_known(encoder: str, encoder_weights: str | None) -> None:
+    if encoder_weights is not None and encoder != "mobilenetv2":
+        raise EncoderWeightsError(
+            f"encoder weights are known for 'mobilenetv2' only. Received: {encoder!r}; set segment.encoder_weights to "
+            "null"
+        )
 
 
 def _copy_by_name(source: K.Model, target: K.Model) -> None:

@@ -10,13 +10,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from cxr_pipeline.models import runtimes
+
 PROGRAM = "cxr-pipeline"
 NOTICE = "Research use only. Not a medical device; no diagnosis may rest on it."
-RUNTIMES = {
-    "onnx": "onnxruntime",
-    "openvino": "openvino",
-    "keras": "tensorflow",
-}  # name in --runtime -> the package that it needs
+RUNTIMES = {name: one.package for name, one in runtimes.RUNTIMES.items()}  # in --runtime -> the package it needs
 PACKAGES = ("numpy", "opencv-python-headless", "onnxruntime", "openvino", "pydicom", "keras", "tensorflow")
 EXIT_CODES = {
     0: "all done",

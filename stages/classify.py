@@ -9,11 +9,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from cxr_pipeline.models.store import LICENCE, fingerprint, open_network, read_card, write_card
+from cxr_pipeline.models.store import fingerprint, open_network, read_card
 from cxr_pipeline.stages.base import Monitor, Record, Stage, Truth
-from cxr_pipeline.stages.classify_calibration import mix_offsets, one_class, several_labels, weight_offsets
-from cxr_pipeline.stages.classify_films import crops_of, parts_of, require_films, usable_films, warn_of_gaps
-from cxr_pipeline.stages.classify_targets import balance_weights, label_weights, source_priors
+from cxr_pipeline.stages.classify_films import require_films, usable_films
 from cxr_pipeline.stages.classify_targets import several_labels as targets_of
 from cxr_pipeline.stages.crops import encoder_input, lung_crop
 from cxr_pipeline.stages.films import stream
@@ -26,8 +24,6 @@ if TYPE_CHECKING:
     from cxr_pipeline.models.store import Network
 
 log = logging.getLogger("cxr.classify")
-
-MACHINE = ("cache", "distribute", "precision")  # settings of how a training runs, not of what it learns
 
 
 class Classify(Stage):
@@ -124,172 +120,19 @@ class Classify(Stage):
 
     @classmethod
     def require(cls, data: Manifest, config: Config) -> None:
-        """Films in train and in val: with the positive class and without, or of which any label is known."""
+        """Films in train and val, with the positive class and without, or of which any label is known; a network."""
+        from cxr_pipeline.models.classifier import require_network
+
         require_films(data, config)
+        require_network(config.classify, data.root)
 
     @classmethod
     def train(cls, data: Manifest, config: Config, out: Path, chain: Sequence[Stage] = ()) -> Path:
         """Train on the lung crops of `train`, watching the loss on `val`; calibrate on `val`."""
-        from cxr_pipeline.data.augment import classify_augmentation
-        from cxr_pipeline.data.batches import Batches
-        from cxr_pipeline.data.progress import progress_bar
-        from cxr_pipeline.models.backbones.classifiers import build_classifier, free_encoder, with_prior
-        from cxr_pipeline.models.backend import keras, replicas
-        from cxr_pipeline.models.export import save_bundle
-        from cxr_pipeline.models.figures.plots import label_counts
-        from cxr_pipeline.models.gradcam import has_linear_head
-        from cxr_pipeline.models.training.fit import (
-            PHASE_SETTINGS,
-            Phase,
-            TrainingError,
-            average_with_start,
-            fit,
-            set_batchnorm_momentum,
-        )
-        from cxr_pipeline.models.training.log import summary, training_bar
-        from cxr_pipeline.models.training.losses import KnownLabelsAccuracy, classification_loss
-        from cxr_pipeline.models.training.probe import Lesions, solve_head
+        from cxr_pipeline.stages.classify_training import ClassifyTraining
 
-        k = keras()
-        settings = config.classify
         cls.require(data, config)
-        parts = parts_of(data, config)
-        warn_of_gaps(parts, config)
-        folder = Path(config.cache or out / "cache")
-        crops = {split: crops_of(part, config, chain, folder) for split, part in parts.items()}
-        common = {
-            "encode": lambda crop, lungs: encoder_input(crop, lungs, settings.lungs, settings.pool),
-            "batch_size": settings.fit.batch_size,
-            "seed": config.seed,
-            "replicas": replicas(),
-        }
-
-        def batches(split: str, **more: Any) -> Batches:
-            images, lungs, targets, rows, _ = crops[split]
-            if config.multi_label:
-                weights, priors = None, np.zeros_like(targets)
-            else:
-                weights = balance_weights(rows, settings.balance)
-                priors = source_priors(rows, config.classes, weights, settings.source_prior)
-            return Batches(images, lungs, targets, **common, weights=weights, beside={"prior": priors}, **more)
-
-        told = not config.multi_label and settings.source_prior > 0 and len(set(parts["train"].table["source"])) > 1
-        # The source's share of the classes is given for free, to val's films too: on films of sources with one class
-        # each, that alone answers everything.
-        accuracy = "accuracy_given_source" if told else "accuracy"
-        augmentation = classify_augmentation if settings.fit.augment else None
-        train, val = batches("train", augmentation=augmentation, shuffle=True), batches("val")
-        k.utils.set_random_seed(config.seed)
-        model = build_classifier(
-            settings.network,
-            settings.size,
-            2 if settings.lungs == "channel" else 1,
-            len(config.classes),
-            alpha=settings.alpha,
-            cut=settings.cut,
-            dropout=settings.dropout,
-            head_l2=settings.head_l2,
-            pool=settings.pool,
-            encoder_weights=settings.encoder_weights,
-            nearby=data.root,
-            multi_label=config.multi_label,
-        )
-        several = None
-        if config.multi_label:
-            targets = crops["train"][2]
-            several = label_weights(targets) if settings.label_weights else np.ones((targets.shape[1], 2), np.float32)
-            label_counts(targets, several, config.classes, out / "labels.png")
-        linear = has_linear_head(model)  # then the last layer is solved, and training starts from there
-        if not (linear or settings.fit.epochs):
-            raise TrainingError(
-                f"classify.fit.epochs is 0, but {settings.network} has a deep head, which is trained and not solved. "
-                "Give it epochs"
-            )
-        pretrained = settings.encoder_weights is not None and any(layer.name == "encoder" for layer in model.layers)
-        phase = Phase(
-            "fine", **settings.fit.model_dump(include=PHASE_SETTINGS), prepare=free_encoder(batchnorm=not pretrained)
-        )
-        if not pretrained:
-            set_batchnorm_momentum(model)
-
-        lesions = None
-        zones = crops["train"][4]
-        if (
-            settings.pool == "zones"
-            and config.normal
-            and config.positive
-            and settings.lesion_weight
-            and np.isfinite(zones).any()
-        ):
-            positive, normal = (config.classes.index(name) for name in (config.positive, config.normal))
-            lesions = Lesions(zones, positive, normal, settings.lesion_weight)
-
-        def solve(when: str) -> dict[str, float]:
-            with progress_bar(f"{cls.name} head", None) as update:
-                loss = solve_head(
-                    model,
-                    train,
-                    out / "checkpoint" / when,
-                    passes=settings.head_passes,
-                    l2=settings.head_l2,
-                    label_smoothing=settings.label_smoothing,
-                    lesions=lesions,
-                    several=several,
-                    on_batch=lambda done, total: update(done, f"{cls.name} head", total),
-                )
-            return {"loss": loss}
-
-        training = with_prior(model, config.multi_label)
-        weights = None if several is None else several.tolist()
-        loss = classification_loss(settings.loss, config.multi_label, settings.label_smoothing, weights)
-        with training_bar(cls.name, [phase]) as on_batch:
-            history = fit(
-                training,
-                [phase],
-                train,
-                val,
-                out,
-                loss=loss,
-                metrics=lambda: [
-                    KnownLabelsAccuracy() if several is not None else k.metrics.CategoricalAccuracy(accuracy)
-                ],
-                monitor="val_loss",
-                mode="min",
-                settings=" ".join(
-                    [
-                        config.model_dump_json(exclude={"name", "segment", "localize", *MACHINE}),
-                        data.content_hash(labels=True),
-                        *(stage.fingerprint for stage in chain),
-                    ]
-                ),
-                start=(lambda: solve("before")) if linear and settings.head_passes else None,
-                on_batch=on_batch,
-            )
-        if linear and settings.resolve_head and settings.fit.epochs:
-            solve("after")
-        if linear and settings.keep_start:
-            average_with_start(training, out, settings.keep_start)
-        save_bundle(model, out)
-        decisions = {
-            "classes": config.classes,
-            "positive": config.positive,
-            "normal": config.normal,
-            **({"class_of": config.class_of} if config.class_of else {}),
-            **settings.model_dump(include={"size", "lungs", "pool"}),
-            "temperature": 1.0,
-            "offsets": mix_offsets(config.classes, settings.assumed_mix),
-            "threshold": 0.5,
-        }
-        if several is not None:
-            thresholds = dict.fromkeys(config.classes, 0.5)
-            more = {"multi_label": True, "offsets": weight_offsets(config.classes, several), "thresholds": thresholds}
-            decisions |= more
-        card = {"stage": cls.name, "decisions": decisions, "licence": LICENCE}
-        write_card(out, card)
-        learned = (crops["train"][2] == 1).any(axis=0) & (crops["train"][2] == 0).any(axis=0)
-        decisions |= cls.load(out)._calibrated(*crops["val"][:4], settings.target_sensitivity, learned)
-        write_card(out, card | {"training": summary(out, parts, settings.model_dump(mode="json"), history, data)})
-        return out
+        return ClassifyTraining(data, config, out, chain).run()
 
     def unchecked(self) -> str | None:
         """It looks at size and header alone."""
@@ -330,28 +173,3 @@ class Classify(Stage):
         return figures(
             rows, tiles, self.classes, self.positive, self.card["decisions"].get("normal"), self.threshold, out
         )
-
-    def _calibrated(
-        self,
-        crops: np.ndarray,
-        lungs: np.ndarray,
-        targets: np.ndarray,
-        rows: Sequence[dict[str, Any]],
-        target_sensitivity: float,
-        learned: np.ndarray,
-    ) -> dict[str, Any]:
-        """The decisions that the val films' logits make; see `stages.classify_calibration`."""
-        pairs = list(zip(crops, lungs, strict=True))
-        logits = np.concatenate(
-            [
-                self.network(np.stack([encoder_input(c, m, self.lungs, self.pool) for c, m in pairs[i : i + 32]]))[
-                    "logits"
-                ]
-                for i in range(0, len(pairs), 32)
-            ]
-        )
-        if self.multi_label:
-            return several_labels(logits, targets, self.offsets, self.classes, learned)
-        positive = self.classes.index(self.positive)
-        patients = [row["patient"] for row in rows]
-        return one_class(logits, targets.argmax(axis=1), self.offsets, positive, target_sensitivity, patients)

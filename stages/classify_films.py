@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -98,13 +98,25 @@ def _few(names: Sequence[str]) -> str:
     return (", ".join(names[:8]) or "none") + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
-def crops_of(
-    data: Manifest, config: Config, chain: Sequence[Stage], folder: Path
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]], np.ndarray]:
-    """Crops and lungs (N, size, size) uint8, one-hot targets (N, classes) float32, the films' rows, and their zones.
+class Crops(NamedTuple):
+    """What a training learns from.
 
-    The zones are (N, 6) float32: 1 where a film of the positive class has a lesion, 0 where not, NaN where unknown.
+    Attributes:
+        crops: (N, size, size) uint8. lungs: (N, size, size) uint8, 0 or 1.
+        targets: (N, classes) float32: one-hot, or 1, 0 and -1 for unknown of several labels.
+        rows: the films' rows of the manifest.
+        zones: (N, 6) float32: 1 where a film of the positive class has a lesion, 0 where not, NaN where unknown.
     """
+
+    crops: np.ndarray
+    lungs: np.ndarray
+    targets: np.ndarray
+    rows: list[dict[str, Any]]
+    zones: np.ndarray
+
+
+def crops_of(data: Manifest, config: Config, chain: Sequence[Stage], folder: Path) -> Crops:
+    """The films as the stages of `chain` and the classifier's preprocessing leave them, kept in `folder`."""
     from cxr_pipeline.data.cache import kept_arrays
 
     size = config.classify.size
@@ -129,4 +141,4 @@ def crops_of(
     else:
         targets = one_hot(kept, config.classes)
     zones = np.where(arrays["zones"] == UNKNOWN, np.nan, arrays["zones"]).astype(np.float32)
-    return arrays["crop"], arrays["lungs"], targets, kept, zones
+    return Crops(arrays["crop"], arrays["lungs"], targets, kept, zones)

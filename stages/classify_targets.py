@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from cxr_pipeline.data.geometry import Box, Frame
-from cxr_pipeline.models.backbones.classifiers import lung_zones
+from cxr_pipeline.models.pooling import lung_zones
 
 UNKNOWN = 255  # of a zone: nobody looked, or what was drawn does not say
 # Added to each class's share of a source, so that no class is impossible there. AUROC of TB against normal, shenzhen

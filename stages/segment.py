@@ -177,8 +177,11 @@ class Segment(Stage):
 
     @classmethod
     def require(cls, data: Manifest, config: Config) -> None:
-        """Films with lung masks in train and in val; with masks of the heart, where that is to be learned."""
+        """Films with lung masks in train and val, and with hearts where these are learned; weights for the encoder."""
         from cxr_pipeline.models.training.fit import TrainingError
+        from cxr_pipeline.models.unet import require_encoder
+
+        require_encoder(config.segment.encoder, config.segment.encoder_weights, data.root)
 
         for split, part in cls._parts(data, config).items():
             if not len(part):
@@ -199,7 +202,7 @@ class Segment(Stage):
         from cxr_pipeline.data.batches import Batches
         from cxr_pipeline.models.backend import keras, replicas
         from cxr_pipeline.models.export import save_bundle
-        from cxr_pipeline.models.training.fit import PHASE_SETTINGS, Phase, fit, set_batchnorm_momentum
+        from cxr_pipeline.models.training.fit import PHASE_SETTINGS, Objective, Phase, Training, set_batchnorm_momentum
         from cxr_pipeline.models.training.log import summary, training_bar
         from cxr_pipeline.models.training.losses import DiceScore, LungsAndHeart, OrganDice, segmentation_loss
         from cxr_pipeline.models.unet import build_unet
@@ -241,24 +244,21 @@ class Segment(Stage):
             loss, metrics = segmentation_loss(settings.loss), lambda: [DiceScore()]
         phase = Phase("fit", **settings.fit.model_dump(include=PHASE_SETTINGS))
         with training_bar(cls.name, [phase]) as on_batch:
-            history = fit(
+            history = Training(
                 model,
-                [phase],
+                Objective(loss, metrics, cls.monitor.column, cls.monitor.mode),
                 train,
                 val,
                 out,
-                loss=loss,
-                metrics=metrics,
-                monitor="val_dice",
-                mode="max",
+                phases=[phase],
                 settings=f"{settings.model_dump_json()} {config.seed} {data.content_hash(labels=False)}",
                 on_batch=on_batch,
-            )
-        save_bundle(model, out)
+            ).run()
+        content = save_bundle(model, out)
         decisions = settings.model_dump(include={"size", "threshold", "margin", "min_fraction", "min_side", "min_age"})
         if settings.heart:
             decisions["heart"] = True
-        card = {"stage": cls.name, "decisions": decisions, "licence": LICENCE}
+        card = {"stage": cls.name, "decisions": decisions, "licence": LICENCE, "content": content}
         write_card(out, card | {"training": summary(out, parts, settings.model_dump(mode="json"), history, data)})
         fit_bundle(out, cls.load(out), data.select(split="train"))
         return out

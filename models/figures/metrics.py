@@ -265,5 +265,7 @@ def macro(truth: np.ndarray, guess: np.ndarray, classes: int, name: str) -> floa
 
     A class that occurs and is never answered has no precision, and counts as 0, as scikit-learn has it.
     """
-    rows = [row for row in per_class(truth, guess, range(classes)).values() if row["support"]]
+    rows = [
+        row for row in per_class(truth, guess, [str(number) for number in range(classes)]).values() if row["support"]
+    ]
     return float(np.mean(np.nan_to_num([row[name] for row in rows]))) if rows else float("nan")

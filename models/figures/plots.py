@@ -21,9 +21,16 @@ COLOURS = [BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", GREY]
 _LINES = ("-", "--", ":")
 
 
-def _style(number: int) -> dict[str, str]:
+def _style(number: int) -> dict[str, Any]:
     """Colour and line of the n-th curve: 21 that differ, then the same again."""
     return {"color": COLOURS[number % len(COLOURS)], "linestyle": _LINES[number // len(COLOURS) % len(_LINES)]}
+
+
+def _whole_numbers(axis: Axes) -> None:
+    """Ticks of the x axis at whole numbers only."""
+    from matplotlib.ticker import MaxNLocator
+
+    axis.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 2.5, 5, 10], integer=True))
 
 
 def _figure(width: float, height: float, columns: int = 1, rows: int = 1) -> tuple[Figure, list[Axes]]:
@@ -75,7 +82,7 @@ def training_curves(history: Path, path: Path) -> Path:
         for number in range(1, len(rows)):
             if rows[number].get("phase") != rows[number - 1].get("phase"):
                 axis.axvline(number + 0.5, color=GREY, linestyle=":", linewidth=1)
-        axis.xaxis.get_major_locator().set_params(integer=True)
+        _whole_numbers(axis)
         axis.set(xlabel="epoch", ylabel=name, title=name, xlim=(0.5, max(len(rows), 1) + 0.5))
         if axis.get_legend_handles_labels()[1]:
             axis.legend(frameon=False)
@@ -95,7 +102,7 @@ def compared_curves(runs: Sequence[tuple[str, Sequence[dict[str, Any]]]], names:
             values = np.array([row.get(f"val_{name}", np.nan) for row in history], float)
             if np.isfinite(values).any():
                 axis.plot(np.arange(1, len(values) + 1), values, marker="o", markersize=3, label=run, **_style(number))
-        axis.xaxis.get_major_locator().set_params(integer=True)
+        _whole_numbers(axis)
         axis.set(xlabel="epoch", ylabel=f"val {name}", title=f"{name} on val")
         if axis.lines:
             axis.legend(frameon=False, fontsize=8)
@@ -167,7 +174,7 @@ def confusion_of_labels(matrices: dict[str, np.ndarray], path: Path, columns: in
         _counts(axis, np.asarray(matrices[name]), ["absent", "present"])
         axis.tick_params(axis="y", labelrotation=90)
         for tick in axis.get_yticklabels():
-            tick.set_va("center")
+            tick.set_verticalalignment("center")
         axis.set_title(textwrap.fill(name, 24), fontsize=10)
     figure.supxlabel("answer")
     figure.supylabel("truth")
@@ -194,7 +201,7 @@ def _counts(axis: Axes, matrix: np.ndarray, names: Sequence[str]) -> None:
 def score_histogram(scores: dict[str, np.ndarray], threshold: float, path: Path) -> Path:
     """Distribution of the score (0 to 100) by true class, with the operating threshold (0 to 1)."""
     figure, (axis,) = _figure(6.5, 3.8)
-    bins = np.linspace(0, 100, 26)
+    bins = list(np.linspace(0, 100, 26))
     for (name, values), colour in zip(scores.items(), [ORANGE, GREEN, BLUE, GREY] * 5, strict=False):
         axis.hist(values, bins=bins, histtype="step", linewidth=1.8, color=colour, label=f"{name} (n={len(values)})")
     axis.axvline(100 * threshold, color="black", linestyle="--", linewidth=1, label="operating threshold")

@@ -2,18 +2,14 @@
 
 A training's folder::
 
-    checkpoint/state.json                 phase, epoch, history so far, name of the weights file
-    checkpoint/<phase>-<epoch>.weights.h5 weights and optimizer state after that epoch
-    checkpoint/best.weights.h5            weights of the best epoch on val
-    history.csv                           one row an epoch, rewritten whole after each; learning_rate is that at its end
+    checkpoint/    the two newest checkpoints, see `models.training.checkpoints`
+    history.csv    one row per epoch, rewritten whole after each; learning_rate is that at its end
 """
 
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
-import json
 import logging
 import shutil
 from collections.abc import Callable, Sequence
@@ -23,15 +19,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cxr_pipeline.configs.errors import CxrError
 from cxr_pipeline.models.backend import keras
-from cxr_pipeline.models.store import write_text
+from cxr_pipeline.models.training.checkpoints import Checkpoint, Checkpoints, write_whole
+from cxr_pipeline.models.training.errors import TrainingError
 from cxr_pipeline.models.training.optimizers import better, make_optimizer, plateau_rate, stalled
+from cxr_pipeline.models.training.phase import PHASE_SETTINGS, Phase
 
 if TYPE_CHECKING:
     import keras as K
 
     from cxr_pipeline.data.batches import Batches
+
+__all__ = ["PHASE_SETTINGS", "Objective", "Phase", "Training", "TrainingError", "forget", "set_batchnorm_momentum"]
 
 log = logging.getLogger("cxr.train")
 
@@ -39,49 +38,252 @@ log = logging.getLogger("cxr.train")
 # those of photos, and the network is good in training mode and useless in inference. 0.97 settles within 100 steps.
 BATCHNORM_MOMENTUM = 0.97
 
-
-START_FILE = "after-start.weights.h5"  # kept to the end, for `average_with_start`
+CHECKPOINTS = "checkpoint"  # the folder of what an unfinished training keeps
 START = "start"  # the phase of the history's row that `start` makes
-PHASE_SETTINGS = {
-    "epochs",
-    "learning_rate",
-    "schedule",
-    "final_learning_rate",
-    "plateau_patience",
-    "early_stopping",
-    "optimizer",
-    "weight_decay",
-    "ema",
-}
-
-
-class TrainingError(CxrError, RuntimeError):
-    """A training that cannot start or go on; says why and what to do."""
+Row = dict[str, Any]  # an epoch of the history: epoch, phase, and figures by name
 
 
 @dataclass(frozen=True)
-class Phase:
-    """One step of a training: `epochs` epochs with one optimizer setting, as in `configs.schema.Fit`.
+class Objective:
+    """What a training makes better.
 
     Attributes:
-        epochs: at most; `early_stopping` epochs on end without a better figure end the phase before.
-        schedule: "constant"; "cosine" or "exponential" from `learning_rate` to `final_learning_rate`, step by step;
-            "plateau" halves the rate after `plateau_patience` epochs without a better figure, down to
-            `final_learning_rate` (None: a hundredth of `learning_rate`).
-        prepare: called on the model before the phase's first step, to freeze or unfreeze layers.
+        loss: for `keras.Model.compile`.
+        metrics: makes the metrics for `compile`; called afresh for each phase.
+        monitor: history column that picks the best epoch, such as "val_loss". Plateau and early stopping follow it
+            too, each phase from its own first epoch on.
+        mode: "min" or "max", where the column is to go.
     """
 
-    name: str
-    epochs: int
-    learning_rate: float
-    schedule: str = "cosine"
-    final_learning_rate: float | None = None
-    plateau_patience: int = 3
-    early_stopping: int | None = None
-    optimizer: str = "adamw"
-    weight_decay: float = 1e-4
-    ema: float = 0.0
-    prepare: Callable[[K.Model], None] = lambda model: None
+    loss: Any
+    metrics: Callable[[], list[Any]]
+    monitor: str
+    mode: str
+
+
+class Training:
+    """A training of a model, in place. `run` it; run again on the same folder, it goes on after the last epoch.
+
+    The order of the films, the augmentation, the optimizer and the learning rate are then those of an undisturbed
+    training.
+
+    Args:
+        model: built, not compiled.
+        objective: what is made better.
+        train: batches of the train split. val: of the val split, neither shuffled nor augmented.
+        out: the training's folder.
+        phases: run one after the other; the best epoch is looked for in the last.
+        settings: text of all that the training depends on; a folder made with another text is refused.
+        start: called on a fresh training, to bring the model to where the phases begin; returns the figures of its row
+            in the history. Not called again when the training goes on.
+        keep_start: keep the weights that `start` left to the end, for `average_with_start`.
+        on_batch: called with (phase, epoch, batch, batches) as training goes, for a progress bar.
+    """
+
+    def __init__(
+        self,
+        model: K.Model,
+        objective: Objective,
+        train: Batches,
+        val: Batches,
+        out: Path,
+        *,
+        phases: Sequence[Phase],
+        settings: str,
+        start: Callable[[], dict[str, float]] | None = None,
+        keep_start: bool = False,
+        on_batch: Callable[[str, int, int, int], None] | None = None,
+    ) -> None:
+        self.model, self.objective = model, objective
+        self.train, self.val, self.out = train, val, out
+        self.phases = [phase for phase in phases if phase.epochs]
+        self.start, self.keep_start, self.on_batch = start, keep_start, on_batch
+        self.checkpoints = Checkpoints(out / CHECKPOINTS, settings)
+        self.history: list[Row] = []
+        self._best: float | None = None
+        self._best_weights: list[np.ndarray] | None = None
+        self._start_weights: list[np.ndarray] | None = None
+
+    def run(self) -> list[Row]:
+        """Train, and leave the model with the weights of its best epoch on `val`.
+
+        Returns:
+            The history: one dict per epoch.
+
+        Raises:
+            TrainingError: the folder holds a training with other settings, the disk is full, or the loss is no longer
+                finite.
+        """
+        self.checkpoints.open()
+        kept = self.checkpoints.newest()
+        if kept is not None:
+            self._go_on_from(kept)
+        if self.start is not None and not self.history:
+            self._begin(self.start)
+        for number, phase in enumerate(self.phases):
+            later = {one.name for one in self.phases[number + 1 :]}
+            if not any(row["phase"] in later for row in self.history):
+                self._run_phase(phase, kept)
+        if self._best_weights is not None:
+            self.model.set_weights(self._best_weights)
+        return self.history
+
+    def average_with_start(self, share: float) -> None:
+        """Move the trained model's weights back towards those that `start` left (WiSE-FT, Wortsman et al. 2022).
+
+        What fine-tuning gains at home and what the start kept for other hospitals can be had together: between the
+        two, the weights are often better elsewhere than either end.
+
+        Args:
+            share: of the start's weights, from 0 (none) to 1 (nothing else).
+
+        Raises:
+            ValueError: the training has no start, or did not keep it.
+        """
+        if self._start_weights is None:
+            raise ValueError("the start's weights were not kept: give `start`, and keep_start=True, and run it first")
+        pairs = zip(self._start_weights, self.model.get_weights(), strict=True)
+        self.model.set_weights([share * old + (1 - share) * new for old, new in pairs])
+
+    def _go_on_from(self, kept: Checkpoint) -> None:
+        self.history, self._best = kept.state["history"], kept.state["best"]
+        self._best_weights, self._start_weights = kept.arrays.get("best"), kept.arrays.get("start")
+        self.model.set_weights(kept.arrays["weights"])
+
+    def _begin(self, start: Callable[[], dict[str, float]]) -> None:
+        """Run `start`, and keep what it leaves as the training's first epoch."""
+        row = start()
+        self._compile(Phase(START, 1, 1e-3), 1)
+        row |= self._judged()
+        self._best, self._best_weights = row[self.objective.monitor], self.model.get_weights()
+        self._start_weights = self._best_weights if self.keep_start else None
+        self.history.append({"epoch": 1, "phase": START, **row})
+        log.info("%s  %s", START, "  ".join(f"{n} {v:.4f}" for n, v in row.items()))
+        self._keep()
+
+    def _run_phase(self, phase: Phase, kept: Checkpoint | None) -> None:
+        """All that is left of a phase. `kept` is the checkpoint that this call of `run` went on from."""
+        figures = self._figures_of(phase)
+        done = len(figures)
+        phase.prepare(self.model)
+        if done >= phase.epochs or stalled(phase, figures, self.objective.mode):
+            return
+        self._compile(phase, len(self.train))
+        if done and kept is not None:  # the optimizer's state belongs to its phase; a new phase begins with none
+            state = kept.arrays["optimizer"]
+            self.model.optimizer.load_own_variables({str(n): array for n, array in enumerate(state)})
+        self.train.epoch = len(self.history)
+        log.info(
+            "%s: %d of %d epochs to go, %d batches each", phase.name, phase.epochs - done, phase.epochs, len(self.train)
+        )
+        callbacks = [_callback(self, phase)]
+        self.model.fit(
+            self.train, epochs=phase.epochs, initial_epoch=done, verbose=0, callbacks=callbacks, shuffle=False
+        )
+
+    def begin_epoch(self, phase: Phase) -> None:
+        """Set what an epoch depends on, from the history alone: so it is the same after a kill."""
+        if phase.schedule == "plateau":
+            self.model.optimizer.learning_rate = plateau_rate(phase, self._figures_of(phase), self.objective.mode)
+        _reseed(self.model, len(self.history))
+
+    def end_epoch(self, phase: Phase, epoch: int, figures: dict[str, float]) -> bool:
+        """Judge on val, and keep history and checkpoint; whether the phase ends here, by early stopping.
+
+        Raises:
+            TrainingError: the loss is no longer finite, or the disk is full.
+        """
+        row: Row = {name: float(value) for name, value in figures.items()}
+        if np.isnan(row["loss"]):
+            raise TrainingError(
+                f"the loss is not a number any more in epoch {epoch + 1}. Lower fit.learning_rate (it was "
+                f"{phase.learning_rate}) and start again; the last good epoch is kept in {self.checkpoints.folder}"
+            )
+        raw = None
+        if phase.ema:
+            raw = self.model.get_weights()
+            self.model.optimizer.finalize_variable_values(self.model.trainable_variables)
+        row["loss"] -= _penalty(self.model)
+        row |= self._judged()
+        row["learning_rate"] = float(keras().ops.convert_to_numpy(self.model.optimizer.learning_rate))
+        if phase is self.phases[-1] and better(row[self.objective.monitor], self._best, self.objective.mode):
+            self._best, self._best_weights = row[self.objective.monitor], self.model.get_weights()
+        if raw is not None:
+            self.model.set_weights(raw)
+        self.history.append({"epoch": len(self.history) + 1, "phase": phase.name, **row})
+        self._keep()
+        shown = "  ".join(f"{n} {v:.4g}" if n == "learning_rate" else f"{n} {v:.4f}" for n, v in row.items())
+        log.info("%s epoch %d/%d  %s", phase.name, epoch + 1, phase.epochs, shown)
+        ended = stalled(phase, self._figures_of(phase), self.objective.mode)
+        if ended:
+            monitor = self.objective.monitor
+            log.info("%s: %s has not improved for %d epochs, stopped", phase.name, monitor, phase.early_stopping)
+        return ended
+
+    def _keep(self) -> None:
+        """Write the checkpoint, from which on the last epoch counts as done, and the history."""
+        state = {"history": self.history, "best": self._best}
+        optimizer: dict[str, np.ndarray] = {}
+        self.model.optimizer.save_own_variables(optimizer)
+        arrays = {"weights": self.model.get_weights(), "optimizer": list(optimizer.values())}
+        if self._best_weights is not None:
+            arrays["best"] = self._best_weights
+        if self._start_weights is not None:
+            arrays["start"] = self._start_weights
+        self.checkpoints.keep(len(self.history), Checkpoint(state, arrays))
+        write_whole(self.out / "history.csv", _table(self.history).encode())
+
+    def _compile(self, phase: Phase, steps: int) -> None:
+        # XLA is Keras' default where it works; on the CPU it trains these networks three times slower (UNet 256 px on 4
+        # cores: 3.5 images/s with it, 11 without).
+        self.model.compile(
+            optimizer=make_optimizer(phase, steps),
+            loss=self.objective.loss,
+            weighted_metrics=self.objective.metrics(),
+            jit_compile=False,
+        )
+        self.model.optimizer.build(
+            self.model.trainable_variables
+        )  # in mixed precision it is wrapped, to scale the loss
+
+    def _judged(self) -> dict[str, float]:
+        """Figures on val, named `val_...`; the loss without the penalty on weights, which says nothing of the films."""
+        found = self.model.evaluate(self.val, verbose=0, return_dict=True)
+        figures = {f"val_{name}": float(value) for name, value in found.items()}
+        figures["val_loss"] -= _penalty(self.model)
+        return figures
+
+    def _figures_of(self, phase: Phase) -> list[float]:
+        """The monitored figure after each finished epoch of a phase."""
+        return [row[self.objective.monitor] for row in self.history if row["phase"] == phase.name]
+
+
+def _callback(training: Training, phase: Phase) -> K.callbacks.Callback:
+    """What Keras calls between the batches and epochs of a phase."""
+    if TYPE_CHECKING:
+        import keras as k
+    else:
+        k = keras()
+
+    class Keeper(k.callbacks.Callback):
+        def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+            if training.on_batch is not None:
+                training.on_batch(phase.name, self.epoch, batch + 1, self.params["steps"])
+
+        def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+            self.epoch = epoch
+            training.begin_epoch(phase)
+
+        def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+            if training.end_epoch(phase, epoch, logs or {}):
+                training.model.stop_training = True
+
+    return Keeper()
+
+
+def forget(out: Path) -> None:
+    """Remove the checkpoints of a finished training; its history stays."""
+    shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
 
 
 def set_batchnorm_momentum(model: K.Model, momentum: float = BATCHNORM_MOMENTUM) -> None:
@@ -95,7 +297,7 @@ def set_batchnorm_momentum(model: K.Model, momentum: float = BATCHNORM_MOMENTUM)
 
 
 def _reseed(model: K.Model, *numbers: int) -> None:
-    """Set every random layer's generator from `numbers`; Keras keeps no generator's state in a weights file."""
+    """Set every random layer's generator from `numbers`; Keras keeps no generator's state in a network's weights."""
     k = keras()
     for position, layer in enumerate(model.layers):
         if isinstance(layer, k.Model):
@@ -106,255 +308,12 @@ def _reseed(model: K.Model, *numbers: int) -> None:
             state.assign(draw.integers(2**31, size=state.shape).astype(state.dtype))
 
 
-def fit(
-    model: K.Model,
-    phases: Sequence[Phase],
-    train: Batches,
-    val: Batches,
-    out: Path,
-    *,
-    loss: Any,
-    metrics: Callable[[], list],
-    monitor: str,
-    mode: str,
-    settings: str,
-    start: Callable[[], dict[str, float]] | None = None,
-    on_batch: Callable[[str, int, int, int], None] | None = None,
-) -> list[dict[str, Any]]:
-    """Train `model` in place and leave it with the weights of its best epoch on `val`.
-
-    Called again with the same arguments on the same folder, it goes on after the last finished epoch: the order of the
-    films, the augmentation, the optimizer and the learning rate are those of an undisturbed training.
-
-    Args:
-        model: built, not compiled.
-        phases: run one after the other; the best epoch is looked for in the last.
-        train: batches of the train split; val: of the val split, neither shuffled nor augmented.
-        out: the training's folder.
-        loss, metrics: for `compile`; `metrics` is called afresh for each phase.
-        monitor: history column that picks the best epoch, such as "val_loss"; `mode` is "min" or "max". Plateau and
-            early stopping follow it too, each phase from its own first epoch on.
-        settings: text of all that the training depends on; a folder made with another text is refused.
-        start: called on a fresh training, to bring the model to where the phases begin; returns the figures of its row
-            in the history. Not called again when the training goes on.
-        on_batch: told (phase, epoch, batch, batches) as training goes, for a progress bar.
-
-    Returns:
-        The history: one dict an epoch.
-
-    Raises:
-        TrainingError: the folder holds a training with other settings, or the loss is no longer finite.
-    """
-    folder = out / "checkpoint"
-    folder.mkdir(parents=True, exist_ok=True)
-    key = hashlib.sha256(settings.encode()).hexdigest()[:16]
-    state = _read_state(folder, key, out)
-    if not (folder / "state.json").is_file():  # before anything is kept there: what is kept depends on the settings
-        write_text(folder / "state.json", json.dumps(state))
-    history: list[dict[str, Any]] = state["history"]
-    phases = [phase for phase in phases if phase.epochs]
-    if start is not None and not history:
-        _begin(model, start, val, loss, metrics(), monitor, state, history, out)
-    for number, phase in enumerate(phases):
-        figures = _figures_of(phase, history, monitor)
-        done = len(figures)
-        later = any(row["phase"] in {p.name for p in phases[number + 1 :]} for row in history)
-        if later:
-            continue
-        phase.prepare(model)
-        _compile(model, phase, len(train), loss, metrics())
-        if state["weights"]:
-            # The optimizer's state belongs to its phase; a new phase takes the weights alone.
-            _load(model, folder / state["weights"], with_optimizer=state["weights"].startswith(phase.name + "-"))
-        if done >= phase.epochs or stalled(phase, figures, mode):
-            continue
-        last = number == len(phases) - 1
-        keeper = _keeper(model, phase, history, folder, out, state, key, monitor, mode, last, val, on_batch)
-        train.epoch = len(history)
-        log.info(
-            "%s: %d of %d epochs to go, %d batches each", phase.name, phase.epochs - done, phase.epochs, len(train)
-        )
-        model.fit(train, epochs=phase.epochs, initial_epoch=done, verbose=0, callbacks=[keeper], shuffle=False)
-    best = folder / "best.weights.h5"
-    if best.is_file():
-        _load(model, best, with_optimizer=False)
-    return history
-
-
-def average_with_start(model: K.Model, out: Path, share: float) -> None:
-    """Move a trained model's weights back towards those that `start` left (WiSE-FT, Wortsman et al. 2022).
-
-    What fine-tuning gains at home and what the start kept for other hospitals can be had together: between the two,
-    the weights are often better elsewhere than either end.
-
-    Args:
-        out: folder of the training that has just ended.
-        share: of the start's weights, from 0 (none) to 1 (nothing else).
-    """
-    tuned = model.get_weights()
-    _load(model, out / "checkpoint" / START_FILE, with_optimizer=False)
-    model.set_weights([share * old + (1 - share) * new for old, new in zip(model.get_weights(), tuned, strict=True)])
-
-
-def _begin(
-    model: K.Model,
-    start: Callable[[], dict[str, float]],
-    val: Batches,
-    loss: Any,
-    metrics: list,
-    monitor: str,
-    state: dict[str, Any],
-    history: list[dict[str, Any]],
-    out: Path,
-) -> None:
-    """Run `start`, and keep what it leaves as the training's first epoch."""
-    row = start()
-    _compile(model, Phase(START, 1, 1e-3), 1, loss, metrics)
-    row |= _judged(model, val)
-    history.append({"epoch": 1, "phase": START, **row})
-    log.info("%s  %s", START, "  ".join(f"{n} {v:.4f}" for n, v in row.items()))
-    name = f"{START}-0001.weights.h5"
-    state.update(weights=name, best=row[monitor])
-    for file in (name, "best.weights.h5", START_FILE):
-        _save(model, out / "checkpoint" / file)
-    write_text(out / "checkpoint" / "state.json", json.dumps(state))
-    write_text(out / "history.csv", _table(history))
-
-
-def _judged(model: K.Model, val: Batches) -> dict[str, float]:
-    """Figures on val, named `val_...`; the loss without the penalty on weights, which says nothing of the films."""
-    figures = {f"val_{name}": float(value) for name, value in model.evaluate(val, verbose=0, return_dict=True).items()}
-    figures["val_loss"] -= _penalty(model)
-    return figures
-
-
 def _penalty(model: K.Model) -> float:
     """What the regularizers of the layers add to the loss."""
     return float(sum(float(keras().ops.convert_to_numpy(value)) for value in model.losses))
 
 
-def forget(out: Path) -> None:
-    """Remove the checkpoints of a finished training; its history stays."""
-    shutil.rmtree(out / "checkpoint", ignore_errors=True)
-
-
-def _compile(model: K.Model, phase: Phase, steps: int, loss: Any, metrics: list) -> None:
-    optimizer = make_optimizer(phase, steps)
-    # XLA is Keras' default where it works; on the CPU it trains these networks three times slower (UNet 256 px on 4
-    # cores: 3.5 images/s with it, 11 without).
-    model.compile(optimizer=optimizer, loss=loss, weighted_metrics=metrics, jit_compile=False)
-    model.optimizer.build(model.trainable_variables)  # in mixed precision it is wrapped, to scale the loss
-
-
-def _figures_of(phase: Phase, history: list[dict[str, Any]], monitor: str) -> list[float]:
-    """The monitored figure after each finished epoch of a phase."""
-    return [row[monitor] for row in history if row["phase"] == phase.name]
-
-
-def _load(model: K.Model, path: Path, *, with_optimizer: bool) -> None:
-    if with_optimizer:
-        model.load_weights(path)
-        return
-    if not hasattr(model, "optimizer"):  # never compiled: a finished training without epochs is called again
-        model.load_weights(path, skip_mismatch=False)
-        return
-    optimizer, model.optimizer = model.optimizer, None
-    try:
-        model.load_weights(path, skip_mismatch=False)
-    finally:
-        model.optimizer = optimizer
-
-
-def _read_state(folder: Path, key: str, out: Path) -> dict[str, Any]:
-    path = folder / "state.json"
-    if not path.is_file():
-        return {"key": key, "history": [], "weights": None, "best": None}
-    state = json.loads(path.read_text(encoding="utf-8"))
-    if state["key"] != key:
-        raise TrainingError(
-            f"{out} holds an unfinished training with other settings or data. Give another --out, or remove {folder}"
-        )
-    return state
-
-
-def _keeper(
-    model: K.Model,
-    phase: Phase,
-    history: list[dict[str, Any]],
-    folder: Path,
-    out: Path,
-    state: dict[str, Any],
-    key: str,
-    monitor: str,
-    mode: str,
-    last: bool,
-    val: Batches,
-    on_batch: Callable[[str, int, int, int], None] | None,
-) -> K.callbacks.Callback:
-    """A callback that validates, keeps history and checkpoints at the end of each epoch."""
-    k = keras()
-
-    class Keeper(k.callbacks.Callback):
-        def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
-            if on_batch is not None:
-                on_batch(phase.name, self.epoch, batch + 1, self.params["steps"])
-
-        def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
-            self.epoch = epoch
-            if phase.schedule == "plateau":
-                model.optimizer.learning_rate = plateau_rate(phase, _figures_of(phase, history, monitor), mode)
-            _reseed(model, len(history))
-
-        def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
-            row = {name: float(value) for name, value in (logs or {}).items()}
-            if row["loss"] != row["loss"]:
-                raise TrainingError(
-                    f"the loss is not a number any more in epoch {epoch + 1}. Lower fit.learning_rate (it was "
-                    f"{phase.learning_rate}) and start again; the last good epoch is kept in {folder}"
-                )
-            raw = None
-            if phase.ema:
-                raw = model.get_weights()
-                model.optimizer.finalize_variable_values(model.trainable_variables)
-            row["loss"] -= _penalty(model)
-            row |= _judged(model, val)
-            row["learning_rate"] = float(k.ops.convert_to_numpy(model.optimizer.learning_rate))
-            if last and better(row[monitor], state["best"], mode):
-                state["best"] = row[monitor]
-                _save(model, folder / "best.weights.h5")
-            if raw is not None:
-                model.set_weights(raw)
-            entry = {"epoch": len(history) + 1, "phase": phase.name, **row}
-            history.append(entry)
-            name = f"{phase.name}-{epoch + 1:04d}.weights.h5"
-            old = state["weights"]
-            _save(model, folder / name)
-            state.update(weights=name, key=key)
-            write_text(folder / "state.json", json.dumps(state))  # from here on the epoch counts as done
-            if old and old != name:
-                (folder / old).unlink(missing_ok=True)
-            write_text(out / "history.csv", _table(history))
-            log.info(
-                "%s epoch %d/%d  %s",
-                phase.name,
-                epoch + 1,
-                phase.epochs,
-                "  ".join(f"{n} {v:.4g}" if n == "learning_rate" else f"{n} {v:.4f}" for n, v in row.items()),
-            )
-            if stalled(phase, _figures_of(phase, history, monitor), mode):
-                log.info("%s: %s has not improved for %d epochs, stopped", phase.name, monitor, phase.early_stopping)
-                model.stop_training = True
-
-    return Keeper()
-
-
-def _save(model: K.Model, path: Path) -> None:
-    part = path.with_name("part." + path.name)  # Keras insists on the suffix
-    model.save_weights(part, overwrite=True)
-    part.replace(path)
-
-
-def _table(history: list[dict[str, Any]]) -> str:
+def _table(history: list[Row]) -> str:
     columns = list(dict.fromkeys(name for row in history for name in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n", restval="")

@@ -12,12 +12,12 @@ from cxr_pipeline.data.progress import progress_bar
 
 if TYPE_CHECKING:
     from cxr_pipeline.data.manifest import Manifest
-    from cxr_pipeline.models.training.fit import Phase
+    from cxr_pipeline.models.training.phase import Phase
 
 
 @contextmanager
 def training_bar(stage: str, phases: Sequence[Phase]) -> Iterator[Callable[[str, int, int, int], None]]:
-    """A progress bar over the batches of the current epoch; yields what `models.training.fit.fit` calls."""
+    """A progress bar over the batches of the current epoch; yields what `models.training.fit.Training` calls."""
     epochs = {phase.name: phase.epochs for phase in phases}
     with progress_bar(stage, None) as update:
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cxr_pipeline.models.backend import keras
 
-_keras = keras()
+if TYPE_CHECKING:
+    import keras as _keras
+else:
+    _keras = keras()
 _ops = _keras.ops
 
 
@@ -24,12 +27,12 @@ class DiceCrossEntropy(_keras.losses.Loss):
         dice_weight: float = 1.0,
         entropy_weight: float = 1.0,
         name: str = "dice_cross_entropy",
-        **kwargs: object,
+        **kwargs: Any,
     ) -> None:
         super().__init__(name=name, **kwargs)
         self.dice_weight, self.entropy_weight = dice_weight, entropy_weight
 
-    def call(self, y_true: object, y_pred: object) -> object:
+    def call(self, y_true: Any, y_pred: Any) -> Any:
         """One loss a film, shape (N,)."""
         y_true = _ops.cast(y_true, y_pred.dtype)
         axes = (1, 2, 3)
@@ -72,12 +75,12 @@ class GeneralizedCrossEntropy(_keras.losses.Loss):
         label_smoothing: float = 0.0,
         q: float = _ROBUST,
         name: str = "generalized_cross_entropy",
-        **kwargs: object,
+        **kwargs: Any,
     ) -> None:
         super().__init__(name=name, **kwargs)
         self.label_smoothing, self.q = label_smoothing, q
 
-    def call(self, y_true: object, y_pred: object) -> object:
+    def call(self, y_true: Any, y_pred: Any) -> Any:
         """One loss a film, shape (N,)."""
         y_true = _ops.cast(y_true, y_pred.dtype)
         smooth = y_true * (1 - self.label_smoothing) + self.label_smoothing / y_true.shape[-1]
@@ -108,43 +111,43 @@ class KnownLabelsCrossEntropy(_keras.losses.Loss):
         gamma: float = 0.0,
         name: str = "known_labels_cross_entropy",
         q: float = 0.0,
-        **kwargs: object,
+        **kwargs: Any,
     ) -> None:
         super().__init__(name=name, **kwargs)
         self.weights, self.label_smoothing, self.gamma, self.q = weights, label_smoothing, gamma, q
 
-    def call(self, y_true: object, y_pred: object) -> object:
+    def call(self, y_true: Any, y_pred: Any) -> Any:
         """One loss a film, shape (N,): the sum over its known labels, divided by K."""
         y_true = _ops.cast(y_true, y_pred.dtype)
         known = _ops.cast(y_true >= 0, y_pred.dtype)
-        there = _ops.maximum(y_true, 0)
+        present = _ops.maximum(y_true, 0)
         count = known
         if self.weights is not None:
             table = _ops.convert_to_tensor(self.weights, y_pred.dtype)
-            count = known * (there * table[:, 0] + (1 - there) * table[:, 1])
-        smooth = there * (1 - self.label_smoothing) + self.label_smoothing / 2
+            count = known * (present * table[:, 0] + (1 - present) * table[:, 1])
+        smooth = present * (1 - self.label_smoothing) + self.label_smoothing / 2
         p = _ops.clip(y_pred, 1e-7, 1 - 1e-7)
         entropy = smooth * _surprise(p, self.q) + (1 - smooth) * _surprise(1 - p, self.q)
         if self.gamma:
-            entropy = entropy * (1 - (there * p + (1 - there) * (1 - p))) ** self.gamma
+            entropy = entropy * (1 - (present * p + (1 - present) * (1 - p))) ** self.gamma
         return _ops.mean(count * entropy, axis=-1)
 
     def get_config(self) -> dict:
         """What the loss is made again from."""
-        more = {"weights": self.weights, "label_smoothing": self.label_smoothing, "gamma": self.gamma, "q": self.q}
-        return {**super().get_config(), **more}
+        options = {"weights": self.weights, "label_smoothing": self.label_smoothing, "gamma": self.gamma, "q": self.q}
+        return {**super().get_config(), **options}
 
 
 @_keras.saving.register_keras_serializable(package="cxr")
 class KnownLabelsAccuracy(_keras.metrics.Metric):
     """Share of the known labels (targets 0 or 1; -1 is unknown) that are on the right side of 0.5."""
 
-    def __init__(self, name: str = "accuracy", **kwargs: object) -> None:
+    def __init__(self, name: str = "accuracy", **kwargs: Any) -> None:
         super().__init__(name=name, **kwargs)
         self.right = self.add_variable(shape=(), initializer="zeros", name="right")
         self.count = self.add_variable(shape=(), initializer="zeros", name="count")
 
-    def update_state(self, y_true: object, y_pred: object, sample_weight: object = None) -> None:
+    def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
         """Add a batch of (N, K) targets and probabilities."""
         del sample_weight  # labels weigh the same
         known = _ops.cast(_ops.greater_equal(y_true, 0), "float32")
@@ -152,7 +155,7 @@ class KnownLabelsAccuracy(_keras.metrics.Metric):
         self.right.assign_add(_ops.sum(known * right))
         self.count.assign_add(_ops.sum(known))
 
-    def result(self) -> object:
+    def result(self) -> Any:
         """The share so far, 0 before any label."""
         return self.right / _ops.maximum(self.count, 1.0)
 
@@ -171,19 +174,19 @@ def dice_of_films(y_true: Any, y_pred: Any) -> Any:
 class DiceScore(_keras.metrics.Metric):
     """Mean Dice over films of the masks thresholded at 0.5; a film empty in both counts as 1."""
 
-    def __init__(self, name: str = "dice", **kwargs: object) -> None:
+    def __init__(self, name: str = "dice", **kwargs: Any) -> None:
         super().__init__(name=name, **kwargs)
         self.total = self.add_variable(shape=(), initializer="zeros", name="total")
         self.count = self.add_variable(shape=(), initializer="zeros", name="count")
 
-    def update_state(self, y_true: object, y_pred: object, sample_weight: object = None) -> None:
+    def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
         """Add a batch of (N, H, W, 1) masks and probabilities."""
         del sample_weight  # films weigh the same
         score = dice_of_films(y_true, y_pred)
         self.total.assign_add(_ops.sum(score))
         self.count.assign_add(_ops.cast(_ops.shape(score)[0], "float32"))
 
-    def result(self) -> object:
+    def result(self) -> Any:
         """The mean so far, 0 before any film."""
         return self.total / _ops.maximum(self.count, 1.0)
 
@@ -281,12 +284,12 @@ class OrganDice(DiceScore):
 _CLASSIFICATION: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "cross_entropy": (_keras.losses.CategoricalCrossentropy, KnownLabelsCrossEntropy),
     "focal": (
-        lambda **more: _keras.losses.CategoricalFocalCrossentropy(alpha=1.0, gamma=2.0, **more),
-        lambda **more: KnownLabelsCrossEntropy(gamma=2.0, **more),
+        lambda **options: _keras.losses.CategoricalFocalCrossentropy(alpha=1.0, gamma=2.0, **options),
+        lambda **options: KnownLabelsCrossEntropy(gamma=2.0, **options),
     ),
     "generalized_cross_entropy": (
         GeneralizedCrossEntropy,
-        lambda **more: KnownLabelsCrossEntropy(q=_ROBUST, **more),
+        lambda **options: KnownLabelsCrossEntropy(q=_ROBUST, **options),
     ),
 }
 
@@ -313,8 +316,8 @@ def classification_loss(
     Raises:
         ValueError: no loss of that name.
     """
-    more = {"weights": weights} if multi_label else {}
-    return _named(_CLASSIFICATION, name)[int(multi_label)](label_smoothing=label_smoothing, **more)
+    options = {"weights": weights} if multi_label else {}
+    return _named(_CLASSIFICATION, name)[int(multi_label)](label_smoothing=label_smoothing, **options)
 
 
 def segmentation_loss(name: str) -> Any:

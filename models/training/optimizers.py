@@ -14,7 +14,7 @@ from cxr_pipeline.models.backend import keras
 if TYPE_CHECKING:
     import keras as K
 
-    from cxr_pipeline.models.training.fit import Phase
+    from cxr_pipeline.models.training.phase import Phase
 
 PLATEAU_FACTOR = 0.5
 # Where a rate ends when no `final_learning_rate` is set, as a share of the first.
@@ -22,10 +22,10 @@ FINAL_SHARE = 0.01
 
 # Weight decay is decoupled from the gradient in all of them (Loshchilov and Hutter 2019): adam with it is adamw.
 OPTIMIZERS: dict[str, Callable[..., Any]] = {
-    "adamw": lambda *args, **more: keras().optimizers.AdamW(*args, **more),
-    "adam": lambda *args, **more: keras().optimizers.Adam(*args, **more),
-    "sgd": lambda *args, **more: keras().optimizers.SGD(*args, momentum=0.9, nesterov=True, **more),
-    "rmsprop": lambda *args, **more: keras().optimizers.RMSprop(*args, **more),
+    "adamw": lambda *args, **options: keras().optimizers.AdamW(*args, **options),
+    "adam": lambda *args, **options: keras().optimizers.Adam(*args, **options),
+    "sgd": lambda *args, **options: keras().optimizers.SGD(*args, momentum=0.9, nesterov=True, **options),
+    "rmsprop": lambda *args, **options: keras().optimizers.RMSprop(*args, **options),
 }
 
 
@@ -40,14 +40,14 @@ def make_optimizer(phase: Phase, steps: int) -> K.optimizers.Optimizer:
     """
     if phase.optimizer not in OPTIMIZERS:
         raise ValueError(f"optimizer must be one of {', '.join(OPTIMIZERS)}. Received: {phase.optimizer!r}")
-    more: dict[str, Any] = {"clipnorm": 1.0}
+    options: dict[str, Any] = {"clipnorm": 1.0}
     if phase.weight_decay:
-        more["weight_decay"] = phase.weight_decay
+        options["weight_decay"] = phase.weight_decay
     elif phase.optimizer == "adamw":
-        more["weight_decay"] = 0.0  # its own default is not 0
+        options["weight_decay"] = 0.0  # its own default is not 0
     if phase.ema:
-        more |= {"use_ema": True, "ema_momentum": phase.ema}
-    return OPTIMIZERS[phase.optimizer](_rate(phase, max(1, phase.epochs * steps)), **more)
+        options |= {"use_ema": True, "ema_momentum": phase.ema}
+    return OPTIMIZERS[phase.optimizer](_rate(phase, max(1, phase.epochs * steps)), **options)
 
 
 def final_rate(phase: Phase) -> float:

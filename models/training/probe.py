@@ -7,23 +7,19 @@ them little, and what it learns carries over better to films of another origin (
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cxr_pipeline.models.backend import keras
-from cxr_pipeline.models.gradcam import LOGITS, POOL
+from cxr_pipeline.models.gradcam import LOGITS
+from cxr_pipeline.models.heads import STANDARDIZE
+from cxr_pipeline.models.training.features import FeatureCache
 
 if TYPE_CHECKING:
     import keras as K
 
     from cxr_pipeline.data.batches import Batches
-
-STANDARDIZE = "standardize"  # the layer between pool and logits that brings every channel to mean 0, variance 1
-
 
 _Loss = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 _BASE_RATE = 0.5  # how far the share of lesions in a zone is taken out of what is learned there
@@ -51,7 +47,7 @@ class Lesions:
 def solve_head(
     model: K.Model,
     batches: Batches,
-    folder: Path,
+    cache: FeatureCache,
     *,
     passes: int,
     l2: float,
@@ -66,30 +62,30 @@ def solve_head(
     `l2` times the squared weights is then minimized by L-BFGS.
 
     Args:
-        model: a classifier of `models.backbones.classifiers`; changed in place.
+        model: a classifier of `models.classifier`; changed in place.
         batches: of the train split, with the log prior of each film's source as the input "prior".
-        folder: features of finished passes are kept here, and used when the training is started again.
+        cache: keeps the features of finished passes: started again, or with other labels, it reads them.
         passes: at least 1.
         l2: penalty on the squared weights.
         label_smoothing: share of the target spread evenly over the classes.
         lesions: of the films in `batches`; for a model that pools by as many zones.
         several: for films with several labels each (targets 1, 0, and -1 where unknown): what a film counts in each
             label's loss where it has it, and where not, (classes, 2). None where every film has one class.
-        on_batch: told (batches done, batches in all).
+        on_batch: called with (batches done, batches in all).
 
     Returns:
         The weighted mean cross-entropy reached; of several labels, the mean over them.
     """
     from scipy.optimize import minimize
 
-    parts = [_features(model, batches, number, passes, folder, on_batch) for number in range(passes)]
-    x, prior, y, weight = (np.concatenate([part[name] for part in parts]) for name in ("x", "prior", "y", "weight"))
+    x, film = _passes(model, batches, cache, passes, on_batch)
+    prior, y, weight = _beside(batches, film)
     mean, variance = x.mean(0), x.var(0)
     layer = model.get_layer(STANDARDIZE)
     x = (x - mean) / np.sqrt(variance + layer.epsilon)
     weight = weight[:, None] / weight.sum()
     shape = (x.shape[1] + 1, y.shape[1])
-    zones = [] if lesions is None else list(_by_zone(x, parts, lesions, label_smoothing))
+    zones = [] if lesions is None else list(_by_zone(x, film, lesions, label_smoothing))
 
     loss = _softmax_loss(y, label_smoothing) if several is None else _sigmoid_loss(y, several, label_smoothing)
 
@@ -111,6 +107,27 @@ def solve_head(
     layer.set_weights([mean, variance])
     model.get_layer(LOGITS).set_weights([best[:-1], best[-1]])
     return entropy(best)[0] / (1 if several is None else y.shape[1])
+
+
+def _passes(
+    model: K.Model, batches: Batches, cache: FeatureCache, passes: int, on_batch: Callable[[int, int], None] | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Features (n, channels) float64 of all passes over the films, and the numbers of their films (n,)."""
+
+    def counted(before: int) -> Callable[[int, int], None] | None:
+        return None if on_batch is None else lambda done, total: on_batch(before * total + done, passes * total)
+
+    found = [cache.features(model, batches, number, counted(number)) for number in range(passes)]
+    return np.concatenate([x for x, _ in found]).astype(np.float64), np.concatenate([film for _, film in found])
+
+
+def _beside(batches: Batches, film: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Prior (n, classes), target (n, classes) and weight (n,) of films by number, float64."""
+    if batches.targets is None or batches.beside is None:
+        raise ValueError("the batches of a head need targets, and the input 'prior' beside the film")
+    weight = np.ones(len(film)) if batches.weights is None else batches.weights[film]
+    prior, target = batches.beside["prior"][film], batches.targets[film]
+    return prior.astype(np.float64), target.astype(np.float64), weight.astype(np.float64)
 
 
 def _softmax_loss(y: np.ndarray, smoothing: float) -> _Loss:
@@ -159,51 +176,16 @@ class _Zone:
         return self.share * float((np.logaddexp(0, logit) - self.y * logit).sum())
 
 
-def _by_zone(
-    x: np.ndarray, parts: list[dict[str, np.ndarray]], lesions: Lesions, label_smoothing: float
-) -> Iterator[_Zone]:
+def _by_zone(x: np.ndarray, film: np.ndarray, lesions: Lesions, label_smoothing: float) -> Iterator[_Zone]:
     """The zones of which some are known to hold a lesion and some not."""
-    told = lesions.zones[np.concatenate([part["film"] for part in parts]).astype(int)]
-    known, count = np.isfinite(told), told.shape[1]
+    answers = lesions.zones[film]
+    known, count = np.isfinite(answers), answers.shape[1]
     channels = x.shape[1] // count
     for zone in range(count):
         rows = slice(zone * channels, (zone + 1) * channels)
-        y = told[known[:, zone], zone].astype(float)
+        y = answers[known[:, zone], zone].astype(float)
         if 0 < y.sum() < len(y):
             odds = np.log(y.mean() / (1 - y.mean()))
             smooth = y * (1 - label_smoothing) + label_smoothing / 2
             share = lesions.weight / known.sum()
             yield _Zone(x[known[:, zone], rows], smooth, rows, _BASE_RATE * odds, count, share, lesions)
-
-
-def _features(
-    model: K.Model,
-    batches: Batches,
-    number: int,
-    passes: int,
-    folder: Path,
-    on_batch: Callable[[int, int], None] | None,
-) -> dict[str, np.ndarray]:
-    """Pooled features `x` (N, channels) float64 of one pass over the films, their prior, target, weight and number."""
-    kept = folder / f"pass-{number}.npz"
-    if not kept.is_file():
-        k = keras()
-        network = k.Model(model.input, model.get_layer(POOL).output)
-        batches.epoch = number
-        rows: dict[str, list[np.ndarray]] = {"x": [], "prior": [], "y": [], "weight": [], "film": []}
-        with ThreadPoolExecutor(3) as pool:
-            for done, (inputs, y, *weight) in enumerate(pool.map(batches.__getitem__, range(len(batches))), start=1):
-                # fixed shapes and a direct call: predict() in a loop builds a new pipeline each time
-                rows["x"].append(np.asarray(network(inputs["crop"], training=False)))
-                rows["prior"].append(inputs["prior"])
-                rows["y"].append(y)
-                rows["film"].append(batches.chosen(done - 1))
-                rows["weight"].append(weight[0] if weight else np.ones(len(y), np.float32))
-                if on_batch is not None:
-                    on_batch(number * len(batches) + done, passes * len(batches))
-        folder.mkdir(parents=True, exist_ok=True)
-        part = folder / f"part-{number}.npz"
-        np.savez(part, **{name: np.concatenate(arrays) for name, arrays in rows.items()})
-        part.replace(kept)
-    with np.load(kept) as stored:
-        return {name: stored[name].astype(np.float64) for name in stored.files}

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from cxr_pipeline.cli import tools, web  # noqa: F401  (whose commands join the group)
+from cxr_pipeline.cli import export, tools, web  # noqa: F401  (whose commands join the group)
 from cxr_pipeline.cli.commands import (
     DONE,
     INTERRUPTED,

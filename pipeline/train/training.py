@@ -22,6 +22,7 @@ import yaml
 
 from cxr_pipeline import stages
 from cxr_pipeline.configs.schema import Config, dump_config, flat_settings
+from cxr_pipeline.configs.yaml_text import parse_yaml
 from cxr_pipeline.data.manifest import Manifest, read_manifest
 from cxr_pipeline.data.splits import leaking_patients, split_by_patient
 from cxr_pipeline.models.backend import training_scope
@@ -29,6 +30,7 @@ from cxr_pipeline.models.store import (
     KERAS_FILE,
     QUALITY_FILE,
     SERVING_FILE,
+    WeightsError,
     bundle_of,
     find,
     fingerprint,
@@ -36,7 +38,8 @@ from cxr_pipeline.models.store import (
     write_card,
     write_text,
 )
-from cxr_pipeline.models.training.fit import TrainingError, forget
+from cxr_pipeline.models.training.errors import TrainingError, full_disk_named
+from cxr_pipeline.models.training.fit import forget
 from cxr_pipeline.results.folder import REPORT
 from cxr_pipeline.train.evaluation import evaluate_stage, summary_of
 
@@ -68,12 +71,15 @@ def train(data: Path, config: Config, out: Path, stage: str | None = None, *, ov
     if not overwrite:
         _refuse_to_replace(settings, out, manifest)
     for name in names:
-        if not (name == "segment" and config.segment.weights):
+        taken = name == "segment" and config.segment.weights
+        if not (taken or _finished(name, config, out, settings[name], manifest)):
             stages.stage_class(name).require(manifest, config)
-    out.mkdir(parents=True, exist_ok=True)
-    write_text(out / "config.yaml", dump_config(config))
+    with full_disk_named(out.parent):
+        out.mkdir(parents=True, exist_ok=True)
+        write_text(out / "config.yaml", dump_config(config))
     for name in names:
-        _train_stage(name, manifest, config, out, settings[name], dealt)
+        with full_disk_named(out):
+            _train_stage(name, manifest, config, out, settings[name], dealt)
 
 
 def prepare_manifest(data: Path, config: Config) -> tuple[Manifest, dict[str, Any] | None]:
@@ -86,7 +92,7 @@ def prepare_manifest(data: Path, config: Config) -> tuple[Manifest, dict[str, An
     manifest = read_manifest(data, classes=config.classes if own_labels else None).relabelled(config.class_of)
     dealt = None
     if not (manifest.table["split"] != "").any():
-        how = {"val": config.val_fraction, "test": config.test_fraction, "seed": config.seed}
+        how: dict[str, Any] = {"val": config.val_fraction, "test": config.test_fraction, "seed": config.seed}
         manifest = split_by_patient(manifest, **how)
         dealt = {**how, "class_of": config.class_of}
     leaks = leaking_patients(manifest)
@@ -121,7 +127,7 @@ def _without_version(had: str, wanted: str, manifest: Manifest) -> str:
 
 def _difference(had: str, wanted: str) -> str:
     """What tells two settings files of a stage apart, in words."""
-    before, now = (flat_settings(yaml.safe_load(text) or {}) for text in (had, wanted))
+    before, now = (flat_settings(parse_yaml(text) or {}) for text in (had, wanted))
     changed = [key for key in now if before.get(key, _ABSENT) != now[key]] + [key for key in before if key not in now]
     if not changed:
         return "other films, labels or splits"
@@ -138,11 +144,10 @@ def _train_stage(
     folder = out / name
     folder.mkdir(exist_ok=True)
     done = folder / DONE
+    if _finished(name, config, out, settings, manifest):
+        log.info("%s: trained already in %s", name, folder)
+        return
     if done.is_file() and (folder / "config.yaml").is_file():
-        had = _without_version((folder / "config.yaml").read_text(encoding="utf-8"), settings, manifest)
-        if had == settings and done.read_text() == _upstream(name, config, out):
-            log.info("%s: trained already in %s", name, folder)
-            return
         done.unlink()
         for stale in (folder / "evaluation", out / REPORT):  # of the weights that go
             shutil.rmtree(stale) if stale.is_dir() else stale.unlink(missing_ok=True)
@@ -169,6 +174,19 @@ def _train_stage(
         forget(folder)
         shutil.rmtree(folder / "cache", ignore_errors=True)
         write_text(done, _upstream(name, config, out))
+
+
+def _finished(name: str, config: Config, out: Path, settings: str, manifest: Manifest) -> bool:
+    """Whether `out` holds the stage, trained with these settings and films on the stages before it as they are."""
+    done, kept = out / name / DONE, out / name / "config.yaml"
+    if not (done.is_file() and kept.is_file()):
+        return False
+    try:
+        before = _upstream(name, config, out)
+    except WeightsError:
+        return False
+    had = _without_version(kept.read_text(encoding="utf-8"), settings, manifest)
+    return had == settings and done.read_text(encoding="utf-8") == before
 
 
 def _take(name: str, weights: str, config: Config, folder: Path) -> None:
@@ -227,9 +245,16 @@ def _upstream(name: str, config: Config, out: Path) -> str:
     return "\n".join(fingerprint(bundle_of(out, n)) for n in _before(name, config))
 
 
+class _LogFile(logging.FileHandler):
+    """A log that a full disk does not stop: what ends the training then is said once, by the training itself."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Lose the line."""
+
+
 @contextmanager
 def _log_into(path: Path) -> Iterator[None]:
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = _LogFile(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     root = logging.getLogger("cxr")
     level = root.level

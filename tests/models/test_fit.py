@@ -14,7 +14,7 @@ from cxr_pipeline.models.backend import keras
 k = keras()
 
 from cxr_pipeline.data.batches import Batches  # noqa: E402
-from cxr_pipeline.models.training.fit import Phase, TrainingError, average_with_start, fit, set_batchnorm_momentum  # noqa: E402
+from cxr_pipeline.models.training.fit import Objective, Phase, Training, TrainingError, set_batchnorm_momentum  # noqa: E402
 from cxr_pipeline.models.training.losses import classification_loss, segmentation_loss  # noqa: E402
 from cxr_pipeline.models.training.optimizers import OPTIMIZERS, make_optimizer, plateau_rate, stalled  # noqa: E402
 
@@ -51,7 +51,7 @@ PHASES = [
 ]
 
 
-def run(out, stop_at=None, settings="a", start=None, phases=PHASES, penalty=0.0):
+def make_training(out, stop_at=None, settings="a", start=None, phases=PHASES, penalty=0.0, keep_start=False):
     seen = []
 
     def on_batch(phase, epoch, batch, batches):
@@ -60,21 +60,25 @@ def run(out, stop_at=None, settings="a", start=None, phases=PHASES, penalty=0.0)
             raise KeyboardInterrupt
 
     model = make_model(penalty)
-    history = fit(
+    metrics = lambda: [k.metrics.CategoricalAccuracy(name="accuracy")]  # noqa: E731
+    training = Training(
         model,
-        phases,
+        Objective("categorical_crossentropy", metrics, "val_loss", "min"),
         make_batches(0, True),
         make_batches(1, False),
         out,
-        loss="categorical_crossentropy",
-        metrics=lambda: [k.metrics.CategoricalAccuracy(name="accuracy")],
-        monitor="val_loss",
-        mode="min",
+        phases=phases,
         settings=settings,
         start=start and (lambda: start(model)),
+        keep_start=keep_start,
         on_batch=on_batch,
     )
-    return model, history, seen
+    return training, seen
+
+
+def run(out, *args, **options):
+    training, seen = make_training(out, *args, **options)
+    return training.model, training.run(), seen
 
 
 @pytest.mark.parametrize("stop_at", [("head", 0, 2), ("head", 1, 3), ("fine", 0, 1), ("fine", 2, 4)])
@@ -179,9 +183,11 @@ def test_averaging_with_the_start_lies_between_both(tmp_path):
         model.set_weights(kept["start"])
         return {"loss": 1.0}
 
-    model, _, _ = run(tmp_path, start=start)
+    training, _ = make_training(tmp_path, start=start, keep_start=True)
+    training.run()
+    model = training.model
     tuned = model.get_weights()
-    average_with_start(model, tmp_path, 0.25)
+    training.average_with_start(0.25)
     for before, after, now in zip(kept["start"], tuned, model.get_weights(), strict=True):
         np.testing.assert_allclose(now, 0.25 * before + 0.75 * after, rtol=1e-5)
 

@@ -12,12 +12,25 @@ from cxr_pipeline.models.backend import keras
 
 k = keras()
 
+from cxr_pipeline.configs.networks import NETWORKS  # noqa: E402
 from cxr_pipeline.models import unet  # noqa: E402
-from cxr_pipeline.models.backbones import classifiers  # noqa: E402
-from cxr_pipeline.models.backbones.encoder_weights import EncoderWeightsError, application, resolve  # noqa: E402
-from cxr_pipeline.models.export import save_bundle, serving_model  # noqa: E402
+from cxr_pipeline.models.backbones import NetworkError, find_backbone  # noqa: E402
+from cxr_pipeline.models.backbones.encoder_weights import EncoderWeightsError, application, require_weights, resolve  # noqa: E402
+from cxr_pipeline.models.classifier import build_classifier  # noqa: E402
+from cxr_pipeline.models.export import save_bundle  # noqa: E402
 from cxr_pipeline.models.gradcam import gradient_maps, has_linear_head  # noqa: E402
-from cxr_pipeline.models.store import KERAS_FILE, SERVING_FILE, WeightsError, load_keras, open_network  # noqa: E402
+from cxr_pipeline.models.heads import Averaged  # noqa: E402
+from cxr_pipeline.models.pooling import lung_zones  # noqa: E402
+from cxr_pipeline.models.serving import serving_model  # noqa: E402
+from cxr_pipeline.models.store import (  # noqa: E402
+    KERAS_FILE,
+    SERVING_FILE,
+    WeightsError,
+    fingerprint,
+    load_keras,
+    open_network,
+    write_card,
+)
 from cxr_pipeline.models.training.fit import set_batchnorm_momentum  # noqa: E402
 from cxr_pipeline.models.training.losses import DiceCrossEntropy, DiceScore  # noqa: E402
 
@@ -145,21 +158,43 @@ class TestUnet(NetworkContract):
             unet.build_unet(100)
 
 
-class TestMobileNetV2(ClassifierContract):
+class TestRegistered(ClassifierContract):
+    """Every backbone with a line in the registry, with its own defaults."""
+
+    @pytest.fixture(scope="class", params=sorted(NETWORKS), autouse=True)
+    def network(self, request):
+        type(self).name = request.param
+        type(self).linear_head = isinstance(find_backbone(request.param).head, Averaged)
+
+    @pytest.fixture(scope="class")
+    def model(self, network):
+        k.utils.set_random_seed(1)
+        return jolt(self.build())
+
     def build(self):
-        return classifiers.build_classifier("mobilenetv2", 64, 1, 3, alpha=0.35)
+        return build_classifier(self.name, self.size, 1, 3)
+
+    def test_its_settings_are_told_and_others_refused(self):
+        backbone = find_backbone(self.name)
+        build_classifier(self.name, self.size, 1, 3, **backbone.settings)
+        with pytest.raises(NetworkError, match=r"no setting 'dropuot'\. Did you mean dropout\? It takes: .*dropout"):
+            build_classifier(self.name, self.size, 1, 3, dropuot=0.1)
+
+    def test_features_are_a_map_that_the_head_pools(self, model):
+        assert len(model.get_layer("pool").input.shape) == 4
+        assert model.get_layer("logits").output.shape[1:] == (3,)
 
 
 class TestMobileNetV2WithMaskChannel(ClassifierContract):
     channels = 2
 
     def build(self):
-        return classifiers.build_classifier("mobilenetv2", 64, 2, 3, alpha=0.35)
+        return build_classifier("mobilenetv2", 64, 2, 3, alpha=0.35)
 
 
 class TestMobileNetV2Cut(ClassifierContract):
     def build(self):
-        return classifiers.build_classifier("mobilenetv2", 64, 1, 3, alpha=0.5, cut="block_12_add")
+        return build_classifier("mobilenetv2", 64, 1, 3, alpha=0.5, cut="block_12_add")
 
 
 class TestMobileNetV2PooledOverLungs(ClassifierContract):
@@ -167,9 +202,7 @@ class TestMobileNetV2PooledOverLungs(ClassifierContract):
     pool = "lungs"
 
     def build(self):
-        return classifiers.build_classifier(
-            "mobilenetv2", self.size, 1, 3, alpha=0.35, cut="block_13_expand_relu", pool=self.pool
-        )
+        return build_classifier("mobilenetv2", self.size, 1, 3, alpha=0.35, cut="block_13_expand_relu", pool=self.pool)
 
     def batch(self, n=3):
         batch = super().batch(n)
@@ -190,38 +223,19 @@ class TestMobileNetV2PooledOverZones(TestMobileNetV2PooledOverLungs):
     pool = "zones"
 
 
-class TestEfficientNetB0(ClassifierContract):
-    linear_head = False
-
-    def build(self):
-        return classifiers.build_classifier("efficientnetb0", self.size, 1, 3)
-
-
-class TestDenseNet121(ClassifierContract):
-    def build(self):
-        return classifiers.build_classifier("densenet121", self.size, 1, 3)
-
-
-class TestSequentialCnn(ClassifierContract):
-    linear_head = False
-
-    def build(self):
-        return classifiers.build_classifier("sequential_cnn", self.size, 1, 3)
-
-
 class TestSequentialCnnPooledOverLungs(TestMobileNetV2PooledOverLungs):
     linear_head = False
     size = 96
 
     def build(self):
-        return classifiers.build_classifier("sequential_cnn", self.size, 1, 3, pool="lungs")
+        return build_classifier("sequential_cnn", self.size, 1, 3, pool="lungs")
 
 
 class TestChexpertCnn(ClassifierContract):
     linear_head = False
 
     def build(self):
-        return classifiers.build_classifier("chexpert_cnn", self.size, 1, 3, multi_label=True)
+        return build_classifier("chexpert_cnn", self.size, 1, 3, multi_label=True)
 
     def target(self, n):
         return (np.random.default_rng(2).random((n, 3)) > 0.5).astype(np.float32)
@@ -236,7 +250,7 @@ class TestChexpertCnn(ClassifierContract):
 
 @pytest.mark.parametrize("side", [4, 14, 18])
 def test_zones_share_the_crop_out(side):
-    zones = classifiers.lung_zones(side, side)[0]
+    zones = lung_zones(side, side)[0]
     assert zones.sum(axis=-1).min() == zones.sum(axis=-1).max() == 1
     assert zones[0, 0].tolist() == [1, 0, 0, 0, 0, 0]  # the patient's right upper zone
     assert zones[-1, -1].tolist() == [0, 0, 0, 0, 0, 1]  # the left lower one
@@ -253,13 +267,14 @@ def test_compiled_models_reopen_in_a_fresh_process(tmp_path):
         model.compile("adam", loss=contract.loss(), jit_compile=False)
         paths.append(str(tmp_path / f"{model.name}.keras"))
         model.save(paths[-1])
-    code = f"from pathlib import Path; from models.weights import load_keras; [load_keras(Path(p)) for p in {paths!r}]"
+    loads = f"[load_keras(Path(path)) for path in {paths!r}]"
+    code = f"from pathlib import Path; from cxr_pipeline.models.store import load_keras; {loads}"
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
 def test_unknown_network_is_named():
     with pytest.raises(ValueError, match=r"mobilenetv2.*Received: 'resnet'"):
-        classifiers.build_classifier("resnet", 64, 1, 3)
+        build_classifier("resnet", 64, 1, 3)
 
 
 def test_encoder_weights_are_looked_for_nearby_first(tmp_path):
@@ -272,6 +287,46 @@ def test_encoder_weights_are_looked_for_nearby_first(tmp_path):
     assert resolve(None, "MobileNetV2", 0.35) is None
     with pytest.raises(EncoderWeightsError, match=r"none\.h5.*Set segment\.encoder_weights or classify\."):
         resolve("none.h5", "MobileNetV2", 0.35)
+
+
+def weights_file(tmp_path, alpha):
+    source = k.applications.MobileNetV2(weights=None, include_top=False, alpha=alpha, input_shape=(64, 64, 3))
+    source.save_weights(tmp_path / "encoder.weights.h5")
+    return str(tmp_path / "encoder.weights.h5")
+
+
+def test_weights_of_another_width_are_found_out_before_they_are_loaded(tmp_path):
+    file = weights_file(tmp_path, 0.5)
+    require_weights(file, "MobileNetV2", 0.5)
+    with pytest.raises(EncoderWeightsError, match=r"does not hold weights of MobileNetV2 1\.3 .*\(3, 3, 3, 40\)"):
+        require_weights(file, "MobileNetV2", 1.3)
+    with pytest.raises(EncoderWeightsError, match=r"does not hold weights of DenseNet121"):
+        require_weights(file, "DenseNet121")
+    (tmp_path / "text.weights.h5").write_text("<html>not found</html>")
+    with pytest.raises(EncoderWeightsError, match="it is no HDF5 file"):
+        require_weights(str(tmp_path / "text.weights.h5"), "MobileNetV2", 0.5)
+    with pytest.raises(EncoderWeightsError, match=r"widths 0\.35, 0\.5.*Received: 0\.4"):
+        require_weights("imagenet", "MobileNetV2", 0.4)
+
+
+def test_a_way_to_the_internet_is_looked_for_only_where_it_is_needed(tmp_path, monkeypatch):
+    asked = []
+
+    def offline(request, timeout):
+        asked.append(request.full_url)
+        raise OSError("Network is unreachable")
+
+    monkeypatch.setattr("urllib.request.urlopen", offline)
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    require_weights(None, "MobileNetV2", 0.35)
+    assert asked == []
+    with pytest.raises(EncoderWeightsError, match=r"downloaded \(Network is unreachable\).*mobilenetv2_0\.35"):
+        require_weights("imagenet", "MobileNetV2", 0.35)
+    assert len(asked) == 1
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_0.35_224_no_top.h5").touch()
+    require_weights("imagenet", "MobileNetV2", 0.35)
+    assert len(asked) == 1
 
 
 def test_without_internet_the_settings_to_change_are_named(monkeypatch):
@@ -293,10 +348,30 @@ def test_encoder_weights_load_into_both_networks(tmp_path):
     wanted = source.get_layer("block_6_expand").get_weights()[0]
     for model in (
         unet.build_unet(64, encoder_weights=str(file), decoder_filters=(8, 8, 8, 8, 4)),
-        classifiers.build_classifier("mobilenetv2", 64, 1, 2, alpha=1.0, encoder_weights=str(file)),
+        build_classifier("mobilenetv2", 64, 1, 2, alpha=1.0, encoder_weights=str(file)),
     ):
         (encoder,) = [layer for layer in model.layers if isinstance(layer, k.Model)]
         np.testing.assert_array_equal(encoder.get_layer("block_6_expand").get_weights()[0], wanted)
+
+
+def test_equal_networks_have_equal_fingerprints_whatever_their_files_are(tmp_path):
+    cards = []
+    for name in ("a", "b"):
+        k.utils.set_random_seed(4)
+        model = build_classifier("sequential_cnn", 64, 1, 3)
+        for _ in range(name == "b"):  # names of layers and files differ
+            build_classifier("sequential_cnn", 64, 1, 3)
+        content = save_bundle(model, tmp_path / name)
+        write_card(tmp_path / name, {"decisions": {"size": 64}, "content": content})
+        cards.append(content)
+    assert cards[0]["network"] == cards[1]["network"]
+    assert fingerprint(tmp_path / "a") == fingerprint(tmp_path / "b")
+    serving = tmp_path / "b" / SERVING_FILE
+    serving.write_bytes(serving.read_bytes() + b"\x00")
+    assert fingerprint(tmp_path / "a") != fingerprint(tmp_path / "b")  # no longer the file that the card knows
+    k.utils.set_random_seed(5)
+    other = save_bundle(build_classifier("sequential_cnn", 64, 1, 3), tmp_path / "c")
+    assert other["network"] != cards[0]["network"]
 
 
 @pytest.mark.parametrize(

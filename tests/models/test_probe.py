@@ -11,7 +11,8 @@ from cxr_pipeline.models.backend import keras
 k = keras()
 
 from cxr_pipeline.data.batches import Batches  # noqa: E402
-from cxr_pipeline.models.backbones import classifiers  # noqa: E402
+from cxr_pipeline.models.classifier import build_classifier  # noqa: E402
+from cxr_pipeline.models.training.features import FeatureCache  # noqa: E402
 from cxr_pipeline.models.training.probe import Lesions, solve_head  # noqa: E402
 
 CLASSES = 3
@@ -19,7 +20,7 @@ CLASSES = 3
 
 def make_model():
     k.utils.set_random_seed(2)
-    return classifiers.build_classifier("mobilenetv2", 64, 1, CLASSES, alpha=0.35, cut="block_3_expand_relu")
+    return build_classifier("mobilenetv2", 64, 1, CLASSES, alpha=0.35, cut="block_3_expand_relu")
 
 
 def make_batches(prior=0.0, weights=None):
@@ -44,7 +45,7 @@ def answers(model, batches):
 
 
 def solve(model, batches, folder, l2=0.01, **more):
-    return solve_head(model, batches, folder, passes=1, l2=l2, label_smoothing=0.0, **more)
+    return solve_head(model, batches, FeatureCache(folder), passes=1, l2=l2, label_smoothing=0.0, **more)
 
 
 def test_it_is_the_logistic_regression_on_the_pooled_features(tmp_path):
@@ -64,7 +65,7 @@ def test_several_labels_are_solved_as_they_are_trained(tmp_path):
     from cxr_pipeline.models.training.losses import KnownLabelsCrossEntropy
 
     k.utils.set_random_seed(2)
-    model = classifiers.build_classifier(
+    model = build_classifier(
         "mobilenetv2",
         64,
         1,
@@ -121,6 +122,61 @@ def test_started_again_it_takes_the_finished_passes(tmp_path):
     np.testing.assert_array_equal(one.get_layer("logits").get_weights()[0], two.get_layer("logits").get_weights()[0])
 
 
+@pytest.mark.parametrize(
+    ("change", "made_again"),
+    [
+        ({}, False),
+        ({"prior": 1.5}, False),
+        ({"weights": np.linspace(0.5, 1.5, 48).astype(np.float32)}, False),
+        ({"brighter": True}, True),
+    ],
+)
+def test_trainings_share_features_of_the_same_films_whatever_else_differs(tmp_path, change, made_again):
+    solve(make_model(), make_batches(), tmp_path)
+    seen = []
+    brighter = change.pop("brighter", False)
+    batches = make_batches(**change)
+    if brighter:
+        batches.images = batches.images.copy()
+        batches.images[7, 0, 0] ^= 1
+    alone, shared = make_model(), make_model()
+    loss = solve(shared, batches, tmp_path, l2=0.1, on_batch=lambda *done: seen.append(done))
+    assert bool(seen) is made_again
+    assert loss == solve(alone, batches, tmp_path / "alone", l2=0.1)
+    for one, two in zip(alone.get_weights(), shared.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+def test_another_encoder_or_another_look_at_the_films_makes_features_anew(tmp_path):
+    solve(make_model(), make_batches(), tmp_path)
+    other, seen = make_model(), []
+    encoder = other.get_layer("encoder")
+    encoder.set_weights([weight + 0.01 for weight in encoder.get_weights()])
+    solve(other, make_batches(), tmp_path, on_batch=lambda *done: seen.append(done))
+    assert len(seen) == 4
+    solve_head(
+        make_model(),
+        make_batches(),
+        FeatureCache(tmp_path, "other lungs"),
+        passes=1,
+        l2=0.01,
+        label_smoothing=0.0,
+        on_batch=lambda *done: seen.append(done),
+    )
+    assert len(seen) == 8
+
+
+@pytest.mark.parametrize("damage", [lambda content: content[:-200], lambda content: b"", lambda content: b"x" * 99])
+def test_damaged_features_are_made_again(tmp_path, damage):
+    one, two, seen = make_model(), make_model(), []
+    solve(one, make_batches(), tmp_path)
+    (kept,) = tmp_path.glob("features-*.npz")
+    kept.write_bytes(damage(kept.read_bytes()))
+    solve(two, make_batches(), tmp_path, on_batch=lambda *done: seen.append(done))
+    assert seen
+    np.testing.assert_array_equal(one.get_layer("logits").get_weights()[0], two.get_layer("logits").get_weights()[0])
+
+
 def test_where_lesions_lie_moves_the_weights_of_these_zones(tmp_path):
     """Zones whose features tell a lesion from none get weights that do; unknown ones and weight 0 change nothing."""
     draw = np.random.default_rng(8)
@@ -133,7 +189,7 @@ def test_where_lesions_lie_moves_the_weights_of_these_zones(tmp_path):
 
     def solved(zones, weight, name):
         k.utils.set_random_seed(2)
-        model = classifiers.build_classifier("mobilenetv2", 96, 1, 3, cut="block_3_expand_relu", pool="zones")
+        model = build_classifier("mobilenetv2", 96, 1, 3, cut="block_3_expand_relu", pool="zones")
         batches = Batches(
             images,
             lungs,

@@ -14,8 +14,8 @@ from cxr_pipeline import stages
 from cxr_pipeline.data.manifest import read_manifest
 from cxr_pipeline.data.radiograph import Radiograph, read
 from cxr_pipeline.data.synthetic import LABELS, make_film
-from cxr_pipeline.models.export import serving_model
 from cxr_pipeline.models.figures.metrics import auroc, dice
+from cxr_pipeline.models.serving import serving_model
 from cxr_pipeline.models.store import (
     KERAS_FILE,
     SERVING_FILE,
@@ -84,9 +84,9 @@ def test_lungs_of_synthetic_films_are_found(chain):
 
 def test_a_run_imports_no_tensorflow(tmp_path):
     code = (
-        "import sys; from pipeline import cli; "
-        f"cli._call(['samples', {str(tmp_path / 's')!r}, '-n', '1']); "
-        f"code = cli._call(['run', {str(tmp_path / 's' / 'images')!r}, '--out', {str(tmp_path / 'r')!r}]); "
+        "import sys; from cxr_pipeline.cli.main import _call; "
+        f"_call(['samples', {str(tmp_path / 's')!r}, '-n', '1']); "
+        f"code = _call(['run', {str(tmp_path / 's' / 'images')!r}, '--out', {str(tmp_path / 'r')!r}]); "
         "print('|', code, *sys.modules)"
     )
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

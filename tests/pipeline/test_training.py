@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 
 import pytest
 
@@ -37,3 +39,35 @@ def test_a_patient_in_two_splits_stops_the_training(tmp_path):
     path = manifest(tmp_path, "a.png,TB,1,train", "b.png,TB,1,test")
     with pytest.raises((TrainingError, ValueError), match="'?1'? .*in .*split"):
         prepare_manifest(path, Config())
+
+
+CODE = """
+import sys
+from cxr_pipeline.cli.main import _call
+code = _call(sys.argv[1:])
+print(code, *sorted({"tensorflow", "keras", "torch"} & set(sys.modules)))
+"""
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (["classify.encoder_weights=none.h5"], "no encoder weights at 'none.h5'"),
+        (["segment.encoder_weights=none.h5"], "no encoder weights at 'none.h5'"),
+        (["classify.network=tests.models.no_such:build", "segment.weights=tb"], "cannot be imported"),
+        (["classify.network_settings={alfa: 1}", "segment.weights=tb"], "no setting 'alfa'. Did you mean alpha?"),
+        (["classes=[SICK, WELL]", "positive=SICK", "normal=WELL", "classify.assumed_mix=null"], "SICK"),
+    ],
+)
+def test_what_cannot_be_trained_is_said_before_tensorflow_starts(samples, tmp_path, settings, says):
+    more = [
+        word
+        for one in [*["segment.encoder_weights=null"] * ("segment" not in settings[0]), *settings]
+        for word in ("--set", one)
+    ]
+    call = ["train", "--data", str(samples), "--config", "tb", "--out", str(tmp_path / "w"), *more]
+    answer = subprocess.run([sys.executable, "-c", CODE, *call], capture_output=True, text=True, check=True)
+    assert answer.stdout == "2\n"
+    assert says in answer.stderr
+    assert "Traceback" not in answer.stderr
+    assert not (tmp_path / "w").exists()

@@ -75,6 +75,18 @@ class TestShipped:
         for seed in range(4):
             assert code(judged(segment, how(synthetic(seed)))) == expected
 
+    def test_a_film_trimmed_close_to_the_lungs_is_judged_with_a_warning(self, segment):
+        """A refusal there would follow the disease: films with TB are trimmed so more often than normal ones."""
+        warned = 0
+        for seed in range(4):
+            whole = judged(segment, synthetic(seed))
+            rows, columns = np.nonzero(whole.mask)
+            inside = synthetic(seed)[rows.min() + 4 : rows.max() - 4, columns.min() + 4 : columns.max() - 4]
+            record = judged(segment, inside)
+            assert record.status == OK, record.error
+            warned += any(text.startswith("cut_off: ") for text in record.extra.get("warnings", ()))
+        assert warned >= 2
+
     @pytest.mark.parametrize("suffix", [".png", ".tif", ".bmp"])
     def test_a_film_of_one_bit_is_badly_exposed(self, segment, tmp_path, suffix):
         for seed in range(3):

@@ -1,0 +1,50 @@
+"""What can run a network: one file each. This registry is light: a runtime is imported where a network is opened.
+
+A runtime's module has a function ``open_file(path, threads)`` that returns a `Network`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+
+# A network, whatever runs it: a float32 batch (N, H, W, C) in, its outputs by name out, each (N, ...) float32.
+Network = Callable[["np.ndarray"], "dict[str, np.ndarray]"]
+
+KERAS_FILE, SERVING_FILE = "model.keras", "model.onnx"
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """A registry entry: its module, the file of a bundle that it runs, and the package that it needs."""
+
+    module: str
+    file: str
+    package: str
+
+    def open_file(self, path: Path, threads: int | None = None) -> Network:
+        """The network in a file, ready to call.
+
+        Args:
+            path: a file of the kind that `file` names.
+            threads: cores to take; None: all.
+
+        Raises:
+            ModuleNotFoundError: the runtime is not installed. Anything else that it raises where the file is damaged.
+        """
+        module = importlib.import_module(f"cxr_pipeline.models.runtimes.{self.module}")
+        network: Network = module.open_file(path, threads)
+        return network
+
+
+RUNTIMES: dict[str, Runtime] = {
+    "onnx": Runtime("onnx", SERVING_FILE, "onnxruntime"),
+    "openvino": Runtime("openvino", SERVING_FILE, "openvino"),
+    "keras": Runtime("keras", KERAS_FILE, "tensorflow"),
+}

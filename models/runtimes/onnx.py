@@ -1,0 +1,36 @@
+"""ONNX Runtime on the CPU: what a run uses unless another runtime is named."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from cxr_pipeline.models.runtimes import Network
+
+
+def open_file(path: Path, threads: int | None = None) -> Network:
+    """The network in an ONNX file; see `models.runtimes.Runtime.open_file`."""
+    # Its Linux package has telemetry that is on unless switched off, and leaves a file .ses in the temporary folder
+    # (seen in 1.31.1).
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    # Threads that wait for the next step must not spin: those that read and write need the cores. 200 films, 4
+    # cores: 36 s of processor time with it, 20 s without.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    (entry,) = session.get_inputs()
+    names = [output.name for output in session.get_outputs()]
+
+    def run(batch: np.ndarray) -> dict[str, np.ndarray]:
+        return dict(zip(names, session.run(names, {entry.name: batch}), strict=True))
+
+    return run

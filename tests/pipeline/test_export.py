@@ -1,0 +1,49 @@
+"""Exported networks answer like the Keras model, or are not left behind."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from cxr_pipeline import export
+from cxr_pipeline.cli import export as command
+from cxr_pipeline.cli.main import _call
+from cxr_pipeline.models.store import shipped
+
+pytestmark = pytest.mark.skipif(not shipped(), reason="no weights are shipped")
+
+
+def test_the_command_offers_what_there_is():
+    assert tuple(export.FORMATS) == command.FORMATS
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("to", export.FORMATS)
+def test_the_written_networks_answer_like_the_keras_model(to, tmp_path, capsys):
+    assert _call(["export", "--to", to, "--out", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert {path.name.partition(".")[0] for path in tmp_path.iterdir()} == {"segment", "classify"}
+    assert "segment: " in said
+    assert "logits" in said
+    assert "maps" in said
+
+
+def test_a_network_that_answers_otherwise_is_removed(tmp_path, monkeypatch, capsys):
+    def spoiled(path):
+        network = export.FORMATS["onnx"].open(path)
+        return lambda batch: {name: value + 0.01 for name, value in network(batch).items()}
+
+    bad = export.Format("{stage}.onnx", export.FORMATS["onnx"].write, spoiled)
+    monkeypatch.setitem(export.FORMATS, "openvino", bad)
+    assert _call(["export", "--to", "openvino", "--out", str(tmp_path)]) == 2
+    assert "segment.onnx does not answer like the Keras model: lungs differs by 0.01" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_bound_is_a_share_of_the_values():
+    batch = np.zeros((1, 2, 2, 1), np.float32)
+
+    def network(values):
+        return lambda _: {"logits": np.array(values, np.float32)}
+
+    assert export._compared(network([1000.0]), network([1000.9]), batch, None)["logits"] == pytest.approx(0.9, abs=1e-3)
