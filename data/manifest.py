@@ -1,21 +1,23 @@
 """The table of films that training and evaluation start from, checked whole before anything runs.
 
-Either a CSV with the columns below (only `image` is always needed), boxes in `boxes.csv` beside it::
+Either a CSV or Excel table with the columns below (only `image` is always needed), boxes in `boxes.csv` beside it::
 
     manifest.csv    image, mask, label, patient, source, split, findings      paths relative to this file
     boxes.csv       image, finding, x, y, w, h                                native pixels, x right, y down
 
-or a folder with one folder a class, split folders above them optional::
+or a folder with one folder per class; folders of splits may lie above or below them, and masks beside the films::
 
-    films/                   films/
-      TB/1.png                 train/TB/1.png
-      NORM/2.png               test/NORM/2.png
+    films/             films/                films/                    films/
+      TB/1.png           train/TB/1.png        TB/train/1.png            TB/images/1.png  TB/masks/1.png
+      NORM/2.png         test/NORM/2.png       NORM/test/2.png           NORM/images/...
+
+A mask may also lie in two files (columns `mask_left` and `mask_right`), or be given as run lengths in a column
+(`mask_rle`); see `data.filmmasks`.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,11 +26,18 @@ from pathlib import Path
 import pandas as pd
 
 from cxr_pipeline.configs.errors import CxrError
+from cxr_pipeline.data.classfolders import SPLIT_NAMES, rows_of
 from cxr_pipeline.data.geometry import Box
-from cxr_pipeline.data.radiograph import looks_like_image
+from cxr_pipeline.data.names import FileIndex, brief, printable
+from cxr_pipeline.data.tables import Table, TableError, column_named, read_table
 
 COLUMNS = ("image", "mask", "label", "patient", "source", "split", "findings")
 SPLITS = ("train", "val", "test", "external")
+# Further columns that give masks: files beside `mask`, and run lengths with the size that they are of.
+_MASK_FILES = ("mask_left", "mask_right", "left_mask", "right_mask")
+RUN_COLUMNS = ("mask_rle", "mask_rle_left", "mask_rle_right", "left_lung", "right_lung")
+MASK_COLUMNS = (*_MASK_FILES, *RUN_COLUMNS, "mask_height", "mask_width", "rle_order", "mask_labels", "heart_mask")
+IN_COLUMN = "column:"  # in `mask`: what follows is the name of the column that holds the mask
 BOX_COLUMNS = ("image", "finding", "x", "y", "w", "h")
 _SHOWN = 50  # faults listed in one message
 
@@ -38,9 +47,9 @@ class ManifestError(CxrError, ValueError):
 
     def __init__(self, path: Path, faults: Sequence[str]) -> None:
         self.faults = list(faults)
-        shown = "\n".join(f"  {fault}" for fault in self.faults[:_SHOWN])
+        shown = "\n".join(f"  {printable(fault)[:400]}" for fault in self.faults[:_SHOWN])
         more = f"\n  and {len(self.faults) - _SHOWN} more" if len(self.faults) > _SHOWN else ""
-        super().__init__(f"{path} has {len(self.faults)} fault(s):\n{shown}{more}")
+        super().__init__(f"{printable(str(path))} has {len(self.faults)} fault(s):\n{shown}{more}")
 
 
 @dataclass(frozen=True)
@@ -123,6 +132,9 @@ class Manifest:
         """
         names = ["image", "mask", "patient", "source", "split"]
         names += [name for name in ("heart_mask",) if name in self.table.columns]
+        if self.table["mask"].str.contains(IN_COLUMN, regex=False).any() or "mask_labels" in self.table.columns:
+            further = [name for name in MASK_COLUMNS if name in self.table.columns and name not in _MASK_FILES]
+            names += [name for name in further if name not in names]
         if labels:
             names += [n for n in ("label", "findings", "negative", "uncertain") if n in self.table.columns]
         lines = sorted(map(repr, self.table[names].itertuples(index=False, name=None)))
@@ -142,14 +154,18 @@ def read_manifest(
     classes: Sequence[str] | None = None,
     check_files: bool = True,
     faults_into: list[str] | None = None,
+    mask_labels: Sequence[str] | None = None,
 ) -> Manifest:
     """Read and check a manifest.
 
     Args:
-        path: a CSV file, a folder that holds `manifest.csv`, or a folder with one folder a class.
+        path: a table (see `data.tables`), a folder that holds `manifest.csv`, or a folder with one folder per class.
         classes: labels allowed beside an empty one; None allows any.
-        check_files: whether films and masks must exist.
+        check_files: whether films and masks must exist; names that differ from a file's in case, slashes or ending are
+            then mended.
         faults_into: takes the faults of rows, which are then not raised.
+        mask_labels: values of the masks that count as lung; by default those of the column `mask_labels`, or the
+            obvious ones.
 
     Raises:
         ManifestError: with every fault found.
@@ -157,25 +173,23 @@ def read_manifest(
     path = Path(path)
     if path.is_dir():
         if not (path / "manifest.csv").is_file():
-            return _from_folders(path, classes)
+            return _with_labels(_from_folders(path, classes), mask_labels)
         path = path / "manifest.csv"
-    table = _read_csv(path)
-    faults: list[str] = []
-    if "image" not in table.columns:
-        raise ManifestError(path, [f"no column `image`. Columns there: {', '.join(map(str, table.columns)) or 'none'}"])
-    for column in COLUMNS:
-        if column not in table.columns:
-            table[column] = ""
-    for column in ("label", "patient", "source", "split"):
-        table[column] = table[column].str.strip()
-    for column in {"findings", "negative", "uncertain"} & set(table.columns):
-        table[column] = ["|".join(filter(None, map(str.strip, text.split("|")))) for text in table[column]]
-    table["patient"] = table["patient"].where(table["patient"] != "", table["image"])
-    table["source"] = table["source"].where(table["source"] != "", "unknown")
+    try:
+        read = read_table(path, ["image"])
+    except TableError as error:
+        raise ManifestError(path, [str(error)]) from None
+    table = _normal(read)
+    faults = list(read.faults)
     if table.empty:
         faults.append("there are no rows")
-    manifest = Manifest(table, path.parent, _read_boxes(path.with_name("boxes.csv"), table, faults))
-    faults += _row_faults(manifest, classes, check_files)
+    renamed: dict[str, str] = {}
+    if check_files:
+        faults += _found_files(table, path.parent, read.numbers, renamed)
+    table["patient"] = table["patient"].where(table["patient"] != "", table["image"])
+    boxes = _read_boxes(path.with_name("boxes.csv"), table, faults, renamed)
+    manifest = _with_labels(Manifest(table, path.parent, boxes), mask_labels)
+    faults += _row_faults(manifest, classes, read.numbers)
     if faults_into is not None:
         faults_into += faults
     elif faults:
@@ -183,122 +197,167 @@ def read_manifest(
     return manifest
 
 
-def _read_csv(path: Path) -> pd.DataFrame:
-    if not path.is_file():
-        raise ManifestError(
-            path, ["there is no such file. Give a CSV with a column `image`, or a folder with one folder a class"]
-        )
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ManifestError(path, [f"it is not UTF-8 text (byte {error.start}). Save the table as CSV UTF-8"]) from None
-    header = text.partition("\n")[0]
-    separator = max(",;\t", key=header.count)
-    try:
-        table = pd.read_csv(io.StringIO(text), sep=separator, dtype=str, keep_default_na=False, skipinitialspace=True)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise ManifestError(path, [f"it is no table: {error}"]) from None
-    table.columns = [str(name).strip() for name in table.columns]
+def _normal(read: Table) -> pd.DataFrame:
+    """The table with all columns of `COLUMNS`, under these names, and its words as they are written here."""
+    table = pd.DataFrame(read.rows, columns=read.columns, dtype=str)
+    known = (*COLUMNS, *MASK_COLUMNS, "negative", "uncertain")
+    spelled = {column_named(name, read.columns): name for name in known}
+    table = table.rename(columns={old: new for old, new in spelled.items() if old is not None})
+    for column in COLUMNS:
+        if column not in table.columns:
+            table[column] = ""
+    for column in {"findings", "negative", "uncertain"} & set(table.columns):
+        table[column] = ["|".join(filter(None, map(str.strip, text.split("|")))) for text in table[column]]
+    table["split"] = [SPLIT_NAMES.get(text.casefold(), text) for text in table["split"]]
+    table["source"] = table["source"].where(table["source"] != "", "unknown")
+    table["mask"] = [masks_in(row) for row in table.to_dict("records")]
     return table
 
 
-def _row_faults(manifest: Manifest, classes: Sequence[str] | None, check_files: bool) -> list[str]:
+def _found_files(table: pd.DataFrame, root: Path, numbers: Sequence[int], renamed: dict[str, str]) -> list[str]:
+    """Put the names of the files that exist into the table; says which don't. `renamed` takes films by old name."""
+    index = FileIndex(root)
+    faults: list[str] = []
+    images, masks, missing = [], [], 0
+    for number, image, mask in zip(numbers, table["image"], table["mask"], strict=True):
+        found, problem = index.find(image) if image else ("", "")
+        images.append(found)
+        if found != image:
+            renamed[image] = found
+        if problem:
+            missing += problem == _ABSENT
+            said = f"{problem} in {root}" if problem == _ABSENT else problem
+            faults.append(f"row {number}: image {brief(image)} {said}")
+        parts = []
+        for part in filter(None, mask.split("|")):
+            name, problem = index.find(part) if not part.startswith(IN_COLUMN) else (part, "")
+            parts.append(name)
+            if problem:
+                said = f"{problem} in {root}" if problem == _ABSENT else problem
+                faults.append(f"row {number}: mask {brief(part)} {said}")
+        masks.append("|".join(parts))
+    if "heart_mask" in table.columns:
+        table["heart_mask"] = [
+            _heart_file(index, number, heart, root, faults)
+            for number, heart in zip(numbers, table["heart_mask"], strict=True)
+        ]
+    if missing == len(table) > 20:  # a table in another folder than its films: one sentence says more than all rows
+        first = os.path.abspath(root / images[0])
+        return [
+            f"none of its {missing} films exists. The first would be {brief(first, 200)}: paths start from the table"
+        ]
+    table["image"], table["mask"] = images, masks
+    return faults
+
+
+_ABSENT = "does not exist"
+
+
+def _heart_file(index: FileIndex, number: int, heart: str, root: Path, faults: list[str]) -> str:
+    """The name of the file that exists of a heart mask; a fault is added where there is none."""
+    if not heart:
+        return ""
+    name, problem = index.find(heart)
+    if problem:
+        where = f" in {root}" if problem == _ABSENT else ""
+        faults.append(f"row {number}: heart_mask {brief(heart)} {problem}{where}")
+    return name
+
+
+def _with_labels(manifest: Manifest, mask_labels: Sequence[str] | None) -> Manifest:
+    if not mask_labels:
+        return manifest
+    return replace(manifest, table=manifest.table.assign(mask_labels=",".join(map(str, mask_labels))))
+
+
+def masks_in(row: Mapping[str, str]) -> str:
+    """The masks that a row names in any of its columns, joined by a pipe sign; see `data.filmmasks`."""
+    files = [row.get("mask", ""), *(row.get(name, "") for name in _MASK_FILES)]
+    named = [f"{IN_COLUMN}{name}" for name in MASK_COLUMNS if name in RUN_COLUMNS and row.get(name, "")]
+    return "|".join([part.strip() for text in files for part in text.split("|") if part.strip()] + named)
+
+
+def _row_faults(manifest: Manifest, classes: Sequence[str] | None, numbers: Sequence[int]) -> list[str]:
     faults: list[str] = []
     table = manifest.table
     first_split: dict[str, tuple[str, int]] = {}
     first_row: dict[str, int] = {}
-    present = _Files() if check_files else None
-    for number, row in enumerate(table.itertuples(), 2):
+    for number, row in zip(numbers, table.itertuples(), strict=True):
         if row.image == "":
             faults.append(f"row {number}: no image")
             continue
         if row.image in first_row:
-            faults.append(f"row {number}: {row.image} stands in row {first_row[row.image]} already")
+            faults.append(f"row {number}: {brief(row.image)} stands in row {first_row[row.image]} already")
         first_row.setdefault(row.image, number)
-        for kind in ("image", "mask", "heart_mask"):
-            value = getattr(row, kind, "")
-            if present is not None and value and not present.has(manifest.path(value)):
-                faults.append(f"row {number}: {kind} {value} does not exist in {manifest.root}")
         if classes is not None and row.label and row.label not in classes:
-            faults.append(f"row {number}: label {row.label!r} is not one of {', '.join(classes)}")
+            alike = [name for name in classes if name.casefold() == row.label.casefold()]
+            meant = f". Write {alike[0]!r}" if alike else ""
+            faults.append(f"row {number}: label {brief(row.label)!r} is not one of {', '.join(classes)}{meant}")
         if row.split and row.split not in SPLITS:
-            faults.append(f"row {number}: split {row.split!r} is not one of {', '.join(SPLITS)}")
+            faults.append(f"row {number}: split {brief(row.split)!r} is not one of {', '.join(SPLITS)}")
         elif row.split:
             seen, where = first_split.setdefault(row.patient, (row.split, number))
             if seen != row.split:
                 faults.append(
-                    f"row {number}: patient {row.patient!r} is in split {row.split!r} here and {seen!r} in row "
+                    f"row {number}: patient {brief(row.patient)!r} is in split {row.split!r} here and {seen!r} in row "
                     f"{where}; a patient belongs to one split"
                 )
     return faults
 
 
-class _Files:
-    """Whether files exist, asking each folder once: one look a file is slow on network drives."""
-
-    def __init__(self) -> None:
-        self._folders: dict[str, set[str]] = {}
-
-    def has(self, path: Path) -> bool:
-        folder = str(path.parent)
-        if folder not in self._folders:
-            try:
-                self._folders[folder] = set(os.listdir(folder))
-            except OSError:
-                self._folders[folder] = set()
-        return path.name in self._folders[folder]
-
-
-def _read_boxes(path: Path, table: pd.DataFrame, faults: list[str]) -> pd.DataFrame:
+def _read_boxes(
+    path: Path, table: pd.DataFrame, faults: list[str], renamed: Mapping[str, str] | None = None
+) -> pd.DataFrame:
     empty = pd.DataFrame(
         {name: pd.Series(dtype=str if name in ("image", "finding") else float) for name in BOX_COLUMNS}
     )
     if not path.is_file():
         return empty
-    boxes = _read_csv(path)
-    missing = [name for name in BOX_COLUMNS if name not in boxes.columns and name != "finding"]
-    if missing:
-        faults.append(f"{path.name}: no column {', '.join(missing)}")
+    try:
+        read = read_table(path, [name for name in BOX_COLUMNS if name != "finding"])
+    except TableError as error:
+        faults.append(f"{path.name}: {error}")
         return empty
+    faults += [f"{path.name} {fault}" for fault in read.faults]
+    boxes = pd.DataFrame(read.rows, columns=read.columns, dtype=str)
+    boxes = boxes.rename(columns={column_named("finding", read.columns) or "finding": "finding"})
     if "finding" not in boxes.columns:
         boxes["finding"] = ""
     for name in "xywh":
         boxes[name] = pd.to_numeric(boxes[name], errors="coerce")
+    boxes["image"] = [(renamed or {}).get(name, name) for name in boxes["image"]]
     known = set(table["image"])
-    for number, row in enumerate(boxes.itertuples(), 2):
+    for number, row in zip(read.numbers, boxes.itertuples(), strict=True):
         if row.image not in known:
-            faults.append(f"{path.name} row {number}: image {row.image!r} is not in the manifest")
-        if not (row.w > 0 and row.h > 0 and row.x == row.x and row.y == row.y):  # NaN compares unequal to itself
+            faults.append(f"{path.name} row {number}: image {brief(row.image)!r} is not in the manifest")
+        sound = row.w > 0 and row.h > 0 and max(map(abs, (row.x, row.y, row.w, row.h))) < 1e6
+        if not sound:  # of a NaN too, which compares as false
             faults.append(f"{path.name} row {number}: x, y must be numbers and w, h positive ones")
     return boxes[list(BOX_COLUMNS)]
 
 
 def _from_folders(root: Path, classes: Sequence[str] | None) -> Manifest:
-    rows: list[dict[str, str]] = []
-    folders = [("", folder) for folder in sorted(root.iterdir()) if folder.is_dir() and folder.name not in SPLITS]
-    for split in SPLITS:
-        if (root / split).is_dir():
-            folders += [(split, folder) for folder in sorted((root / split).iterdir()) if folder.is_dir()]
-    for split, folder in folders:
-        films = sorted(
-            p for p in folder.rglob("*") if p.is_file() and not p.name.startswith(".") and looks_like_image(p)
-        )
-        rows += [{"image": p.relative_to(root).as_posix(), "label": folder.name, "split": split} for p in films]
-    if not rows:
+    rows = rows_of(root, classes)
+    if not any(row["label"] for row in rows):
+        found = ", ".join(sorted(brief(p.name, 40) for p in root.iterdir())[:10]) or "nothing"
+        what = "films lie in no folder of a class" if rows else "no films found"
         raise ManifestError(
             root,
             [
-                "no films found. Expected manifest.csv, or one folder a class with films in it"
+                f"{what}. Expected manifest.csv, or one folder per class with films in it"
                 + (f": {', '.join(f'{root.name}/{name}/*.png' for name in classes)}" if classes else "")
-                + f". Found: {', '.join(sorted(p.name for p in root.iterdir())[:10]) or 'nothing'}"
+                + f". Found: {found}"
             ],
         )
     table = pd.DataFrame(rows).reindex(columns=list(COLUMNS), fill_value="")
     table["patient"], table["source"] = table["image"], root.resolve().name
     manifest = Manifest(table, root, pd.DataFrame(columns=list(BOX_COLUMNS)))
-    unknown = sorted(set(table["label"]) - set(classes)) if classes is not None else []
-    if unknown:
-        raise ManifestError(
-            root, [f"folder {name!r} is not one of the classes {', '.join(classes)}" for name in unknown]
-        )
+    unknown = sorted(set(table["label"]) - set(classes) - {""}) if classes is not None else []
+    if classes is not None and unknown:
+        shown = [
+            f"folder {brief(name)!r} is not one of the classes {', '.join(classes)}. Name what it means: pipeline data "
+            f"import table {brief(root.name)} --map {brief(name)!r}={classes[0]} --out manifest.csv"
+            for name in unknown
+        ]
+        raise ManifestError(root, shown)
     return manifest

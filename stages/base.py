@@ -79,8 +79,10 @@ class Record:
     lung_fraction: float | None = None  # share of the film's pixels that are lung
     # classify
     probabilities: dict[str, float] | None = None  # calibrated, one a class, in the order of the classes
-    label: str | None = None
-    tb_score: float | None = None  # 0 to 100: calibrated probability of TB times 100
+    label: str | None = None  # the likeliest class
+    screen: str | None = None  # positive, negative or unsure, at the operating threshold: see `stages.decisions`
+    tb_score: float | None = None  # 0 to 100, of the positive class; 50 is the operating threshold
+    abnormal: float | None = None  # probability that the film is not normal
     maps: np.ndarray | None = None  # (h, w, classes) float32, Grad-CAM of each class's logit, on `frame`
     frame: Frame | None = None
     # localize
@@ -267,10 +269,7 @@ class Stage(ABC):
     @property
     def identity(self) -> str:
         """16 hex digits over all that decides the answers: the fingerprint, with the settings of this call."""
-        if not self.settings:
-            return self.fingerprint
-        text = self.fingerprint + json.dumps(self.settings, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return fingerprint_of(self.fingerprint, self.settings)
 
     def unchecked(self) -> str | None:
         """For the first stage of a chain: why it cannot tell a chest X-ray from anything else; None where it can."""
@@ -300,6 +299,13 @@ class Stage(ABC):
     @abstractmethod
     def evaluate(self, data: Manifest, out: Path, chain: Sequence[Stage] = ()) -> dict[str, Any]:
         """Figures on the films of `data` (see `models.figures.metrics.Figure`); plots are written into `out`."""
+
+
+def fingerprint_of(bundle: str, settings: Mapping[str, Any] | None) -> str:
+    """What names a stage's answers, 16 hex digits: its bundle's fingerprint, with the settings that a call changed."""
+    if not settings:
+        return bundle
+    return hashlib.sha256((bundle + json.dumps(settings, sort_keys=True)).encode()).hexdigest()[:16]
 
 
 Timed = Callable[[str], Any]  # called with a stage's name, gives a context that counts the seconds of a block

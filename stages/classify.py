@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from cxr_pipeline.models.store import fingerprint, open_network, read_card
-from cxr_pipeline.stages.base import Monitor, Record, Stage, Truth
+from cxr_pipeline.stages.base import Monitor, Record, Stage, StageError, Truth
 from cxr_pipeline.stages.classify_films import require_films, usable_films
 from cxr_pipeline.stages.classify_targets import several_labels as targets_of
 from cxr_pipeline.stages.crops import encoder_input, lung_crop
+from cxr_pipeline.stages.decisions import AT_THRESHOLD, Rules, Scale, Sets, probabilities_of
 from cxr_pipeline.stages.films import stream
 from cxr_pipeline.stages.quality import MIN_SIDE, by_header
 from cxr_pipeline.stages.uncertain import uncertain
@@ -32,8 +33,11 @@ class Classify(Stage):
     name: ClassVar[str] = "classify"
     summary: ClassVar[str] = "what the lungs look like: calibrated probabilities of the classes, and a TB score"
     uses: ClassVar[tuple[str, ...]] = ("mask", "lung_box")
-    fills: ClassVar[tuple[str, ...]] = ("probabilities", "label", "tb_score", "maps", "frame")
-    call_settings: ClassVar[tuple[str, ...]] = ("refuse", "temperature", "offsets", "threshold", "threshold_ci95")
+    fills: ClassVar[tuple[str, ...]] = ("probabilities", "label", "screen", "tb_score", "abnormal", "maps", "frame")
+    call_settings: ClassVar[tuple[str, ...]] = (
+        *("refuse", "cutoff"),
+        *("temperature", "offsets", "threshold", "threshold_ci95", "score", "sets"),  # of a site
+    )
     truth: ClassVar[Truth] = Truth("a class as its label", "column `label` or `findings`")
     headline_figures: ClassVar[tuple[str, ...]] = ("accuracy", "auroc")
     monitor: ClassVar[Monitor | None] = Monitor("val_loss", "min")
@@ -57,16 +61,34 @@ class Classify(Stage):
         self.threshold: float = decisions["threshold"]
         self.thresholds: dict[str, float] = decisions.get("thresholds", {})  # of several labels a film
         self.threshold_ci95: list[float] | None = decisions.get("threshold_ci95")
+        self.normal: str | None = decisions.get("normal")
+        self.scale, self.sets = Scale.of(decisions.get("score")), Sets.of(decisions.get("sets"))
+        self.cutoff: float = decisions.get("cutoff", AT_THRESHOLD)  # a person's own, of the score
         # Added to the logits divided by the temperature; a site brings its own, see train.calibration.
         self.offsets = np.array([decisions.get("offsets", {}).get(name, 0.0) for name in self.classes])
+
+    def with_settings(self, **settings: Any) -> Stage:
+        """See `Stage.with_settings`; `cutoff`, a score, is for stages that give one.
+
+        Raises:
+            StageError: the stage has no such setting, or gives no score.
+        """
+        if settings.get("cutoff") is not None and (self.positive is None or self.multi_label):
+            raise StageError("--threshold: these weights give no score. Leave it out")
+        return super().with_settings(**settings)
 
     @classmethod
     def load(cls, bundle: Path, *, runtime: str = "onnx", threads: int | None = None) -> Classify:
         """The stage as stored in `bundle`."""
         return cls(open_network(bundle, runtime, threads), read_card(bundle), fingerprint(bundle))
 
+    @property
+    def rules(self) -> Rules:
+        """What decides from probabilities on, as the card, a site or a person has it."""
+        return Rules(self.positive, self.threshold, self.normal, self.scale, self.sets, self.cutoff)
+
     def run(self, records: Sequence[Record]) -> list[Record]:
-        """Fill in `probabilities`, `label`, `tb_score`, and the Grad-CAM `maps` with their `frame`.
+        """Fill in what is decided, from `probabilities` to `abnormal`, and the Grad-CAM `maps` with their `frame`.
 
         In a chain without segmentation, which checks films, those are refused whose size or DICOM header speaks against
         them; what their pixels show is not checked.
@@ -92,31 +114,28 @@ class Classify(Stage):
             record.warn(*map(str, against))
 
     def _judge(self, record: Record, logits: np.ndarray) -> None:
-        """Calibrated probabilities, score and label from a film's logits (classes,).
+        """Calibrated probabilities from a film's logits (classes,), and what they decide: see `stages.decisions`.
 
-        The label is the positive class where its probability reaches the operating threshold (set for a sensitivity,
-        not for accuracy: a missed TB costs more than a second look), else the likeliest of the others. Where a film may
-        have several labels, it is all that reach their thresholds, joined by a pipe sign.
+        Where a film may have several labels, its label is all that reach their thresholds, joined by a pipe sign.
         """
-        from cxr_pipeline.models.figures.metrics import softmax
-
         record.extra["logits"] = logits
-        scaled = logits / self.temperature + self.offsets
-        values = 1 / (1 + np.exp(-scaled.astype(float))) if self.multi_label else softmax(scaled[None])[0]
+        values = probabilities_of(logits, self.temperature, self.offsets, several=self.multi_label)
         record.probabilities = {name: float(value) for name, value in zip(self.classes, values, strict=True)}
         if self.positive is not None:
-            record.tb_score = 100.0 * record.probabilities[self.positive]
             record.extra["positive"] = self.positive
         if self.multi_label:
             present = [name for name in self.classes if record.probabilities[name] >= self.thresholds[name]]
             record.label = "|".join(present)
+            if self.positive is not None:
+                record.tb_score = 100.0 * record.probabilities[self.positive]
             return
-        positive = record.probabilities[self.positive]
-        record.warn(*uncertain(positive, self.threshold, self.threshold_ci95))
-        others = [name for name in self.classes if name != self.positive]
-        record.label = (
-            self.positive if positive >= self.threshold else max(others, key=record.probabilities.__getitem__)
-        )
+        answer = self.rules.decide(record.probabilities)
+        record.label, record.screen, record.tb_score = answer.label, answer.screen, answer.score
+        record.abnormal, record.extra["cutoff"] = answer.abnormal, self.cutoff
+        doubts = list(answer.doubts)
+        if self.sets is None:  # a card of before
+            doubts = uncertain(record.probabilities[self.positive], self.threshold, self.threshold_ci95)
+        record.warn(*doubts)
 
     @classmethod
     def require(cls, data: Manifest, config: Config) -> None:
@@ -157,7 +176,9 @@ class Classify(Stage):
             entry = {k: row[k] for k in ("image", "patient", "source", "label")} | {"status": record.status}
             if record.ok:
                 entry |= {f"p_{name}": value for name, value in record.probabilities.items()} | {
-                    "predicted": record.label
+                    "predicted": record.label,
+                    "screen": record.screen or "",
+                    **({} if record.tb_score is None else {"score": record.tb_score}),
                 }
                 if not self.multi_label:
                     tiles.append((entry, lung_crop(record, 160)[0]))
@@ -170,6 +191,4 @@ class Classify(Stage):
             rows.append(entry)
         if self.multi_label:
             return figures_of_labels(rows, self.classes, self.thresholds, out)
-        return figures(
-            rows, tiles, self.classes, self.positive, self.card["decisions"].get("normal"), self.threshold, out
-        )
+        return figures(rows, tiles, self.classes, self.rules, out)

@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import cv2
 import numpy as np
 
 from cxr_pipeline.data.progress import track
@@ -68,21 +67,11 @@ def sources_of(data: Manifest, fit: Fit) -> list[str]:
 
 
 def read_mask(path: Path, size: tuple[int, int]) -> np.ndarray:
-    """A mask file as (H, W) uint8, 0 or 1, at the film's `size`.
+    """A mask file as (H, W) uint8, 0 or 1, at the film's `size`; see `data.masks`. Of a manifest's film: `film_mask`.
 
     Raises:
         RadiographError: it cannot be read, or its aspect ratio is another than the film's.
     """
-    raw = np.fromfile(path, np.uint8) if path.is_file() else np.empty(0, np.uint8)
-    mask = cv2.imdecode(raw, cv2.IMREAD_GRAYSCALE) if raw.size else None
-    if mask is None:
-        raise RadiographError(str(path), "the mask cannot be read. Give a PNG with 0 outside the lungs and 255 inside")
-    mask = (mask > (127 if mask.max() > 1 else 0)).astype(np.uint8)
-    if mask.shape == tuple(size):
-        return mask
-    if abs(mask.shape[0] * size[1] - mask.shape[1] * size[0]) > 0.02 * mask.shape[0] * size[1]:
-        raise RadiographError(
-            str(path),
-            f"the mask is {mask.shape[1]}x{mask.shape[0]} pixels and its film {size[1]}x{size[0]}. Make them match",
-        )
-    return cv2.resize(mask, (size[1], size[0]), interpolation=cv2.INTER_NEAREST_EXACT)
+    from cxr_pipeline.data.masks import read_mask as read_any
+
+    return read_any(path, size)

@@ -205,7 +205,9 @@ def _truth(data: Manifest, row: Mapping[str, Any], record: Record) -> dict[str, 
     Raises:
         RadiographError: a mask cannot be read.
     """
-    lungs = read_mask(data.path(row["mask"]), record.size)
+    from cxr_pipeline.data.filmmasks import film_mask
+
+    lungs = film_mask(data, row, record.size)
     heart = read_mask(data.path(row["heart_mask"]), record.size) if row.get("heart_mask") else None
     return sizes(lungs, record.radiograph.spacing) | cardiothoracic(lungs, heart)
 

@@ -81,7 +81,7 @@ class Segment(Stage):
         todo = [record for record in records if record.ok]
         views, hearts = self._answered([record.radiograph for record in todo])
         for record, view, heart in zip(todo, views, hearts, strict=True):
-            frame = Frame.letterbox(record.radiograph.size, self.size)
+            frame = Frame.letterbox(record.radiograph.size, self.size, record.radiograph.aspect)
             self._fill(record, postprocess(view.lungs, frame, self.threshold))
             if heart is not None:
                 record.heart_mask = largest(frame.to_native(levels_of(heart)) >= round(self.threshold * 255.0))
@@ -103,7 +103,7 @@ class Segment(Stage):
 
     def _answered(self, films: Sequence[Radiograph]) -> tuple[list[View], list[np.ndarray | None]]:
         """The views of films, and the heart's probability (s, s) on the same grid; None where it is not looked for."""
-        frames = [Frame.letterbox(film.size, self.size) for film in films]
+        frames = [Frame.letterbox(film.size, self.size, film.aspect) for film in films]
         raws = [frame.to_grid(film.pixels) for film, frame in zip(films, frames, strict=True)]
         return self._looked(raws, [shown(frame) for frame in frames])
 
@@ -272,6 +272,7 @@ class Segment(Stage):
 
         `heart_dice` is on those of them that have a mask of the heart, too, where the stage finds it.
         """
+        from cxr_pipeline.data.filmmasks import film_mask
         from cxr_pipeline.models.figures.metrics import bootstrap_mean, dice, hd95, iou
         from cxr_pipeline.models.figures.plots import contact_sheet
 
@@ -281,7 +282,7 @@ class Segment(Stage):
             if record.radiograph is None:
                 continue
             try:
-                truth = read_mask(data.path(row["mask"]), size)
+                truth = film_mask(data, row, size)
                 has_heart = self.heart and row.get("heart_mask")
                 heart = read_mask(data.path(row["heart_mask"]), size) if has_heart else None
             except RadiographError as error:

@@ -23,7 +23,7 @@ TRUE, FOUND = (80, 220, 80), (60, 60, 255)  # BGR, of the outlines in worst.png
 _UNKNOWN = 4  # see `models.training.losses.lungs_and_heart`; not imported: that imports Keras
 
 
-def preprocess(pixels: np.ndarray, size: int) -> tuple[np.ndarray, Frame]:
+def preprocess(pixels: np.ndarray, size: int, aspect: float = 1.0) -> tuple[np.ndarray, Frame]:
     """What the network sees of a film, in training, running and evaluation alike.
 
     The film is letterboxed (its aspect ratio kept) and its grey levels stretched from the 1st to the 99th percentile of
@@ -32,11 +32,12 @@ def preprocess(pixels: np.ndarray, size: int) -> tuple[np.ndarray, Frame]:
     Args:
         pixels: (H, W) float32 in [0, 1].
         size: side of the network's square.
+        aspect: height of a pixel divided by its width.
 
     Returns:
         (size, size) float32 in [0, 1], and the frame that leads back to native pixels.
     """
-    frame = Frame.letterbox(pixels.shape, size)
+    frame = Frame.letterbox(pixels.shape, size, aspect)
     return stretch(frame.to_grid(pixels)), frame
 
 
@@ -60,13 +61,14 @@ def arrays_of(data: Manifest, size: int, folder: Path, *, heart: bool = False) -
     `heart`: masks are codes of lungs and heart, see `models.training.losses.lungs_and_heart`.
     """
     from cxr_pipeline.data.cache import kept_arrays
+    from cxr_pipeline.data.filmmasks import film_mask
 
     def rows() -> Any:
         for number, (row, record) in enumerate(stream(data, description="reading films")):
             if not record.ok:
                 continue
             try:
-                mask = read_mask(data.path(row["mask"]), record.size)
+                mask = film_mask(data, row, record.size)
                 if heart and row.get("heart_mask"):
                     mask = mask + 2 * read_mask(data.path(row["heart_mask"]), record.size)
                 elif heart:
@@ -74,10 +76,10 @@ def arrays_of(data: Manifest, size: int, folder: Path, *, heart: bool = False) -
             except RadiographError as error:
                 log.warning("left out: %s", error)
                 continue
-            grid, frame = preprocess(record.radiograph.pixels, size)
+            grid, frame = preprocess(record.radiograph.pixels, size, record.radiograph.aspect)
             yield number, {"image": np.round(grid * 255).astype(np.uint8), "mask": frame.to_grid(mask, nearest=True)}
 
-    key = ["segment", 1, size, sorted(data.table["image"]), str(data.root)]
+    key = ["segment", 2, size, sorted(data.table["image"]), data.content_hash(labels=False), str(data.root)]
     if heart:
         key.append(sorted(data.table["heart_mask"]) if "heart_mask" in data.table else [])
     arrays, _ = kept_arrays(folder, key, len(data), {"image": (size, size), "mask": (size, size)}, rows)

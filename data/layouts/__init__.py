@@ -2,14 +2,26 @@
 
 Each importer is a function `name(root, job) -> list[Film]` in a module here; its docstring draws the tree that it
 expects, and says what the labels mean. `LAYOUTS` says of each what a person should know before training on it;
-docs/data.md shows the same as a table (a test holds them together).
+docs/data.md shows the same as a table, made by docs/data.py.
+
+Somebody else's package adds a data set by an entry point of the group `cxr_pipeline.layouts`, whose object is a
+`Layout`; its `module` is then the whole name of the module that holds the importer.
 """
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
+
+from cxr_pipeline.configs.errors import CxrError
 
 SPLITS_BY_PATIENT = "none; training splits by patient"
+
+
+class ExternalLayoutError(CxrError, RuntimeError):
+    """A data set of another package that cannot be loaded."""
 
 
 @dataclass(frozen=True)
@@ -148,3 +160,43 @@ LAYOUTS: dict[str, Layout] = {
         "none known; patients unknown",
     ),
 }
+
+GROUP = "cxr_pipeline.layouts"
+
+
+def layouts() -> dict[str, Layout]:
+    """All data sets by name: those here, then those of other packages, which take no name of these."""
+    from importlib.metadata import entry_points
+
+    found = dict(LAYOUTS)
+    for point in sorted(entry_points(group=GROUP), key=lambda point: point.name):
+        if point.name in found:
+            continue
+        try:
+            layout = point.load()
+        except Exception as error:  # another package's fault must not stop the importers here
+            raise ExternalLayoutError(
+                f"the data set {point.name!r} of {point.value} cannot be loaded ({error})"
+            ) from error
+        if not isinstance(layout, Layout):
+            raise ExternalLayoutError(f"{point.value} is no Layout, so {point.name!r} cannot be imported")
+        found[point.name] = layout
+    return found
+
+
+def importer_of(name: str, layout: Layout) -> Callable[..., Any]:
+    """The function `name(folder, job) -> list[Film]` of a data set."""
+    module = layout.module if "." in layout.module else f"cxr_pipeline.data.layouts.{layout.module}"
+    return getattr(importlib.import_module(module), name)
+
+
+def table_of_layouts() -> str:
+    """The data sets as the table of docs/data.md."""
+    rows = [
+        "| name | data set | what it has | splits | licence | cite | known leakage |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, one in LAYOUTS.items():
+        cells = (one.title, one.holds, one.splits, one.licence, one.citation, one.leakage)
+        rows.append(f"| `{name}` | {' | '.join(cells)} |")
+    return "\n".join(rows)

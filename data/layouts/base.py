@@ -7,7 +7,7 @@ import os
 import re
 import textwrap
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,7 +17,9 @@ import pandas as pd
 
 from cxr_pipeline.configs.errors import CxrError
 from cxr_pipeline.data.geometry import Box
+from cxr_pipeline.data.radiograph import RadiographError
 from cxr_pipeline.data.splits import patients_by_kind
+from cxr_pipeline.data.walk import files_below as walked
 
 PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 # Levels below the folder given that are looked at for the data set's own: tools that mirror a site keep its path.
@@ -40,7 +42,7 @@ class Film:
         own: the data set's own class, "" where it has none.
         source, split: as in a manifest; "" leaves the split to the training.
         findings: labels that are there.
-        mask: of the lungs, where there is one.
+        mask: of the lungs, where there is one; `other_masks` are joined to it when read.
         boxes: finding and box in the film's pixels.
         more: columns that only this data set has, such as age in years and sex (F or M).
     """
@@ -53,6 +55,7 @@ class Film:
     split: str = ""
     findings: list[str] = field(default_factory=list)
     mask: Path | None = None
+    other_masks: list[Path] = field(default_factory=list)
     boxes: list[tuple[str, Box]] = field(default_factory=list)
     more: dict[str, str] = field(default_factory=dict)
 
@@ -97,29 +100,76 @@ class Job:
             return None
 
 
-def find_root(folder: Path, is_root: Callable[[Path], bool], importer: Callable[..., object]) -> Path:
+def find_root(
+    folder: Path,
+    pieces: Mapping[str, Callable[[Path], bool]],
+    importer: Callable[..., object],
+) -> Path:
     """The data set's own folder: `folder` or the nearest one up to five levels below it.
 
+    Args:
+        folder: what the user gave.
+        pieces: what must be there, by the words that name it; all of them make the folder.
+        importer: whose docstring draws the tree.
+
     Raises:
-        LayoutError: there is none; shows the tree of the importer's docstring and what `folder` holds.
+        LayoutError: there is none; says which piece is missing, whether another folder or another data set was meant,
+            shows the tree of the importer's docstring and what `folder` holds.
     """
+    nearest: tuple[int, Path, list[str]] | None = None
     level = [folder]
     for depth in range(_DEPTH + 1):
         for candidate in level[:_LOOKED_AT]:
-            if is_root(candidate):
+            missing = [words for words, is_there in pieces.items() if not is_there(candidate)]
+            if not missing:
                 return candidate
+            if len(missing) < len(pieces) and (nearest is None or len(missing) < nearest[0]):
+                nearest = (len(missing), candidate, missing)
         if depth < _DEPTH:
             level = [below for parent in level[:_LOOKED_AT] for below in folders_in(parent)]
+    for above in list(folder.parents)[:3]:
+        if all(is_there(above) for is_there in pieces.values()):
+            raise wrong_folder(folder, importer, f"this is a sub-folder of it. Give its parent, {above}")
+    if nearest is not None:
+        raise wrong_folder(folder, importer, f"{nearest[1]} lacks {' and '.join(nearest[2])}")
     raise wrong_folder(folder, importer)
 
 
 def wrong_folder(folder: Path, importer: Callable[..., object], what: str = "") -> LayoutError:
     """The error that shows what was expected and what is there."""
+    from cxr_pipeline.data.layouts import LAYOUTS
+    from cxr_pipeline.data.layouts.signs import archives_in, recognised
+
+    name = importer.__name__
+    hints = [what] if what else []
+    others = [other for other in recognised(folder, LAYOUTS) if other != name]
+    if others and not what.startswith("this is a sub-folder"):
+        hints.append(f"this looks like {' or '.join(others)}: pipeline data import {others[0]}")
+    packed = archives_in(folder)
+    if packed and not others:
+        hints.append(f"unpack the archive first: {', '.join(packed[:3])}")
     return LayoutError(
-        f"{folder} does not hold {importer.__name__} as it is downloaded{f': {what}' if what else ''}. Expected, there "
+        f"{folder} does not hold {name} as it is downloaded{''.join(f': {hint}' for hint in hints)}. Expected, there "
         f"or in a folder below:\n{tree_of(importer)}\nFound: {_shown(folder)}. Give the folder that the download was "
         "unpacked into"
     )
+
+
+def folder_named(root: Path, *names: str) -> Path | None:
+    """The folder in `root` with one of the names, without regard to case, blanks, dashes and underscores."""
+    wanted = [_squeezed(name) for name in names]
+    found = {_squeezed(path.name): path for path in reversed(folders_in(root))}
+    return next((found[name] for name in wanted if name in found), None)
+
+
+def _squeezed(name: str) -> str:
+    return re.sub(r"[ _-]", "", name).casefold()
+
+
+def file_named(root: Path, *names: str) -> Path | None:
+    """The file in `root` with one of the names, without regard to case."""
+    found = {name.casefold(): name for name in reversed(_files_in(root))}
+    return next((root / found[name.casefold()] for name in names if name.casefold() in found), None)
 
 
 def _shown(folder: Path) -> str:
@@ -169,12 +219,8 @@ def folders_in(folder: Path) -> list[Path]:
 
 
 def files_below(root: Path, suffixes: tuple[str, ...] = PICTURES) -> Iterator[Path]:
-    """Files with one of the suffixes, in order of their paths; hidden ones and those of macOS archives left out."""
-    for folder, below, names in os.walk(root):
-        below[:] = sorted(name for name in below if not name.startswith((".", "__MACOSX")))
-        for name in sorted(names):
-            if name.lower().endswith(suffixes) and not name.startswith("."):
-                yield Path(folder, name)
+    """Files with one of the suffixes, see `data.walk`: linked folders are followed."""
+    return walked(root, suffixes)
 
 
 def read_table(path: Path, columns: Iterable[str], importer: Callable[..., object]) -> pd.DataFrame:
@@ -283,19 +329,20 @@ def join_masks(parts: Iterable[Path], out: Path) -> Path:
     Raises:
         LayoutError: one cannot be read, or sizes differ.
     """
-    from PIL import Image
+    from cxr_pipeline.data.masks import read_mask
 
     joined: np.ndarray | None = None
     for part in parts:
         try:
-            with Image.open(part) as image:
-                mask = np.asarray(image.convert("L")) > 0
-        except OSError as error:
-            raise LayoutError(f"the mask {part} cannot be read ({error}). Download it again") from None
+            mask = read_mask(part)
+        except RadiographError as error:
+            raise LayoutError(f"the mask {part} cannot be read ({error.reason}). Download it again") from None
         if joined is not None and joined.shape != mask.shape:
             raise LayoutError(f"the masks of the two lungs differ in size: {part} is {mask.shape}, not {joined.shape}")
         joined = mask if joined is None else joined | mask
-    write_png(out, joined.astype(np.uint8) * 255)
+    if joined is None:
+        raise LayoutError("there is no mask to join")
+    write_png(out, joined * np.uint8(255))
     return out
 
 

@@ -13,6 +13,7 @@ from cxr_pipeline.data.layouts.base import (
     Film,
     Job,
     age_of,
+    file_named,
     find_root,
     folders_in,
     joined,
@@ -49,10 +50,10 @@ def chexpert(folder: Path, job: Job) -> list[Film]:
     label stays empty.
 
     Lateral films are left out, unless `--all-views`. Splits: the official train, valid (200 studies read by three
-    radiologists) as `val`, and test where its table is there. Licence: Stanford's research use agreement. Leakage: none
-    known.
+    radiologists) as `val`, and test where its table is there. Patients are those of the paths.
     """
-    root = find_root(folder, lambda path: (path / "train.csv").is_file() and (path / "valid.csv").is_file(), chexpert)
+    pieces = {name: lambda path, name=name: file_named(path, name) is not None for name in ("train.csv", "valid.csv")}
+    root = find_root(folder, pieces, chexpert)
     films, lateral = [], 0
     where = _Places(root, folder)
     for table_path in _tables(root):

@@ -24,11 +24,13 @@ def covidchestxray(folder: Path, job: Job) -> list[Film]:
     such as Pneumonia/Viral/COVID-19: each of its parts becomes a finding. Tuberculosis is TB, No Finding NORM, other
     findings NTB; "todo" and "Unknown" leave the label empty.
 
-    Patients: `patientid`. Splits: none. Licence: of each picture, in the column `licence`. Leakage: in the COVID-19
-    Radiography Database.
+    Patients: `patientid`. Splits: none. The licence of each picture is in the column `licence`.
     """
-    is_root = lambda path: (path / "metadata.csv").is_file() and (path / "images").is_dir()  # noqa: E731
-    root = find_root(folder, is_root, covidchestxray)
+    pieces = {
+        "metadata.csv": lambda path: (path / "metadata.csv").is_file(),
+        "the folder images/": lambda path: (path / "images").is_dir(),
+    }
+    root = find_root(folder, pieces, covidchestxray)
     columns = ("patientid", "finding", "view", "modality", "folder", "filename")
     table = read_table(root / "metadata.csv", columns, covidchestxray)
     films, others = [], 0

@@ -10,6 +10,7 @@ of anatomical structures in chest radiographs using supervised methods. Med Imag
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from cxr_pipeline.data.layouts.base import (
     Job,
     age_of,
     files_below,
+    read_table,
     scaled_boxes,
     sex_of,
     write_png,
@@ -38,6 +40,8 @@ _NO_FILMS = re.compile(
     r"masks?|(left|right)[ _]lung|heart|(left|right)[ _]clavicle|landmarks?|points|bse.*|.*[ _-]bse|.*suppress.*",
     re.IGNORECASE,
 )
+_MASKS = re.compile(r"(lung[ _])?masks?", re.IGNORECASE)
+_ORGANS = re.compile(r"heart|clavicle|landmark|points")
 _HARDLY_FILMS = re.compile(r"mask|lungs?$|heart|clavicle|landmark|points", re.IGNORECASE)
 
 
@@ -56,8 +60,10 @@ def jsrt(folder: Path, job: Job) -> list[Film]:
     The masks of the two lungs are joined into `masks/jsrt/`; they have 1024 px a side, and readers scale them up. The
     box of a nodule is its centre and diameter from CLNDAT_EN.txt.
 
-    A patient has one film. Column `fold`: SCR's, 1 or 2, for its two-fold comparison. Licence: research use,
-    registration with JSRT. Leakage: none known.
+    The form of Kaggle serves too: `images/`, `masks/` with one mask of both lungs, and `jsrt_metadata.csv` (study_id,
+    size, age, gender, x, y) in place of the clinical tables.
+
+    A patient has one film. Column `fold`: SCR's, 1 or 2, for its two-fold comparison.
     """
     images, masks = _found(folder)
     if not images:
@@ -98,14 +104,17 @@ def jsrt(folder: Path, job: Job) -> list[Film]:
             film.mask = job.mask_of(lungs.values(), f"jsrt/{name}.png")
             fold = re.search(r"fold(\d)", str(lungs["left lung"].relative_to(folder)))
             film.more["fold"] = fold[1] if fold else ""
+        elif "both" in lungs:
+            film.mask = lungs["both"]
         films.append(film)
     if not about:
         job.note("no boxes, ages and sexes: CLNDAT_EN.txt and CNNDAT_EN.TXT (Clinical_Information.zip) are not there")
     if converted:
         job.note(f"{converted} .IMG files were converted to 16-bit PNG in {job.beside / 'images' / 'jsrt'}")
     without = sum(film.mask is None for film in films)
-    if without < len(films):
-        job.note(f"{len(films) - without} pairs of lung masks were joined into {job.beside / 'masks' / 'jsrt'}")
+    pairs = sum({"left lung", "right lung"} <= set(masks.get(name, {})) for name in images)
+    if pairs:
+        job.note(f"{pairs} pairs of lung masks were joined into {job.beside / 'masks' / 'jsrt'}")
     if without:
         job.note(
             f"{without} of {len(films)} films have no lung mask (looked for SCR's masks/left lung, masks/right lung)"
@@ -136,6 +145,9 @@ def _found(root: Path) -> tuple[dict[str, list[Path]], dict[str, dict[str, Path]
             masks.setdefault(name, {})[side] = path
             continue
         folders = path.relative_to(root).parts[:-1]
+        if any(map(_MASKS.fullmatch, folders)) and not _ORGANS.search(side):
+            masks.setdefault(name, {})["both"] = path
+            continue
         if path.suffix.lower() != ".gif" and not any(map(_NO_FILMS.fullmatch, folders)):
             found = doubtful if any(map(_HARDLY_FILMS.search, folders)) else images
             found.setdefault(name, []).append(path)
@@ -153,7 +165,7 @@ def _clinical(root: Path) -> dict[str, tuple[str, str, Box | None]]:
     Lines of CLNDAT_EN.txt: name, subtlety, diameter in mm, age, sex, x and y of the centre, then words; of
     CNNDAT_EN.TXT: name, age, sex. Blanks and tabs between them vary.
     """
-    about: dict[str, tuple[str, str, Box | None]] = {}
+    about = _metadata(root)
     for path in files_below(root, ("nndat_en.txt", "lndat_en.txt")):
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             cells = line.split()
@@ -164,8 +176,30 @@ def _clinical(root: Path) -> dict[str, tuple[str, str, Box | None]]:
             if name.startswith("JPCNN"):
                 about[name] = (age_of(" ".join(cells[1:2])), sex_of(" ".join(cells[2:3])), None)
             elif len(cells) >= 7:
-                size, x, y = (float(cell) if cell.isdigit() else 0.0 for cell in (cells[2], cells[5], cells[6]))
-                side = size / MILLIMETRES
-                box = Box(x - side / 2, y - side / 2, side, side) if size and x and y else None
+                box = _nodule(cells[2], cells[5], cells[6])
                 about[name] = (age_of(cells[3]), sex_of(cells[4]), box)
+    return about
+
+
+def _nodule(size: str, x: str, y: str) -> Box | None:
+    """The box of a nodule of `size` millimetres around a centre in pixels of 2048; None where a cell is no number."""
+    try:
+        side, across, down = float(size) / MILLIMETRES, float(x), float(y)
+    except ValueError:
+        return None
+    box = Box(across - side / 2, down - side / 2, side, side)
+    return box if side > 0 and across > 0 and down > 0 and all(map(math.isfinite, box)) else None
+
+
+def _metadata(root: Path) -> dict[str, tuple[str, str, Box | None]]:
+    """Age, sex and the nodule's box by name, of the table that Kaggle's copy has."""
+    about: dict[str, tuple[str, str, Box | None]] = {}
+    for path in files_below(root, ("jsrt_metadata.csv",)):
+        for row in read_table(path, ("study_id",), jsrt).to_dict("records"):
+            match = _NAME.match(row["study_id"])
+            if match is not None:
+                box = _nodule(row.get("size", ""), row.get("x", ""), row.get("y", ""))
+                nodule = match[1].upper().startswith("JPCLN")
+                sex = sex_of(row.get("gender", "") or row.get("sex", ""))
+                about[match[1].upper()] = (age_of(row.get("age", "")), sex, box if nodule else None)
     return about

@@ -18,6 +18,7 @@ from cxr_pipeline.data.layouts.base import (
     LayoutError,
     age_of,
     carve_val,
+    file_named,
     files_below,
     find_root,
     number_in,
@@ -26,7 +27,7 @@ from cxr_pipeline.data.layouts.base import (
     sex_of,
 )
 
-_TABLES = ("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv")
+_TABLES = ("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv", "sample_labels.csv")  # the last of Kaggle's sample
 _SIDE = 1024  # of the films as they are distributed, which boxes refer to
 
 
@@ -45,11 +46,12 @@ def nih(folder: Path, job: Job) -> list[Film]:
     Splits: the official test; `val` is carved from the official train_val by patient. Smaller copies of the films
     serve too: boxes are scaled to what lies there.
 
-    Licence: free use, with citation and a link to the NIH Clinical Center. Leakage: all films of the RSNA challenge are
-    from here, and so are most normal films of the COVID-19 Radiography and TB Chest Radiography Databases.
+    Kaggle's sample of 5,606 films serves too: `sample_labels.csv` and `images/`, without official splits. Patients are
+    the table's.
     """
-    root = find_root(folder, lambda path: any((path / name).is_file() for name in _TABLES), nih)
-    table_path = next(root / name for name in _TABLES if (root / name).is_file())
+    pieces = {"Data_Entry_2017_v2020.csv": lambda path: file_named(path, *_TABLES) is not None}
+    root = find_root(folder, pieces, nih)
+    table_path = file_named(root, *_TABLES) or root / _TABLES[0]
     table = read_table(table_path, ("Image Index", "Finding Labels", "Patient ID"), nih)
     where = {path.name: path for path in files_below(root)}
     splits = _splits(root, job)

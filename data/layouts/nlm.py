@@ -8,9 +8,10 @@ for computer-aided screening of pulmonary diseases. Quant Imaging Med Surg 2014;
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
-from cxr_pipeline.data.layouts.base import Film, Job, age_of, files_below, find_root, sex_of
+from cxr_pipeline.data.layouts.base import PICTURES, Film, Job, age_of, files_below, find_root, read_table, sex_of
 from cxr_pipeline.data.progress import track
 
 
@@ -26,11 +27,11 @@ def montgomery(folder: Path, job: Job) -> list[Film]:
     The masks of the two lungs are joined into one each, written into `masks/montgomery/` beside the manifest; where
     `masks/MCUCXR_0001_0.png` holds both lungs already, as in the set of Kaggle that joins both sets, that one is taken.
 
-    A patient has one film. Licence: public, U.S. National Library of Medicine; not to be passed on. Leakage: the films
-    are in TBX11K (imgs/extra) and in the TB Chest Radiography Database.
+    The form of Kaggle serves too: films in `images/images/`, or `images/`, and `montgomery_metadata.csv` (study_id,
+    sex, age, findings) in place of the readings. A patient has one film.
     """
-    root = find_root(folder, lambda path: any((path / "CXR_png").glob("MCUCXR_*.png")), montgomery)
-    films = _films(root, "MCUCXR", "montgomery")
+    root, images = _home(folder, "MCUCXR", montgomery)
+    films = _films(root, images, "MCUCXR", "montgomery")
     made = 0
     for film in track(films, "masks", len(films)):
         lungs = [root / "ManualMask" / side / film.image.name for side in ("leftMask", "rightMask")]
@@ -55,13 +56,11 @@ def shenzhen(folder: Path, job: Job) -> list[Film]:
           mask/CHNCXR_0001_0_mask.png            by Stirenko et al., a download of its own (shcxr-lung-mask), in any
                                                  folder here, or in mask, masks or shcxr-lung-mask beside this one
 
-    A patient has one film. Licence: public, U.S. National Library of Medicine; not to be passed on. Masks: Stirenko S
-    et al. Chest X-ray analysis of tuberculosis by deep learning with segmentation and augmentation. IEEE ELNANO 2018,
-    arXiv:1803.01199; 566 films have one. Leakage: the films are in TBX11K (imgs/extra) and in the TB Chest Radiography
-    Database.
+    The form of Kaggle serves too: films in `images/images/`, or `images/`, and `shenzhen_metadata.csv` (study_id, sex,
+    age, findings) in place of the readings. A patient has one film; 566 films have a mask.
     """
-    root = find_root(folder, lambda path: any((path / "CXR_png").glob("CHNCXR_*.png")), shenzhen)
-    films = _films(root, "CHNCXR", "shenzhen")
+    root, images = _home(folder, "CHNCXR", shenzhen)
+    films = _films(root, images, "CHNCXR", "shenzhen")
     places = [root, *(root.parent / name for name in ("mask", "masks", "shcxr-lung-mask"))]
     masks: dict[str, Path] = {}
     for path in (path for place in places for path in files_below(place, ("_mask.png",))):
@@ -88,18 +87,49 @@ def film_of(image: Path, source: str) -> Film | None:
     )
 
 
-def _films(root: Path, prefix: str, source: str) -> list[Film]:
-    found = (film_of(image, source) for image in sorted((root / "CXR_png").glob(f"{prefix}_*.png")))
-    films = [film for film in found if film is not None]
+def _home(folder: Path, prefix: str, importer: Callable[..., object]) -> tuple[Path, Path]:
+    """The data set's folder, and the one in it that holds the films."""
+
+    def images_of(path: Path) -> Path | None:
+        places = (path / "CXR_png", path / "images" / "images", path / "images")
+        return next((place for place in places if any(place.glob(f"{prefix}_*.*"))), None)
+
+    pieces = {f"films {prefix}_*.png in CXR_png/ or images/": lambda path: images_of(path) is not None}
+    root = find_root(folder, pieces, importer)
+    return root, images_of(root) or root
+
+
+def _films(root: Path, images: Path, prefix: str, source: str) -> list[Film]:
+    paths = sorted(path for path in images.glob(f"{prefix}_*.*") if path.suffix.lower() in PICTURES)
+    films = [film for film in (film_of(path, source) for path in paths) if film is not None]
+    told = _metadata(root / f"{source}_metadata.csv")
     for film in films:
-        film.more = _reading(root / "ClinicalReadings" / f"{film.image.stem}.txt")
+        reading = root / "ClinicalReadings" / f"{film.image.stem}.txt"
+        film.more = told.get(film.image.stem, _UNKNOWN) if not reading.is_file() else _reading(reading)
+        film.more = dict(film.more)
     return films
+
+
+_UNKNOWN = {"age": "", "sex": "", "reading": ""}
+
+
+def _metadata(path: Path) -> dict[str, dict[str, str]]:
+    """Age, sex and reading by film, of the table that Kaggle's copies have."""
+    if not path.is_file():
+        return {}
+    table = read_table(path, ("study_id", "findings"), _metadata)
+    return {
+        Path(row["study_id"]).stem: {
+            "age": age_of(row.get("age", "")),
+            "sex": sex_of(row.get("sex", "") or row.get("gender", "")),
+            "reading": " ".join(row["findings"].split()),
+        }
+        for row in table.to_dict("records")
+    }
 
 
 def _reading(path: Path) -> dict[str, str]:
     """Sex, age and what the radiologist wrote; Shenzhen has the first two in one line, Montgomery in two."""
-    if not path.is_file():
-        return {"age": "", "sex": "", "reading": ""}
     lines = [" ".join(line.split()) for line in path.read_text(encoding="utf-8", errors="replace").splitlines()]
     about = [line for line in lines if re.match(r"patient's|femal|male", line, re.IGNORECASE)]
     said = " ".join(about)

@@ -13,7 +13,16 @@ import re
 from pathlib import Path
 
 from cxr_pipeline.data.geometry import Box
-from cxr_pipeline.data.layouts.base import Film, Job, carve_val, files_below, find_root, number_in, read_table
+from cxr_pipeline.data.layouts.base import (
+    Film,
+    Job,
+    carve_val,
+    files_below,
+    find_root,
+    folder_named,
+    number_in,
+    read_table,
+)
 
 _KINDS = {"bacteria": "bacterial", "virus": "viral"}
 
@@ -37,13 +46,18 @@ def kermany(folder: Path, job: Job) -> list[Film]:
     test, which the paper says is of other patients: a patient's name here holds the official part that numbered it,
     train (with val) or test. Bacterial and viral films of one number count as one patient's.
 
-    Licence: CC BY 4.0. Leakage: in the COVID-19 Radiography Database. Beside sets of adults, a network learns age.
+    Beside sets of adults, a network learns age.
     """
-    root = find_root(folder, lambda path: (path / "train" / "PNEUMONIA").is_dir(), kermany)
+    pieces = {
+        f"train/{name}": lambda path, name=name: _part(path, "train", name) is not None
+        for name in ("PNEUMONIA", "NORMAL")
+    }
+    root = find_root(folder, pieces, kermany)
     films = []
     for part in ("train", "val", "test"):
         for own in ("NORMAL", "PNEUMONIA"):
-            for path in files_below(root / part / own):
+            home = _part(root, part, own)
+            for path in files_below(home) if home is not None else ():
                 films.append(_child(path, own, "test" if part == "test" else "train"))
         if part != "val":
             for own in ("NORMAL", "PNEUMONIA"):
@@ -54,10 +68,17 @@ def kermany(folder: Path, job: Job) -> list[Film]:
     if shared:
         job.note(f"{len(shared)} films of train are of patients of test, and left out, such as {shared[0].image}")
         films = [film for film in films if film.split == "test" or film.patient not in tested]
-    small = sum(1 for _ in files_below(root / "val"))
+    val = folder_named(root, "val")
+    small = sum(1 for _ in files_below(val)) if val is not None else 0
     if small:
         job.note(f"the official val ({small} films) joined train; val was carved from both by patient")
     return carve_val(films)
+
+
+def _part(root: Path, part: str, own: str) -> Path | None:
+    """The folder of a split and class, in any case."""
+    above = folder_named(root, part)
+    return folder_named(above, own) if above is not None else None
 
 
 def _child(path: Path, own: str, part: str) -> Film:
@@ -92,11 +113,11 @@ def rsna(folder: Path, job: Job) -> list[Film]:
     table of classes does not name have no label without a box: they may be either.
 
     Patients: `patientId` names a film, not a person, so films of one person may end up in two splits. Splits: none.
-    Licence: the challenge's terms, non-commercial. Leakage: all films are from ChestX-ray14; many are in the COVID-19
-    Radiography Database.
+    Films that others converted to PNG or JPEG serve too, under the same names.
     """
     labels = "stage_2_train_labels.csv"
-    root = find_root(folder, lambda path: (path / labels).is_file(), rsna)
+    root = find_root(folder, {labels: lambda path: (path / labels).is_file()}, rsna)
+    where = _converted(root)
     table = read_table(root / labels, ("patientId", "x", "y", "width", "height", "Target"), rsna)
     classes: dict[str, str] = {}
     if (root / "stage_2_detailed_class_info.csv").is_file():
@@ -113,7 +134,7 @@ def rsna(folder: Path, job: Job) -> list[Film]:
         film = films.setdefault(
             name,
             Film(
-                root / "stage_2_train_images" / f"{name}.dcm",
+                where.get(name, root / "stage_2_train_images" / f"{name}.dcm"),
                 patient=f"rsna-{name}",
                 label={"Normal": "NORM", "": ""}.get(own, "NTB"),
                 own=own,
@@ -131,3 +152,14 @@ def rsna(folder: Path, job: Job) -> list[Film]:
         job.note(f"{unlabelled} films are not in stage_2_detailed_class_info.csv, and have no label")
     job.note("patientId names a film, not a person: films of one person may be in two splits. Never mix with nih")
     return job.there(films.values(), labels)
+
+
+def _converted(root: Path) -> dict[str, Path]:
+    """Films by name where they lie as PNG or JPEG, in a folder of the train images or below the data set's."""
+    found: dict[str, Path] = {}
+    for path in files_below(root, (".dcm", ".png", ".jpg", ".jpeg")):
+        if "test" not in path.parent.name.lower() and "mask" not in path.parent.name.lower():
+            before = found.get(path.stem)
+            if before is None or before.suffix.lower() != ".dcm":
+                found[path.stem] = path
+    return found

@@ -9,9 +9,21 @@ effect of image enhancement techniques on COVID-19 detection using chest X-ray i
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
-from cxr_pipeline.data.layouts.base import Film, Job, copies_as_one, files_below, find_root
+from cxr_pipeline.data.layouts.base import (
+    Film,
+    Job,
+    copies_as_one,
+    file_named,
+    files_below,
+    find_root,
+    folder_named,
+    wrong_folder,
+)
+from cxr_pipeline.data.tables import TableError, column_named
+from cxr_pipeline.data.tables import read_table as read_any_table
 
 # What addresses in the metadata say of the set that a film is from, by the importer's name.
 _ORIGINS = {
@@ -50,6 +62,8 @@ def covidradiography(folder: Path, job: Job) -> list[Film]:
           Viral Pneumonia/images/...             Viral Pneumonia/masks/...
           COVID.metadata.xlsx ...                FILE NAME, FORMAT, SIZE, URL
 
+    The release of 2020 serves too: `COVID-19/`, `NORMAL/` and `Viral Pneumonia/` with the films in them, no masks.
+
     Masks were drawn by a network and looked over by its makers; they are scaled to the film when read. Class follows
     the place: Viral Pneumonia are Kermany's children, Lung_Opacity the RSNA challenge, COVID many web pages.
 
@@ -69,19 +83,31 @@ def covidradiography(folder: Path, job: Job) -> list[Film]:
     )
 
 
-def _collection(folder: Path, job: Job, importer: object, classes: dict[str, tuple[str, list[str]]]) -> list[Film]:
+# Other names of the classes' folders.
+_NAMES = {"COVID": ("COVID", "COVID-19"), "Viral Pneumonia": ("Viral Pneumonia", "ViralPneumonia")}
+
+
+def _collection(
+    folder: Path, job: Job, importer: Callable[..., object], classes: dict[str, tuple[str, list[str]]]
+) -> list[Film]:
     name = importer.__name__
-    needed = next(own for own in classes if own != "Normal")
-    root = find_root(folder, lambda path: (path / "Normal").is_dir() and (path / needed).is_dir(), importer)
-    films, absent = [], []
+    pieces = {
+        f"the folder {own}/": lambda path, own=own: folder_named(path, *_NAMES.get(own, (own,))) is not None
+        for own in ("Normal", next(own for own in classes if own != "Normal"))
+    }
+    root = find_root(folder, pieces, importer)
+    films, empty = [], []
     for own, (label, findings) in classes.items():
-        home = root / own if (root / own).is_dir() else root / own.replace("_", " ")  # the 2021 release has a blank
-        if not home.is_dir():
-            absent.append(own)
-        images = home / "images" if (home / "images").is_dir() else home
-        origins = _origins(root / f"{own}.metadata.xlsx", job)
-        for path in files_below(images):
-            mask = home / "masks" / path.name
+        home = folder_named(root, *_NAMES.get(own, (own,)))
+        if home is None or next(files_below(home), None) is None:
+            empty.append(own)
+            continue
+        images = folder_named(home, "images") or home
+        masks = folder_named(home, "masks")
+        table = file_named(root, f"{home.name}.metadata.xlsx", f"{own}.metadata.xlsx")
+        origins = _origins(table, job) if table is not None else {}
+        for path in (path for path in files_below(images) if masks is None or masks not in path.parents):
+            mask = masks / path.name if masks is not None and images != home else None
             origin = origins.get(path.stem.lower(), "")
             films.append(
                 Film(
@@ -91,36 +117,28 @@ def _collection(folder: Path, job: Job, importer: object, classes: dict[str, tup
                     own=own,
                     source=name,
                     findings=list(findings),
-                    mask=mask if images != home and mask.is_file() else None,
+                    mask=mask if mask is not None and mask.is_file() else None,
                     more={
                         "origin": origin,
                         "leakage": next((said for part, said in _ORIGINS.items() if part in origin.lower()), ""),
                     },
                 )
             )
-    if absent:
-        job.note(f"no folder {', '.join(absent)}")
+    if len(classes) - len(empty) < 2:
+        raise wrong_folder(folder, importer, f"no film lies in {', '.join(empty)}. Is the download whole?")
+    if empty:
+        job.note(f"no film of {', '.join(empty)}: is the download whole? (the release of 2020 has no Lung_Opacity)")
     job.note("patients are unknown, and the films are other sets': use it for training only, never to measure on")
     return copies_as_one(films, job)
 
 
 def _origins(path: Path, job: Job) -> dict[str, str]:
     """Address by file name without suffix, in lower case: the metadata writes NORMAL-1 for Normal-1.png."""
-    if not path.is_file():
-        return {}
-    import pandas as pd
-
     try:
-        table = pd.read_excel(path, dtype=str).fillna("")
-    except ImportError:
-        text = "column `origin` stays empty: openpyxl, which reads the metadata, is missing (pip install openpyxl)"
-        if text not in job.notes:
-            job.note(text)
+        read = read_any_table(path)
+    except TableError as error:
+        text = f"column `origin` stays empty for films of {path.name}: {error}"
+        job.note(text)
         return {}
-    except Exception as error:  # openpyxl raises whatever it likes on damaged files
-        job.note(f"{path.name} cannot be read ({type(error).__name__}): column `origin` stays empty for its films")
-        return {}
-    table.columns = [str(name).strip().upper() for name in table.columns]
-    if not {"FILE NAME", "URL"} <= set(table.columns):
-        return {}
-    return dict(zip(table["FILE NAME"].str.lower(), table["URL"], strict=True))
+    name, address = (column_named(wanted, read.columns) for wanted in ("FILE NAME", "URL"))
+    return {} if name is None or address is None else {row[name].lower(): row[address] for row in read.rows}

@@ -8,10 +8,21 @@ computer-aided tuberculosis diagnosis. IEEE TPAMI 2023.
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 from cxr_pipeline.data.geometry import Box
-from cxr_pipeline.data.layouts.base import Film, Job, LayoutError, copies_as_one, files_below, find_root, scaled_boxes
+from cxr_pipeline.data.layouts.base import (
+    Film,
+    Job,
+    LayoutError,
+    copies_as_one,
+    files_below,
+    find_root,
+    folders_in,
+    read_table,
+    scaled_boxes,
+)
 from cxr_pipeline.data.layouts.nlm import film_of
 
 _LABELS = {"health": "NORM", "sick": "NTB", "tb": "TB"}
@@ -23,7 +34,7 @@ def tbx11k(folder: Path, job: Job) -> list[Film]:
         TBX11K/
           imgs/health/h0001.png  imgs/sick/s0001.png  imgs/tb/tb0003.png
           imgs/test/                               no labels: left out
-          imgs/extra/da+db/{train,val}/            n, nx normal; p, px tuberculosis
+          imgs/extra/da+db/{train,val}/            n, nx normal; p, px tuberculosis: nx and px are DA's
           imgs/extra/mc+shenzhen/{train,val}/      MCUCXR_0001_0.png, CHNCXR_0001_0.png: copies
           lists/TBX11K_train.txt  TBX11K_val.txt   and all_*.txt, with those of extra
           annotations/json/TBX11K_trainval.json    COCO, boxes in pixels of the 512 px films
@@ -32,7 +43,8 @@ def tbx11k(folder: Path, job: Job) -> list[Film]:
     Findings are the kinds of box: ActiveTuberculosis, ObsoletePulmonaryTuberculosis (healed; the papers say latent) and
     PulmonaryTuberculosis (not told which).
 
-    Splits: the official train and val. The labels of the official test are not public, so there is no split `test`.
+    Splits: the official train and val; of `annotations/json` where `lists/` is missing. The labels of the official
+    test are not public, so there is no split `test`.
     Patients: none are named, each film counts as one. Others report some fifty films that lie there twice, also in
     train and in val: films equal byte for byte count as one patient's, and leave train where val has them.
 
@@ -42,10 +54,17 @@ def tbx11k(folder: Path, job: Job) -> list[Film]:
     the patient that the importers `montgomery` and `shenzhen` write: one manifest with both then has that patient
     twice, and `pipeline data check` and `pipeline train` refuse it where the splits differ.
 
-    Licence: non-commercial research.
+    Kaggle's simplified form serves too: `images/` and `data.csv` (fname, source, bbox, target, tb_type, image_type).
     """
-    root = find_root(folder, lambda path: (path / "imgs" / "tb").is_dir() and (path / "lists").is_dir(), tbx11k)
-    splits = _splits(root)
+    simplified = next((path for path in _candidates(folder) if _is_simplified(path)), None)
+    if simplified is not None:
+        return _simplified(simplified, job)
+    pieces = {
+        "imgs/tb/": lambda path: (path / "imgs" / "tb").is_dir(),
+        "lists/ (or annotations/json/)": lambda path: (path / "lists").is_dir() or (path / "annotations/json").is_dir(),
+    }
+    root = find_root(folder, pieces, tbx11k)
+    splits = _splits(root) or _splits_of_json(root, job)
     boxes = _boxes(root)
     if not boxes:
         job.note("no boxes: annotations/json holds no JSON file")
@@ -106,8 +125,8 @@ def _copy(path: Path) -> Film | None:
     if source is not None:
         film = film_of(path, source)
     elif path.stem[:1].lower() in ("n", "p"):
-        # DA and DB have no names of their own in there; they come as PNG and as JPEG, train and val numbered alike.
-        source = "db" if path.suffix.lower() == ".jpg" else "da"
+        # DA's are nx and px, in JPEG; DB's n and p. Both number train and val alike.
+        source = "da" if path.stem[1:2].lower() == "x" else "db"
         sick = path.stem[0].lower() == "p"
         film = Film(
             path,
@@ -139,6 +158,27 @@ def _splits(root: Path) -> dict[str, str]:
     return splits
 
 
+def _splits_of_json(root: Path, job: Job) -> dict[str, str]:
+    """Official splits by the films that the files of boxes name, where `lists/` is missing."""
+    splits: dict[str, str] = {}
+    for split in ("train", "val"):
+        for prefix in ("all", "TBX11K"):
+            path = root / "annotations" / "json" / f"{prefix}_{split}.json"
+            if path.is_file():
+                try:
+                    images = json.loads(path.read_text(encoding="utf-8"))["images"]
+                    splits |= {str(image["file_name"]).removeprefix("imgs/"): split for image in images}
+                except (ValueError, KeyError, TypeError) as error:
+                    reason = f"{type(error).__name__}: {error}"
+                    raise LayoutError(f"{path} names no films ({reason}). Download it again") from None
+    job.note(
+        "lists/ is missing: the splits are those of annotations/json"
+        if splits
+        else "lists/ is missing, and annotations/json has no TBX11K_train.json and TBX11K_val.json: no splits"
+    )
+    return splits
+
+
 def _boxes(root: Path) -> dict[str, list[tuple[str, Box]]]:
     """Boxes by the film's path below imgs/; files overlap (train, val, trainval), so each is taken once."""
     boxes: dict[str, list[tuple[str, Box]]] = {}
@@ -159,3 +199,53 @@ def _boxes_in(content: dict, boxes: dict[str, list[tuple[str, Box]]]) -> None:
         known = boxes.setdefault(names[found["image_id"]], [])
         if one not in known and one[1].w > 0 and one[1].h > 0:
             known.append(one)
+
+
+_BBOX = re.compile(r"'(xmin|ymin|width|height)':\s*(-?[\d.]+)")
+
+
+def _candidates(folder: Path) -> list[Path]:
+    return [folder, *(two for one in folders_in(folder)[:50] for two in (one, *folders_in(one)[:50]))]
+
+
+def _is_simplified(path: Path) -> bool:
+    table = path / "data.csv"
+    if not table.is_file():
+        return False
+    with table.open(encoding="utf-8", errors="replace") as file:
+        return {"fname", "image_type"} <= {name.strip() for name in file.readline().split(",")}
+
+
+def _simplified(root: Path, job: Job) -> list[Film]:
+    """The films of Kaggle's simplified form: one row per box, or per film without any."""
+    table = read_table(root / "data.csv", ("fname", "source", "bbox", "tb_type", "image_type"), tbx11k)
+    names = {"active_tb": "ActiveTuberculosis", "latent_tb": "ObsoletePulmonaryTuberculosis"}
+    labels = {"healthy": "NORM", "sick_but_no_tb": "NTB", "tb": "TB"}
+    own = {"healthy": "health", "sick_but_no_tb": "sick", "tb": "tb"}
+    films: dict[str, Film] = {}
+    for row in table.to_dict("records"):
+        name = row["fname"]
+        kind = row["image_type"].strip()
+        film = films.setdefault(
+            name,
+            Film(
+                root / "images" / name,
+                patient=f"tbx11k-{Path(name).stem}",
+                label=labels.get(kind, ""),
+                own=own.get(kind, ""),
+                source="tbx11k",
+                split={"train": "train", "val": "val"}.get(row["source"].strip(), ""),
+                more={"leakage": ""},
+            ),
+        )
+        values = {key: float(value) for key, value in _BBOX.findall(row["bbox"])}
+        if len(values) == 4 and values["width"] > 0 and values["height"] > 0:
+            finding = names.get(row["tb_type"].strip(), "PulmonaryTuberculosis")
+            film.boxes.append((finding, Box(values["xmin"], values["ymin"], values["width"], values["height"])))
+            if finding not in film.findings:
+                film.findings.append(finding)
+    found = job.there(films.values(), "data.csv")
+    for film in found:
+        scaled_boxes(film, 512, 512)
+    job.note("Kaggle's simplified form: the films without a public label (test) and those of extra are not in it")
+    return copies_as_one(found, job)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from cxr_pipeline.data.geometry import Box
-from cxr_pipeline.data.layouts.base import Film, Job, carve_val, find_root, number_in, read_table
+from cxr_pipeline.data.layouts.base import Film, Job, carve_val, files_below, find_root, number_in, read_table
 
 _SPELT = {"Other disease": "Other diseases"}  # the test's table has one, train's the other
 _SAME = 0.4  # overlap (IoU) from which boxes of two radiologists are taken to mean one lesion
@@ -34,11 +34,15 @@ def vindr(folder: Path, job: Job) -> list[Film]:
     else (its findings are then empty). A box is kept where more than half drew one of that finding, overlapping by 0.4
     (IoU) or more with the first: it is their mean.
 
-    Patients are unknown, each film counts as one. Splits: the official test; `val` is carved from train. Licence:
-    PhysioNet credentialed health data licence 1.5.0. Leakage: none known.
+    Kaggle's challenge of 2021 serves too: `train/` and `train.csv` (image_id, class_name, rad_id, x_min, ...), films as
+    .dicom, or as PNG of their full size. It has the 14 local findings, without tuberculosis, and no labels of test.
+
+    Patients are unknown, each film counts as one. Splits: the official test; `val` is carved from train.
     """
-    table = Path("annotations", "image_labels_train.csv")
-    root = find_root(folder, lambda path: (path / table).is_file(), vindr)
+    pieces = {"annotations/image_labels_train.csv (or train.csv)": lambda path: _tables_of(path) is not None}
+    root = find_root(folder, pieces, vindr)
+    if _tables_of(root) == "train.csv":
+        return _challenge(root, job)
     films: list[Film] = []
     for part in ("train", "test"):
         labels_path = root / "annotations" / f"image_labels_{part}.csv"
@@ -113,3 +117,29 @@ def _boxes(path: Path) -> dict[str, list[tuple[str, str, Box]]]:
             finding = _SPELT.get(row["class_name"], row["class_name"])
             boxes.setdefault(row["image_id"], []).append((row.get("rad_id", ""), finding, box))
     return boxes
+
+
+def _tables_of(root: Path) -> str | None:
+    """Which tables a folder has: "annotations", "train.csv" of Kaggle's challenge, or none."""
+    if (root / "annotations" / "image_labels_train.csv").is_file():
+        return "annotations"
+    table = root / "train.csv"
+    if not table.is_file():
+        return None
+    with table.open(encoding="utf-8", errors="replace") as file:
+        header = {name.strip() for name in file.readline().split(",")}
+    return "train.csv" if {"image_id", "class_name", "rad_id"} <= header else None
+
+
+def _challenge(root: Path, job: Job) -> list[Film]:
+    """The films of Kaggle's challenge: what most readers drew, as votes."""
+    path = root / "train.csv"
+    table = read_table(path, ("image_id", "class_name", "rad_id"), vindr)
+    marks = table[["image_id", "rad_id", "class_name"]].drop_duplicates().assign(said=1)
+    votes = marks.pivot_table(index=["image_id", "rad_id"], columns="class_name", values="said", fill_value=0)
+    films = _films(root / "train", votes.reset_index(), _boxes(path), "train")
+    where = {one.stem: one for one in files_below(root / "train", (".dicom", ".dcm", ".png", ".jpg", ".jpeg"))}
+    for film in films:
+        film.image = where.get(film.image.stem, film.image)
+    job.note("Kaggle's challenge: no tuberculosis among its findings, and no labels of test")
+    return carve_val(job.there(films, "train.csv"))

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import csv
-import importlib
 import os
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from cxr_pipeline.data.layouts import LAYOUTS
+from cxr_pipeline.data.layouts import importer_of, layouts
 from cxr_pipeline.data.layouts.base import Film, Job, LayoutError, joined
 from cxr_pipeline.data.manifest import BOX_COLUMNS, COLUMNS, Manifest, ManifestError, read_manifest
+
+if TYPE_CHECKING:
+    from cxr_pipeline.data.layouts.table import TableOptions
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ def import_dataset(
     in that folder, of which there is one: a manifest with boxes needs a folder of its own.
 
     Args:
-        name: of `LAYOUTS`.
+        name: of `layouts()`.
         folder: what the download was unpacked into, or the folder above.
         out: the manifest, `.csv`.
         labels: "tb" for TB, NTB and NORM; "own" for the data set's own classes.
@@ -50,23 +53,52 @@ def import_dataset(
     Raises:
         LayoutError: the folder holds something else, or `out` cannot be written there.
     """
-    out = Path(os.path.abspath(out))
-    if name not in LAYOUTS:
-        raise LayoutError(f"there is no importer {name!r}. There are {', '.join(LAYOUTS)}")
+    layout = layouts().get(name)
+    if layout is None:
+        raise LayoutError(f"there is no importer {name!r}. There are {', '.join(layouts())}")
     if labels not in ("tb", "own"):
         raise LayoutError(f"labels are 'tb' or 'own'. Received: {labels!r}")
+    out = _checked_out(out, overwrite)
+    job = Job(out.parent, all_views=all_views, extra=extra)
+    films = importer_of(name, layout)(Path(os.path.abspath(folder)), job)
+    if not films:
+        raise LayoutError(f"no film of {name} was found in {folder}. " + "; ".join(job.notes))
+    if labels == "own" and not any(film.own for film in films):
+        raise LayoutError(f"{name} has no classes of its own: its labels are in the column findings. Use --labels tb")
+    return _written(films, out, labels, job)
+
+
+def import_table(given: Path, out: Path, options: TableOptions, *, overwrite: bool = False) -> Imported:
+    """Write the manifest of a table or class folders of one's own; see `data.layouts.table`.
+
+    Args:
+        given: the table, or the folder with one folder per class.
+        out: the manifest, `.csv`.
+        options: which columns, folders and classes.
+        overwrite: replace the manifest that is there.
+
+    Raises:
+        LayoutError: a column is missing, no film is found, or `out` cannot be written there.
+    """
+    from cxr_pipeline.data.layouts.table import own_films
+
+    out = _checked_out(out, overwrite)
+    job = Job(out.parent)
+    films = own_films(Path(os.path.abspath(given)), job, options)
+    return _written(films, out, "tb", job)
+
+
+def _checked_out(out: Path, overwrite: bool) -> Path:
+    out = Path(os.path.abspath(out))
     if out.suffix.lower() != ".csv" or out.name == "boxes.csv":
         raise LayoutError(f"a manifest is a .csv file, and not boxes.csv. Received: {out}")
     if out.exists() and not overwrite:
         raise LayoutError(f"{out} is there already. Give another --out, or --overwrite to replace it")
     _check_room(out, False)
-    job = Job(out.parent, all_views=all_views, extra=extra)
-    importer = getattr(importlib.import_module(f"cxr_pipeline.data.layouts.{LAYOUTS[name].module}"), name)
-    films = importer(Path(os.path.abspath(folder)), job)
-    if not films:
-        raise LayoutError(f"no film of {name} was found in {folder}. " + "; ".join(job.notes))
-    if labels == "own" and not any(film.own for film in films):
-        raise LayoutError(f"{name} has no classes of its own: its labels are in the column findings. Use --labels tb")
+    return out
+
+
+def _written(films: list[Film], out: Path, labels: str, job: Job) -> Imported:
     _check_room(out, any(film.boxes for film in films))
     return Imported(_write(films, out, labels), out, job.notes)
 
@@ -100,7 +132,7 @@ def _write(films: list[Film], out: Path, labels: str) -> Manifest:
         image = _below(film.image, out.parent)
         row = {
             "image": image,
-            "mask": _below(film.mask, out.parent) if film.mask is not None else "",
+            "mask": "|".join(_below(mask, out.parent) for mask in (film.mask, *film.other_masks) if mask is not None),
             "label": film.own if labels == "own" else film.label,
             "patient": film.patient,
             "source": film.source,

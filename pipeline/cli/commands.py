@@ -78,10 +78,28 @@ runtime_option = click.option(
 site_option = click.option(
     "--site", type=click.Path(path_type=Path), metavar="FILE", help="Site file of `pipeline calibrate`."
 )
+threshold_option = click.option(
+    "--threshold",
+    type=click.FloatRange(0, 100),
+    metavar="SCORE",
+    help="A film is screen positive from this score on.  [default: 50, the threshold of weights or site]",
+)
 workers_option = click.option(
     "--workers",
     type=click.IntRange(1),
     help="Threads that read, and write; of ray, actors.  [default: one a core]",
+)
+
+
+def _listed(_context: click.Context, _option: click.Parameter, value: str | None) -> list[str] | None:
+    return [part.strip() for part in value.split(",") if part.strip()] if value else None
+
+
+mask_labels_option = click.option(
+    "--mask-labels",
+    metavar="VALUES",
+    callback=_listed,
+    help="Values of the masks that are lung, such as 1,2 or #800000.  [default: the obvious ones]",
 )
 
 _ENGINE_OPTIONS = (
@@ -121,11 +139,20 @@ def print_figures(figures: dict[str, Any]) -> None:
             click.echo(f"{name:32}{value}{bounds}  n {figure['n']}")
 
 
+class _Printable(logging.Formatter):
+    """Messages without terminal codes: a film's name may hold any."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        from cxr_pipeline.data.names import printable
+
+        return printable(super().format(record))
+
+
 def log_to_stderr() -> None:
     """Show what training and evaluation say of their progress."""
     log = logging.getLogger("cxr")
     if not log.handlers:
         handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(message)s"))
+        handler.setFormatter(_Printable("%(message)s"))
         log.addHandler(handler)
     log.setLevel(logging.INFO)

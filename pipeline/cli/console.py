@@ -52,6 +52,9 @@ def print_summary(summary: Summary) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from cxr_pipeline.data.names import printable
+    from cxr_pipeline.results.folder import run_info
+
     table = Table(box=None, pad_edge=False)
     table.add_column("status")
     table.add_column("films", justify="right")
@@ -61,7 +64,7 @@ def print_summary(summary: Summary) -> None:
     Console(file=sys.stdout, highlight=False, soft_wrap=True).print(table)
     click.echo()
     for status, image, error in summary.problems:
-        click.echo(f"{status}: {image}: {error}")
+        click.echo(printable(f"{status}: {image}: {error}"))
     more = summary.counts["refused"] + summary.counts["failed"] - len(summary.problems)
     if more > 0:
         click.echo(f"and {more} more, all in results.csv")
@@ -72,6 +75,12 @@ def print_summary(summary: Summary) -> None:
     if summary.others:
         click.echo(f"The folder also holds {summary.others} other films of earlier runs.")
     out = summary.out
+    if summary.work is not None and run_info(out).get("classes"):  # without a classifier nothing says what to read
+        click.echo(summary.work.said())
+        if summary.work.excel_missing:
+            click.echo("No worklist.xlsx: it needs openpyxl (pip install 'cxr-pipeline[excel]').")
+        click.echo()
+        click.echo(f"Worklist  {out / 'worklist.csv'}")
     click.echo(f"Table     {out / 'results.csv'}")
     click.echo(f"Overlays  {out / 'overlays'}")
     click.echo(f"Masks     {out / 'masks'}")

@@ -7,11 +7,11 @@ import sys
 import threading
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from cxr_pipeline.cli import export, tools, web  # noqa: F401  (whose commands join the group)
+from cxr_pipeline.cli import export, imports, tools, web  # noqa: F401  (whose commands join the group)
 from cxr_pipeline.cli.commands import (
     DONE,
     INTERRUPTED,
@@ -24,13 +24,18 @@ from cxr_pipeline.cli.commands import (
     debugging,
     engine_options,
     log_to_stderr,
+    mask_labels_option,
     print_figures,
     runtime_option,
     site_option,
+    threshold_option,
     weights_option,
     workers_option,
 )
 from cxr_pipeline.configs.errors import CxrError
+
+if TYPE_CHECKING:
+    from cxr_pipeline.configs.schema import Config
 
 
 def _parsed_shard(_context: click.Context, _option: click.Parameter, value: str | None) -> tuple[int, int] | None:
@@ -54,6 +59,7 @@ def _parsed_shard(_context: click.Context, _option: click.Parameter, value: str 
 @click.option("--config", metavar="FILE", help="YAML file or preset; of it, a run obeys the thresholds.")
 @weights_option
 @site_option
+@threshold_option
 @click.option("--label", metavar="NAME", help="Heat map and regions of this class.  [default: the predicted one]")
 @workers_option
 @click.option("--batch-size", type=click.IntRange(1, 512), default=8, show_default=True, help="Films at once.")
@@ -79,6 +85,7 @@ def run(
     config: str | None,
     weights: str,
     site: Path | None,
+    threshold: float | None,
     label: str | None,
     workers: int | None,
     batch_size: int,
@@ -95,6 +102,7 @@ def run(
     \b
     Leaves in the folder given by --out:
       results.csv    a row for every input, those that failed too
+      worklist.csv   what to read first, and why (worklist.xlsx too, with openpyxl)
       masks/ crops/ heatmaps/ overlays/    PNG, named after the id in results.csv
       regions.json   boxes in COCO format, in pixels of the original films
       run.json       versions, weights, config, counts
@@ -112,7 +120,8 @@ def run(
     """
     from cxr_pipeline.cli.console import print_summary, run_progress
     from cxr_pipeline.run.engines import engine_class, owner_of
-    from cxr_pipeline.run.inputs import find_inputs, said_left_out
+    from cxr_pipeline.run.inputs import LeftOut, find_inputs, marked_equal
+    from cxr_pipeline.run.listing import about_inputs, tell_of_inputs, write_left_out
     from cxr_pipeline.run.spec import ChainSpec
 
     cluster = {name: value for name, value in cluster.items() if value is not None}
@@ -127,6 +136,7 @@ def run(
         "stage": stage,
         "config": config,
         "site": str(site) if site is not None else None,
+        "threshold": threshold,
         "label": label,
         "workers": workers,
         "batch_size": batch_size,
@@ -136,23 +146,28 @@ def run(
         **({"also": list(also)} if also else {}),
         **cluster,
     }
-    spec = ChainSpec(weights, stage, also, runtime=runtime, config=config, site=site, label=label, refuse=not no_refuse)
+    how = {"runtime": runtime, "config": config, "site": site, "label": label, "refuse": not no_refuse}
+    spec = ChainSpec(weights, stage, also, threshold=threshold, **how)
     chain = spec.open(arguments)
     if chain.identity.about["unchecked"]:
         click.echo(f"note: {chain.identity.about['unchecked']}.", err=True)
-    left_out: list[str] = []
-    found = find_inputs(inputs, out=out, left_out=left_out)
-    if left_out:
-        click.echo(said_left_out(left_out), err=True)
+    left_out: list[LeftOut] = []
+    found = marked_equal(find_inputs(inputs, out=out, left_out=left_out))
+    for sentence in tell_of_inputs(found, left_out, out):
+        click.echo(sentence, err=True)
+    chain.identity.about.update(about_inputs(found, left_out))
     for name, settings in chain.settings.items():
         said = ", ".join(f"{key} {value}" for key, value in settings.items())
         given = [str(file) for file in (config, site) if file is not None]
-        given += ["--label"] * (label is not None) + ["--no-refuse"] * no_refuse
+        given += (
+            ["--threshold"] * (threshold is not None) + ["--label"] * (label is not None) + ["--no-refuse"] * no_refuse
+        )
         click.echo(f"from {' and '.join(given)}, in place of what the weights decide: {name} {said}", err=True)
     runner = chosen.runner(chain, spec, out, batch_size=batch_size, workers=workers, **cluster)
     try:
         with run_progress(len(found)) as progress:
             summary = runner.run(found, overwrite=overwrite, shard=shard, progress=progress)
+        write_left_out(out, left_out)
     except KeyboardInterrupt:
         click.echo(f"\nStopped. What is finished is kept in {out}; the same command goes on from there.", err=True)
         return INTERRUPTED
@@ -183,6 +198,31 @@ def _report_at_end(out: Path, films: int, wanted: bool | None) -> None:
 
 
 @command
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path), metavar="DIR")
+@threshold_option
+@site_option
+@click.option("--report/--no-report", default=None, help="As for run.  [default: up to 2000 films in the folder]")
+def screen(folder: Path, threshold: float | None, site: Path | None, report: bool | None) -> int:
+    """Decide a finished folder again, within seconds: no network runs, no film is read.
+
+    Labels, screening answers, scores, warnings of doubt, the worklist and the overlays' captions are made anew. Masks,
+    heat maps and boxes stay as the run drew them.
+
+    \b
+    Examples:
+      pipeline screen results --threshold 40        positive from a score of 40 on
+      pipeline screen results --site ours.yaml      as the site file of `pipeline calibrate` decides
+    """
+    from cxr_pipeline.run.screen import said
+    from cxr_pipeline.run.screen import screen as decide
+
+    screened = decide(folder, threshold=threshold, site=site)
+    click.echo(said(screened, folder))
+    _report_at_end(folder, screened.films, report)
+    return DONE
+
+
+@command
 @click.argument("folders", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path), metavar="DIR...")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for all results.")
 def merge(folders: tuple[Path, ...], out: Path) -> int:
@@ -208,7 +248,18 @@ def merge(folders: tuple[Path, ...], out: Path) -> int:
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="A setting; see `pipeline info`. Repeatable."
 )
 @click.option("--overwrite", is_flag=True, help="Train again what --out holds, finished, with other settings or data.")
-def train(stage: str | None, data: Path, out: Path, config: str, overrides: tuple[str, ...], overwrite: bool) -> int:
+@mask_labels_option
+@click.pass_context
+def train(
+    context: click.Context,
+    stage: str | None,
+    data: Path,
+    out: Path,
+    config: str,
+    overrides: tuple[str, ...],
+    overwrite: bool,
+    mask_labels: list[str] | None,
+) -> int:
     """Train the chain, or one stage of it, on labelled films.
 
     The folder given by --out then serves as `pipeline run --weights`. Stopped or killed, training goes on from its last
@@ -221,17 +272,39 @@ def train(stage: str | None, data: Path, out: Path, config: str, overrides: tupl
     from cxr_pipeline.configs.schema import load_config
 
     settings = load_config(config, overrides)
+    log_to_stderr()
+    settings = _for_own_data(settings, data, config, overrides, stage, context)
     from cxr_pipeline.train.training import train as train_chain
 
-    log_to_stderr()
+    labels = {"mask_labels": mask_labels} if mask_labels else {}
     try:
-        train_chain(data, settings, out, stage, overwrite=overwrite)
+        train_chain(data, settings, out, stage, overwrite=overwrite, **labels)
     except KeyboardInterrupt:
         click.echo("\nStopped. The same command goes on from the last finished epoch.", err=True)
         return INTERRUPTED
     click.echo(f"Weights in {out}. Use them: pipeline run INPUT --weights {out} --out DIR")
     click.echo(f"How the training went, on a page: pipeline report {out}")
     return DONE
+
+
+def _for_own_data(
+    settings: Config, data: Path, config: str, overrides: tuple[str, ...], stage: str | None, context: click.Context
+) -> Config:
+    """The settings with what follows from a manifest of one's own, and a message that says so."""
+    from cxr_pipeline.configs.schema import load_config
+    from cxr_pipeline.data.manifest import ManifestError, read_manifest
+    from cxr_pipeline.data.names import printable
+    from cxr_pipeline.manifests.owndata import settings_of
+
+    chosen = context.get_parameter_source("config") is not click.core.ParameterSource.DEFAULT
+    try:
+        manifest = read_manifest(data, check_files=False, faults_into=[])
+    except ManifestError:  # the training says what is wrong with it
+        return settings
+    follows = settings_of(manifest, settings, given=overrides, own_config=chosen, stage=stage)
+    for message in follows.messages:
+        click.echo(printable(f"note: {message}"), err=True)
+    return load_config(config, (*follows.overrides, *overrides)) if follows.overrides else settings
 
 
 @command
@@ -246,6 +319,7 @@ def train(stage: str | None, data: Path, out: Path, config: str, overrides: tupl
 @runtime_option
 @site_option
 @click.option("--no-refuse", is_flag=True, help="Judge films too that the chain would refuse.")
+@mask_labels_option
 def evaluate(
     stage: str,
     data: Path,
@@ -256,6 +330,7 @@ def evaluate(
     runtime: str,
     site: Path | None,
     no_refuse: bool,
+    mask_labels: list[str] | None,
 ) -> int:
     """Measure one stage on labelled films: metrics.json and plots.
 
@@ -266,7 +341,9 @@ def evaluate(
 
     log_to_stderr()
     chosen = None if split == "all" else split
-    how = {"weights": weights, "runtime": runtime, "site": site, "refuse": not no_refuse}
+    how: dict[str, Any] = {"weights": weights, "runtime": runtime, "site": site, "refuse": not no_refuse}
+    if mask_labels:
+        how["mask_labels"] = mask_labels
     metrics = judge(stage, data, out, split=chosen, source=source, **how)
     print_figures(metrics)
     click.echo(f"All figures: {out / 'metrics.json'}")
@@ -306,9 +383,11 @@ def _call(arguments: list[str] | None) -> int:
 
 
 def _explained(error: Exception) -> str:
+    from cxr_pipeline.data.names import printable
+
     if isinstance(error, CxrError):
-        return str(error)
-    text = " ".join(str(error).split()) or "no message"
+        return printable(str(error))
+    text = printable(" ".join(str(error).split())) or "no message"
     if isinstance(error, OSError):
         return f"{text}. Run again with --debug for the traceback"
     return f"unexpected {type(error).__name__}: {text}. Run again with --debug for the traceback, and report it"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import click
 
@@ -17,18 +17,25 @@ from cxr_pipeline.cli.commands import (
     command,
     data_option,
     log_to_stderr,
+    mask_labels_option,
     print_figures,
     weights_option,
     workers_option,
 )
-from cxr_pipeline.data.layouts import LAYOUTS
-
-if TYPE_CHECKING:
-    from cxr_pipeline.data.manifest import Manifest
 
 
 @command
-@data_option
+@click.option(
+    "--data", type=click.Path(exists=True, path_type=Path), help="Manifest, or a folder a class, with labels."
+)
+@click.option(
+    "--unlabelled",
+    multiple=True,
+    type=click.Path(exists=True),
+    metavar="INPUT",
+    help="Films without labels, as for run, or a finished results folder. Repeatable.",
+)
+@click.argument("more", nargs=-1, type=click.Path(exists=True), metavar="[INPUT]...")
 @click.option(
     "--target-sensitivity", type=click.FloatRange(0.5, 0.999), default=0.9, show_default=True, help="Where to operate."
 )
@@ -38,7 +45,9 @@ if TYPE_CHECKING:
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="File to write.  [default: NAME.yaml]")
 @weights_option
 def calibrate(
-    data: Path,
+    data: Path | None,
+    unlabelled: tuple[str, ...],
+    more: tuple[str, ...],
     target_sensitivity: float,
     site: str | None,
     split: str | None,
@@ -46,22 +55,36 @@ def calibrate(
     out: Path | None,
     weights: str,
 ) -> int:
-    """Fit the scores to a site, from labelled films of its own.
+    """Fit the scores to a site, from films of its own, with labels or without.
 
     Makes a small file for `pipeline run --site`: probabilities that are right for the site's films, and the threshold
     that reaches the sensitivity asked for. Take films as they come, of all classes, 100 or more; never those that the
-    result is to be measured on.
+    result is to be measured on. Films without labels (100 to 300) say how the site's scores lie beside those of other
+    hospitals; what that assumes, and how sure it is, stands in the file. Labels are better.
 
     \b
     Example:
       pipeline calibrate --data ours.csv --target-sensitivity 0.9 --site ours
+      pipeline calibrate --unlabelled films/ --site ours
       pipeline run films/ --out results --site ours.yaml
     """
     from cxr_pipeline.train.calibration import MANY
     from cxr_pipeline.train.calibration import calibrate as fit_site
 
+    if more and not unlabelled:
+        raise click.UsageError(f"{more[0]}: films without labels follow --unlabelled; labelled ones --data")
+    if data is None and not unlabelled:
+        raise click.UsageError("give --data MANIFEST (films with labels), or --unlabelled INPUT..., or both")
     log_to_stderr()
     path = out or Path(f"{site or 'site'}.yaml")
+    if unlabelled:
+        from cxr_pipeline.train.without_labels import calibrate_unlabelled
+
+        if split is not None or source is not None:
+            raise click.UsageError("--split and --source choose films of --data alone. Leave them out")
+        how = {"target_sensitivity": target_sensitivity, "site": site, "weights": weights}
+        _print_unlabelled(calibrate_unlabelled([*unlabelled, *more], path, data=data, **how), path)
+        return DONE
     said = fit_site(
         data, path, target_sensitivity=target_sensitivity, site=site, split=split, source=source, weights=weights
     )
@@ -74,6 +97,82 @@ def calibrate(
             f"Only {said['films']['n']} films: the intervals are wide. With {MANY} or more they narrow.", err=True
         )
     click.echo(f"Use it: pipeline run INPUT --out DIR --site {path}")
+    return DONE
+
+
+def _print_unlabelled(said: dict[str, Any], path: Path) -> None:
+    low, high = said["threshold_ci95"]
+    click.echo(f"threshold {said['threshold']:.3f} (95 % interval {low:.3f} to {high:.3f}), n {said['films']['n']}")
+    for name, share in said["unlabelled"]["shares"].items():
+        low, high = said["unlabelled"]["shares_ci95"][name]
+        click.echo(f"films of {name:6} about {100 * share:.0f} % ({100 * low:.0f} to {100 * high:.0f} %)")
+    click.echo(f"It assumes that {said['unlabelled']['assumes']}.")
+    click.echo("The intervals are of chance alone: where that does not hold, they say nothing.")
+    click.echo(f"Use it: pipeline run INPUT --out DIR --site {path}, or pipeline screen DIR --site {path}")
+
+
+_SHARE = click.FloatRange(0, 1, min_open=True, max_open=True)
+
+
+@command
+@click.argument("results", type=click.Path(exists=True, file_okay=False, path_type=Path), metavar="RESULTS")
+@data_option
+@click.option(
+    "--prevalence",
+    type=click.FloatRange(0, 1, True, True),
+    default=0.02,
+    show_default=True,
+    help="Share with the disease, of those screened.",
+)
+@click.option("--test-cost", type=click.FloatRange(0), default=10.0, show_default=True, help="Of a confirming test.")
+@click.option("--film-cost", type=click.FloatRange(0), default=2.0, show_default=True, help="Of a film.")
+@click.option(
+    "--target-sensitivity", type=click.FloatRange(0.5, 0.999), default=0.9, show_default=True, help="Choose by this."
+)
+@click.option("--threshold", type=click.IntRange(0, 100), metavar="SCORE", help="Choose this score instead.")
+@click.option(
+    "--width",
+    type=click.FloatRange(0, 1, True, True),
+    default=0.1,
+    show_default=True,
+    help="Of the interval that a study should have, for its size.",
+)
+@click.option("--site", metavar="NAME", help="Write the threshold chosen to NAME.yaml, a site file.")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder.  [default: RESULTS/plan]")
+def plan(
+    results: Path,
+    data: Path,
+    prevalence: float,
+    test_cost: float,
+    film_cost: float,
+    target_sensitivity: float,
+    threshold: int | None,
+    width: float,
+    site: str | None,
+    out: Path | None,
+) -> int:
+    """Show what each threshold would find and cost in a programme, from results and the labels of their films.
+
+    For every score: true and false positives per 1,000 people screened, tests and cost per case found, predictive
+    values, with 95 % intervals; for all, and by age and sex where the manifest has the columns. Leaves plan.csv,
+    plan.png and plan.html, a page with a slider.
+
+    \b
+    Example:
+      pipeline plan results --data read.csv --prevalence 0.01 --test-cost 12 --film-cost 1.5 --site ours
+      pipeline screen results --site ours.yaml
+    """
+    from cxr_pipeline.report.plan import Costs, said, write_plan, write_site
+    from cxr_pipeline.report.plan import plan as make_plan
+
+    costs = Costs(prevalence, film_cost, test_cost)
+    how = {"target_sensitivity": target_sensitivity, "threshold": threshold, "width": width}
+    made = make_plan(results, data, costs=costs, **how)
+    click.echo("\n".join(said(made)))
+    click.echo(f"Tables    {write_plan(made, out or results / 'plan')[-1]}")
+    if site is not None:
+        write_site(made, results, Path(f"{site}.yaml"))
+        click.echo(f"Use it: pipeline screen {results} --site {site}.yaml, or pipeline run INPUT --site {site}.yaml")
     return DONE
 
 
@@ -116,63 +215,6 @@ def data() -> None:
     """Make manifests of public data sets, count them, and look them over before a training believes them."""
 
 
-_SETS = "\b\nNAME is one of:\n" + "\n".join(f"  {name:18}{layout.title}" for name, layout in LAYOUTS.items())
-
-
-@partial(command, group=data, name="import", epilog=_SETS)
-@click.argument("name", type=click.Choice(tuple(LAYOUTS)), metavar="NAME")
-@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--out", required=True, type=click.Path(dir_okay=False, path_type=Path), help="Manifest to write, .csv.")
-@click.option(
-    "--labels",
-    type=click.Choice(("tb", "own")),
-    default="tb",
-    show_default=True,
-    help="TB, NTB and NORM, or the data set's own classes, such as NORMAL and PNEUMONIA.",
-)
-@click.option("--all-views", is_flag=True, help="Lateral films too (chexpert, covidchestxray).")
-@click.option("--extra", is_flag=True, help="Copies of other data sets too, marked in the column leakage (tbx11k).")
-@click.option("--overwrite", is_flag=True, help="Replace the manifest that is there.")
-def import_(name: str, folder: Path, out: Path, labels: str, all_views: bool, extra: bool, overwrite: bool) -> int:
-    """Make the manifest of a public data set from the folder that its download was unpacked into.
-
-    Films stay where they are. Boxes go into boxes.csv beside the manifest, and lung masks that must be joined or films
-    that must be converted (montgomery, jsrt) into folders there.
-
-    Trees, licences, citations and what leaks from one set into another: docs/data.md.
-
-    \b
-    Example:
-      pipeline data import montgomery MontgomerySet/ --out montgomery/manifest.csv
-    """
-    from cxr_pipeline.data.layouts.write import import_dataset
-    from cxr_pipeline.manifests.summary import as_text
-
-    done = import_dataset(name, folder, out, labels=labels, all_views=all_views, extra=extra, overwrite=overwrite)
-    click.echo(as_text(done.manifest))
-    click.echo()
-    for note in done.notes:
-        click.echo(f"note: {note}", err=True)
-    layout = LAYOUTS[name]
-    click.echo(f"Licence  {layout.licence}\nCite     {layout.citation}\nLeakage  {layout.leakage}")
-    click.echo(f"Manifest {out}. Next: pipeline data check {out}, then {_next_step(name, done.manifest, out)}")
-    return DONE
-
-
-# Presets for the sets that are not about tuberculosis in adults.
-_PRESETS = {"kermany": "pneumonia", "nih": "nih14", "chexpert": "chexpert"}
-
-
-def _next_step(name: str, manifest: Manifest, out: Path) -> str:
-    """What to do with an imported data set: train the preset that fits it, with the shipped lungs where it has none."""
-    if name in _PRESETS:
-        return f"pipeline train --data {out} --config {_PRESETS[name]} --out my-weights"
-    if not (manifest.table["label"] == "TB").any():
-        return "join it with films of TB, or ask your own question of it: docs/tasks.md"
-    more = "" if (manifest.table["mask"] != "").any() else " --set segment.weights=tb"
-    return f"pipeline train --data {out}{more} --out my-weights"
-
-
 @partial(command, group=data)
 @click.argument("manifest", type=click.Path(exists=True, path_type=Path))
 @click.option(
@@ -197,15 +239,17 @@ def summary(manifest: Path, out: Path | None) -> int:
 @click.argument("manifest", type=click.Path(exists=True, path_type=Path))
 @click.option("--images/--no-images", default=True, show_default=True, help="Read the films, to find near-duplicates.")
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="CSV for all pairs that look alike.")
-def check(manifest: Path, images: bool, out: Path | None) -> int:
-    """Find faults, patients in two splits, damaged films, and near-duplicates across sources and splits.
+@mask_labels_option
+def check(manifest: Path, images: bool, out: Path | None, mask_labels: list[str] | None) -> int:
+    """Find faults, patients in two splits, damaged films, wrong masks and boxes, and near-duplicates.
 
-    Exit code 0 where a training may be believed, 1 where a film or patient is on two sides of a split.
+    Exit code 0 where a training may be believed, 1 where it may not, such as a patient on two sides of a split.
     """
     from cxr_pipeline.manifests.check import as_text, write_pairs
     from cxr_pipeline.manifests.check import check as look
 
-    findings = look(manifest, images=images)
+    log_to_stderr()
+    findings = look(manifest, images=images, mask_labels=mask_labels)
     click.echo(as_text(findings))
     if out is not None:
         write_pairs(findings, out)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from cxr_pipeline.data.duplicates import ALIKE, near_duplicates, thumbnails_of
+from cxr_pipeline.data.filmmasks import box_faults, mask_faults
 from cxr_pipeline.data.manifest import Manifest, read_manifest
+from cxr_pipeline.data.names import printable
 from cxr_pipeline.data.progress import progress_bar
 from cxr_pipeline.data.splits import leaking_patients
 from cxr_pipeline.models.store import write_text
@@ -46,29 +49,38 @@ class Findings:
     leaking: dict[str, set[str]]
     unreadable: dict[str, str]
     alike: list[Alike]
+    masks: dict[str, str] = field(default_factory=dict)
+    boxes: list[str] = field(default_factory=list)
 
     @property
     def clean(self) -> bool:
         """Whether a training may be believed: no fault, no film on two sides of a split."""
-        return not (self.faults or self.leaking or any(pair.leak == "splits" for pair in self.alike))
+        wrong = self.faults or self.leaking or self.masks or self.boxes
+        return not (wrong or any(pair.leak == "splits" for pair in self.alike))
 
 
-def check(data: Path, *, images: bool = True, alike: float = ALIKE) -> Findings:
+def check(
+    data: Path, *, images: bool = True, alike: float = ALIKE, mask_labels: Sequence[str] | None = None
+) -> Findings:
     """Look a manifest over.
 
     Args:
-        images: whether to read the films, which finds damaged ones and near-duplicates.
+        images: whether to read films and masks, which finds damaged ones and near-duplicates.
         alike: correlation of thumbnails from which two films count as one, see `data.duplicates`.
+        mask_labels: values of the masks that count as lung; by default the obvious ones.
 
     Raises:
         ManifestError: the table itself cannot be read.
     """
     faults: list[str] = []
-    manifest = read_manifest(data, faults_into=faults)
+    manifest = read_manifest(data, faults_into=faults, mask_labels=mask_labels)
     rows = manifest.table.to_dict("records")
     unreadable: dict[str, str] = {}
     pairs: list[Alike] = []
+    masks: dict[str, str] = {}
     if images:
+        with progress_bar("masks", int((manifest.table["mask"] != "").sum())) as update:
+            masks = mask_faults(manifest, progress=update)
         paths = [manifest.path(row["image"]) for row in rows]
         with progress_bar("films", len(paths)) as update:
             seen, numbers, wrong = thumbnails_of(paths, progress=update)
@@ -76,7 +88,8 @@ def check(data: Path, *, images: bool = True, alike: float = ALIKE) -> Findings:
         pairs = [
             Alike(rows[numbers[p.first]], rows[numbers[p.second]], p.correlation) for p in near_duplicates(seen, alike)
         ]
-    return Findings(manifest, faults, leaking_patients(manifest), unreadable, pairs)
+    boxes = box_faults(manifest) if images else []
+    return Findings(manifest, faults, leaking_patients(manifest), unreadable, pairs, masks, boxes)
 
 
 def as_text(findings: Findings) -> str:
@@ -91,26 +104,37 @@ def as_text(findings: Findings) -> str:
         [f"{patient}: {', '.join(sorted(splits))}" for patient, splits in findings.leaking.items()],
     )
     lines += _part("film(s) that cannot be read", list(findings.unreadable.values()))
-    for kind, said in (
+    lines += _part(
+        "mask(s) that cannot be learned from", [f"{image}: {fault}" for image, fault in findings.masks.items()]
+    )
+    lines += _part("box(es) outside their films", findings.boxes)
+    for kind, what in (
         ("splits", "pair(s) of films that look like one, in different splits"),
         ("labels", "pair(s) of films that look like one, with different labels"),
         ("patients", "pair(s) of films that look like one, of different patients"),
         ("", "pair(s) of films that look like one, of the same patient"),
     ):
         lines += _part(
-            said,
+            what,
             [
                 f"{pair.correlation:.3f}  {_named(pair.first)}  {_named(pair.second)}"
                 for pair in findings.alike
                 if pair.leak == kind
             ],
         )
-    lines.append(
-        "Clean: no film and no patient is on two sides of a split."
-        if findings.clean
-        else "Not clean: put all films of a patient, and films that are one, into one split."
-    )
-    return "\n".join(lines)
+    lines.append(_verdict(findings))
+    return printable("\n".join(lines))
+
+
+def _verdict(findings: Findings) -> str:
+    if findings.clean:
+        return "Clean: no film and no patient is on two sides of a split."
+    todo = []
+    if findings.leaking or any(pair.leak == "splits" for pair in findings.alike):
+        todo.append("put all films of a patient, and films that are one, into one split")
+    if findings.faults or findings.masks or findings.boxes:
+        todo.append("mend the rows, masks and boxes above")
+    return f"Not clean: {'; '.join(todo)}."
 
 
 def write_pairs(findings: Findings, path: Path) -> None:

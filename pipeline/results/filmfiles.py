@@ -98,6 +98,7 @@ class FilmFiles:
             "retry": bool(trace) or not sha256,
             "row": row,
             "regions": regions,
+            **_logits(record),
             **({"heatmap_label": record.heatmap_label} if record.heatmap_label else {}),
             "files": {folder: len(data) for folder, data in files.items()},
             "trace": trace,
@@ -108,3 +109,9 @@ class FilmFiles:
         for name in FOLDERS:
             if (self.path / name).is_dir():
                 sweep(self.path / name)
+
+
+def _logits(record: Record) -> dict[str, list[float]]:
+    """What `results.screen` decides from again, to all digits that a network gives."""
+    logits = record.extra.get("logits")
+    return {} if logits is None else {"logits": [float(f"{value:.9g}") for value in np.asarray(logits, float)]}

@@ -4,6 +4,7 @@
 
     DIR/
       results.csv      one row an input, failures included; see `results.outputs.columns`
+      worklist.csv     what to read first, and why; worklist.xlsx too with openpyxl: see `results.worklist`
       regions.json     COCO: images, categories, annotations with bbox (native pixels), score, side and zone
       run.json         what made it: versions, weights and their hashes, config, counts, seconds
       masks/  crops/  heatmaps/  overlays/      <id>.png
@@ -14,8 +15,6 @@
 """
 
 from __future__ import annotations
-
-from cxr_pipeline.configs.errors import CxrError
 
 import csv
 import io
@@ -33,6 +32,7 @@ import numpy as np
 
 from cxr_pipeline import stages
 from cxr_pipeline.about import NOTICE, PROGRAM
+from cxr_pipeline.configs.errors import CxrError
 from cxr_pipeline.results.filmfiles import FOLDERS, FilmFiles
 from cxr_pipeline.results.journal import FolderLock, Journal, sweep, whole_file, write_whole
 from cxr_pipeline.results.outputs import columns, csv_line, write_coco
@@ -40,7 +40,16 @@ from cxr_pipeline.stages.base import Record
 
 REPORT = "report.html"
 
-_FILES = ("results.csv", "regions.json", "journal.jsonl", "run.log", "shard.csv", REPORT)
+_FILES = (
+    "results.csv",
+    "regions.json",
+    "journal.jsonl",
+    "run.log",
+    "shard.csv",
+    "worklist.csv",
+    "worklist.xlsx",
+    REPORT,
+)
 
 
 class ResultsError(CxrError, ValueError):

@@ -10,10 +10,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from cxr_pipeline.results.journal import FolderLock, Journal, write_whole
 from cxr_pipeline.results.folder import Identity, ResultsError, ResultsFolder, run_info
+from cxr_pipeline.results.journal import FolderLock, Journal, write_whole
+from cxr_pipeline.results.worklist import write_worklist
 
-_ABOUT = ("weights", "hashes", "config", "versions", "arguments")
+_ABOUT = ("weights", "hashes", "bundles", "decided", "config", "versions", "arguments")
 
 
 def merge(folders: Sequence[Path], out: Path) -> dict[str, int]:
@@ -73,7 +74,9 @@ def merge(folders: Sequence[Path], out: Path) -> dict[str, int]:
                 whole.adopt(key, entry)
             seconds = {name: sum(run["seconds"][name] for run in runs) for name in runs[0]["seconds"]}
             started, ended = min(run["started"] for run in runs), max(run["ended"] for run in runs)
-            return whole.finish([key for _, key, _ in order], seconds, started, ended)
+            counts = whole.finish([key for _, key, _ in order], seconds, started, ended)
+            write_worklist(out)
+            return counts
 
 
 def write_places(folder: Path, places: dict[str, int]) -> None:

@@ -16,11 +16,12 @@ import numpy as np
 from cxr_pipeline.results.drawing import overlay
 from cxr_pipeline.stages.apply import crashed
 from cxr_pipeline.stages.base import OK, Record
+from cxr_pipeline.stages.decisions import shown
 
 CLASSES = ("TB", "NTB", "NORM")  # their columns always exist, in this place
 
 _FIRST = ("image", "id", "status", "error", "width", "height", "lung_fraction")
-_LAST = ("label", "tb_score", "regions")
+_LAST = ("label", "tb_score", "regions", "screen")
 _APPENDED = ("warnings", "sha256")
 # How each kind of picture is packed. libpng's own choice tries all filters on every line, which takes twice as long for
 # the same size: films of 512 px, ms and KB with it, then with the filter named here: mask 1.6, 2 / 0.4, 2; crop 4.6,
@@ -35,8 +36,8 @@ _PNG = {
 
 
 def columns(classes: Sequence[str] = (), of_stages: Sequence[str] = ()) -> list[str]:
-    """Columns of `results.csv`: the promised ones in their order, then further classes, those that stages declare,
-    warnings, the file's hash.
+    """Columns of `results.csv`: the promised ones in their order, `screen`, then further classes, those that stages
+    declare, warnings, the file's hash.
     """
     further = [f"p_{name}" for name in classes if name not in CLASSES]
     return [*_FIRST, *(f"p_{name}" for name in CLASSES), *_LAST, *further, *of_stages, *_APPENDED]
@@ -59,7 +60,10 @@ def row_of(record: Record) -> dict[str, str]:
     if record.label is not None:
         row["label"] = record.label
     if record.tb_score is not None:
-        row["tb_score"] = _number(record.tb_score, 1)
+        _number(record.tb_score, 1)
+        row["tb_score"] = _number(shown(record.tb_score), 1)
+    if record.screen is not None:
+        row["screen"] = record.screen
     if record.regions is not None:
         row["regions"] = str(len(record.regions))
     for name, value in (record.measures or {}).items():
@@ -88,16 +92,16 @@ def pictures(record: Record) -> dict[str, bytes]:
     """The PNG files of a record by folder. A film that a stage refused gets its overlay alone, to see why."""
     if not record.ok:
         drawn = record.mask is not None and record.status != "failed"
-        return {"overlays": _png(overlay(record), "overlays")} if drawn else {}
+        return {"overlays": png(overlay(record), "overlays")} if drawn else {}
     if record.mask is None and record.probabilities is None:
         return {}
-    out = {} if record.mask is None else {"masks": _png(record.mask * np.uint8(255), "masks")}
+    out = {} if record.mask is None else {"masks": png(record.mask * np.uint8(255), "masks")}
     if record.lung_box is not None:
         x, y, w, h = (int(v) for v in record.lung_box)
-        out["crops"] = _png(_levels(record.radiograph.pixels[y : y + h, x : x + w]), "crops")
+        out["crops"] = png(_levels(record.radiograph.pixels[y : y + h, x : x + w]), "crops")
     if record.heatmap is not None:
-        out["heatmaps"] = _png(_levels(record.heatmap), "heatmaps")
-    out["overlays"] = _png(overlay(record), "overlays")
+        out["heatmaps"] = png(_levels(record.heatmap), "heatmaps")
+    out["overlays"] = png(overlay(record), "overlays")
     return out
 
 
@@ -105,7 +109,8 @@ def _levels(image: np.ndarray) -> np.ndarray:
     return cv2.convertScaleAbs(image, alpha=255)  # rounds and stops at 255 in one pass; 5 times as fast as in numpy
 
 
-def _png(image: np.ndarray, kind: str) -> bytes:
+def png(image: np.ndarray, kind: str) -> bytes:
+    """A picture as the PNG file that the folder `kind` of the results holds, such as "overlays"."""
     done, data = cv2.imencode(".png", image, [cv2.IMWRITE_PNG_COMPRESSION, 1, *_PNG[kind]])
     if not done:
         raise ValueError(f"OpenCV cannot encode an image of shape {image.shape} as PNG")

@@ -38,6 +38,8 @@ def open_chain(spec: ChainSpec, arguments: dict[str, Any] | None = None) -> Chai
     folder = find(spec.weights)
     about = {
         "weights": spec.weights,
+        "decided": next((dict(stage.settings) for stage in chain if "screen" in stage.fills), {}),
+        "bundles": {stage.name: stage.fingerprint for stage in chain},
         "hashes": {stage.name: _hashes(folder / stage.name, spec.runtime) for stage in chain},
         "config": {stage.name: dict(stage.decisions) for stage in chain},
         "unchecked": unchecked(chain),

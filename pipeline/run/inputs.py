@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import os
 import re
+import stat
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cxr_pipeline.configs.errors import CxrError
-from cxr_pipeline.data.radiograph import FORMATS, IMAGE_SUFFIXES, looks_like_image
+from cxr_pipeline.data.formats import labels, looks_like_image, suffixes
+from cxr_pipeline.data.names import brief
 from cxr_pipeline.results.journal import key_of
 
+TABLES = frozenset(
+    {".csv", ".tsv", ".xlsx", ".xlsm"}
+)  # as data.tables reads them, which is not imported for films alone
 _LONGEST_ID = 100  # bytes in UTF-8; file systems allow 255 for a name, of which suffixes and temporary names take some
 _NOT_FILMS = frozenset({"dicomdir", "thumbs.db"})
 _LEVELS = range(6)  # of names: three without a hash, then with 8, 16 and 64 digits of it
@@ -30,6 +34,25 @@ class InputError(CxrError, ValueError):
 
 
 @dataclass(frozen=True)
+class LeftOut:
+    """A file, or a folder of which nothing is read, that lies in a folder given and is no input; `reason` as a word."""
+
+    file: str
+    reason: str
+
+
+# What `left_out.csv` says of a file, and a sentence for a person; what is not worth one has "".
+REASONS = {
+    "no_image": "their first bytes are those of no format that is read",
+    "archive": "they are archives: unpack them and give the folder, such as unzip FILE -d FOLDER",
+    "link": "they are links to nothing or to themselves",
+    "index": "",  # DICOMDIR, thumbs.db
+    "hidden": "",  # the name begins with a dot, or ends with ~
+    "results": "",  # the results of an earlier run
+}
+
+
+@dataclass(frozen=True)
 class Input:
     """A file to read.
 
@@ -38,12 +61,14 @@ class Input:
         key: names the file in the journal; see `results.journal.key_of`.
         names: what its id can be made of, the shortest first.
         problem: why it cannot be read, where that is known already (a folder without permission).
+        note: what goes into the film's warnings, such as that another input is the same file.
     """
 
     path: str
     key: str
     names: tuple[str, ...]
     problem: str = ""
+    note: str = ""
 
     def shard(self, count: int) -> int:
         """Which of `count` shards the file belongs to, from 1: by its path below what was given, on every machine."""
@@ -51,7 +76,7 @@ class Input:
 
 
 def find_inputs(
-    given: Sequence[str | Path], *, out: Path | None = None, left_out: list[str] | None = None
+    given: Sequence[str | Path], *, out: Path | None = None, left_out: list[LeftOut] | None = None
 ) -> list[Input]:
     """All films of what a person gave, in its order; folders recursively and sorted. A file given twice counts once.
 
@@ -61,7 +86,7 @@ def find_inputs(
 
     Args:
         out: the results folder of the run.
-        left_out: takes the files in folders that are no image, by name or content.
+        left_out: takes what lies in folders and is no input, with the reason; see `REASONS`.
 
     Raises:
         InputError: an input does not exist or is `out` itself, a CSV is no manifest, or there are no films at all.
@@ -78,26 +103,48 @@ def find_inputs(
                 raise InputError(f"{path} is both the input and --out. Give a folder of its own for the results")
             else:
                 new = _walked(path, out, left_out)
-        elif path.suffix.lower() == ".csv" and path.is_file():
+        elif path.suffix.lower() in TABLES and path.is_file():
             new = _listed(path)
         elif os.path.lexists(path):
-            new = iter([_input(path, path.parent)])
+            new = iter([_input(path, path.parent, ARCHIVED if _is_archive(path) else "")])
         else:
             raise InputError(f"there is no {str(item)!r}. Give files, folders or a manifest")
         for one in new:
             found.setdefault(one.key, one)
     if not found:
         raise InputError(
-            f"no films in {', '.join(map(str, given))}. Looked for {FORMATS} files "
-            f"({' '.join(sorted(IMAGE_SUFFIXES))}, or of any other name by content), in folders below too"
-            + (f". {said_left_out(left_out)}" if left_out else "")
+            f"no films in {', '.join(map(str, given))}. Looked for {labels()} files "
+            f"({' '.join(sorted(suffixes()))}, or of any other name by content), in folders below too"
+            + "".join(f". {sentence}" for sentence in left_out_in_words(left_out))
         )
     return list(found.values())
 
 
-def said_left_out(files: Sequence[str]) -> str:
-    """A sentence on files of folders that are not read."""
-    return f"Left out, as their first bytes are none of {FORMATS}: {len(files)} file(s), such as {files[0]}"
+ARCHIVED = "this is an archive. Unpack it and give the folder, such as unzip FILE -d FOLDER"
+_ARCHIVES = (b"PK\x03\x04", b"PK\x05\x06", b"7z\xbc\xaf\x27\x1c", b"Rar!\x1a\x07", b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00")
+
+
+def left_out_in_words(files: Sequence[LeftOut]) -> list[str]:
+    """A sentence for each reason that a person should know: how many files, and which is the first."""
+    sentences = []
+    for reason, why in REASONS.items():
+        some = [one.file for one in files if one.reason == reason]
+        if some and why:
+            sentences.append(f"Left out, as {why}: {len(some)} file(s), such as {brief(some[0], 200)}")
+    return sentences
+
+
+def _is_archive(path: Path) -> bool:
+    """Whether a file is an archive that may hold films; not a single packed file such as `.nii.gz`."""
+    if path.name.lower().endswith((".nii.gz", ".dcm.gz")):
+        return False
+    if path.name.lower().endswith(".tar"):
+        return True
+    try:
+        with open(path, "rb", buffering=0) as file:
+            return path.is_file() and file.read(8).startswith(_ARCHIVES)
+    except OSError:
+        return False
 
 
 def _same(one: Path, other: Path) -> bool:
@@ -110,7 +157,7 @@ def _is_results(folder: Path) -> bool:
 
 def _input(path: Path, root: Path, problem: str = "") -> Input:
     """An input with its names: the stem, then with the folders up to `root`, then with the folders above that."""
-    stem = path.name[: -len(path.suffix)] if path.suffix.lower() in IMAGE_SUFFIXES else path.name
+    stem = path.name[: -len(path.suffix)] if path.suffix.lower() in suffixes() else path.name
     try:
         below = list(path.relative_to(root).parts[:-1])
     except ValueError:
@@ -120,14 +167,17 @@ def _input(path: Path, root: Path, problem: str = "") -> Input:
     return Input(str(path), key_of(path), names, problem)
 
 
-def _walked(folder: Path, out: Path | None, left_out: list[str]) -> Iterator[Input]:
+def _walked(folder: Path, out: Path | None, left_out: list[LeftOut]) -> Iterator[Input]:
     """The films in a folder: its files sorted, then its folders sorted. Links are followed, circles are not."""
     seen = {os.path.realpath(out)} if out is not None else set()
     waiting = [folder]
     while waiting:
         here = waiting.pop()
         real = os.path.realpath(here)
-        if real in seen or _is_results(here):
+        if real in seen:
+            continue
+        if _is_results(here):
+            left_out.append(LeftOut(str(here), "results"))
             continue
         seen.add(real)
         try:
@@ -137,36 +187,104 @@ def _walked(folder: Path, out: Path | None, left_out: list[str]) -> Iterator[Inp
             continue
         folders = []
         for entry in entries:
-            if entry.name.startswith(".") or entry.name.endswith("~") or entry.name.lower() in _NOT_FILMS:
-                continue
-            if entry.is_dir():
-                folders.append(here / entry.name)
-            elif looks_like_image(here / entry.name):
-                yield _input(here / entry.name, folder)
+            path = here / entry.name
+            reason = _reason(entry, path)
+            if reason == "folder":
+                folders.append(path)
+            elif reason:
+                left_out.append(LeftOut(str(path), reason))
             else:
-                left_out.append(str(here / entry.name))
+                yield _input(path, folder)
         waiting += reversed(folders)
+
+
+def _reason(entry: os.DirEntry[str], path: Path) -> str:
+    """Why an entry of a folder is no film; "" where it may be one, "folder" where it is to be walked."""
+    if entry.name.startswith(".") or entry.name.endswith("~"):
+        return "hidden"
+    if entry.name.lower() in _NOT_FILMS:
+        return "index"
+    try:
+        if entry.is_dir():
+            return "folder"
+        gone = entry.is_symlink() and not os.path.exists(path)
+    except OSError:  # a link to itself
+        gone = True
+    if gone:
+        return "" if path.suffix.lower() in suffixes() else "link"  # a film that is gone has a row that says so
+    if looks_like_image(path):
+        return ""
+    return "archive" if entry.is_file() and _is_archive(path) else "no_image"
+
+
+def marked_equal(inputs: Sequence[Input]) -> list[Input]:
+    """The inputs, those that are byte for byte the same file as an earlier one with a note that names it.
+
+    Only files of one size are looked into, and only those are read whole whose beginning and middle agree.
+    """
+    groups: dict[object, list[int]] = {}
+    with ThreadPoolExecutor(_LOOKERS) as pool:
+        for step in (_size, _sample, _whole):
+            numbers = range(len(inputs)) if step is _size else [n for same in groups.values() for n in same]
+            found: dict[object, list[int]] = {}
+            for number, answer in zip(numbers, pool.map(lambda n: step(inputs[n].path), numbers), strict=True):  # noqa: B023
+                if answer is not None:
+                    found.setdefault(answer, []).append(number)
+            groups = {answer: same for answer, same in found.items() if len(same) > 1}
+    marked = list(inputs)
+    for same in groups.values():
+        for number in same[1:]:
+            note = f"same file as {brief(inputs[same[0]].path, 300)}"
+            marked[number] = replace(inputs[number], note=note)
+    return marked
+
+
+_LOOKERS = 8  # threads that look at files: enough for a network drive
+
+
+def _size(path: str) -> object:
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return found.st_size if stat.S_ISREG(found.st_mode) and found.st_size else None
+
+
+def _sample(path: str) -> object:
+    try:
+        with open(path, "rb", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            head = file.read(4096)
+            file.seek(size // 2)
+            return size, head, file.read(4096)
+    except OSError:
+        return None
+
+
+def _whole(path: str) -> object:
+    digest = hashlib.sha256()
+    try:
+        with open(path, "rb", buffering=0) as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except OSError:
+        return None
+    return digest.digest()
 
 
 def _listed(manifest: Path) -> Iterator[Input]:
     """The films of a manifest. Only its column `image` matters here, so faults in the others do not stop a run."""
+    from cxr_pipeline.data.names import FileIndex
+    from cxr_pipeline.data.tables import TableError, read_table
+
     try:
-        text = manifest.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{manifest} is not UTF-8 text (byte {error.start}). Save the table as CSV UTF-8") from None
-    except OSError as error:
-        raise InputError(f"{manifest} cannot be read ({error.strerror})") from None
-    header = text.partition("\n")[0]
-    table = csv.DictReader(
-        io.StringIO(text, newline=""), delimiter=max(",;\t", key=header.count), skipinitialspace=True
-    )
-    fields = {name.strip(): name for name in table.fieldnames or [] if name}
-    if "image" not in fields:
-        raise InputError(f"{manifest} is no manifest: it has no column `image`. Columns: {', '.join(fields) or 'none'}")
-    for row in table:
-        image = (row[fields["image"]] or "").strip()
-        if image:
-            yield _input(manifest.parent / image, manifest.parent)
+        rows = read_table(manifest, ["image"]).rows
+    except TableError as error:
+        raise InputError(f"{manifest} is no manifest: {error}") from None
+    index = FileIndex(manifest.parent)
+    for row in rows:
+        if row["image"]:
+            yield _input(manifest.parent / index.find(row["image"])[0], manifest.parent)
 
 
 def assign_ids(inputs: Sequence[Input], known: Mapping[str, str] | None = None) -> dict[str, str]:

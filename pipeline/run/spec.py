@@ -29,6 +29,7 @@ class ChainSpec:
             them and they differ from what the weights were trained with (a fitted threshold stays when the config of
             the training is given again).
         site: a site file, see `train.calibration`.
+        threshold: score from which a film is screen positive; None: 50, the operating threshold of weights or site.
         label: class whose map and regions are shown, in place of the predicted one.
         refuse: False lets films go on that would be refused, with the reasons as warnings.
         threads: cores for each network; None lets it take all.
@@ -40,6 +41,7 @@ class ChainSpec:
     runtime: str = "onnx"
     config: str | None = None
     site: Path | None = None
+    threshold: float | None = None
     label: str | None = None
     refuse: bool = True
     threads: int | None = None
@@ -64,7 +66,7 @@ class ChainSpec:
             models.store.WeightsError: the weights do not exist, lack a stage, or cannot be opened.
             configs.schema.ConfigError: the config cannot be read, or names other classes than the weights have.
             train.calibration.CalibrationError: the site file cannot be read, or is of other weights.
-            stages.base.StageError: the label is none of the classes.
+            stages.base.StageError: the label is none of the classes, or a threshold is given and there is no score.
         """
         wanted = None
         if self.config is not None:
@@ -79,6 +81,8 @@ class ChainSpec:
             from cxr_pipeline.train.calibration import apply_site
 
             chain = apply_site(self.site, chain)
+        if self.threshold is not None:
+            chain = [s.with_settings(cutoff=self.threshold) if "cutoff" in s.call_settings else s for s in chain]
         if self.label is not None:
             chain = [s.with_settings(label=self.label) if "label" in s.run_settings else s for s in chain]
         if not self.refuse:  # the first stage checks films; one behind it does where there is no such stage

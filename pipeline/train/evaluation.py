@@ -40,6 +40,7 @@ def evaluate(
     runtime: str = "onnx",
     site: Path | None = None,
     refuse: bool = True,
+    mask_labels: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Judge one stage of a chain of weights on a manifest's films and write the figures into `out`.
 
@@ -50,6 +51,7 @@ def evaluate(
         source: films of this source only; None takes all.
         site: a site file to judge with, see `train.calibration`.
         refuse: False judges films too that the chain would refuse; where no lung is found they stay out all the same.
+        mask_labels: values of the masks that count as lung; by default the obvious ones.
 
     Returns:
         What `metrics.json` holds.
@@ -58,7 +60,7 @@ def evaluate(
         EvaluationError: no film matches, or none of them has what the stage is judged against.
     """
     *chain, last = ChainSpec(weights, stage, runtime=runtime, site=site, refuse=refuse).load()
-    manifest = read_manifest(data, classes=labels_of([*chain, last]))
+    manifest = read_manifest(data, classes=labels_of([*chain, last]), mask_labels=mask_labels)
     how = dict(last.card.get("dealt", {}))
     if (split is not None or how) and not (manifest.table["split"] != "").any():
         # As the training of these weights dealt films out: other splits would hold films that it saw.

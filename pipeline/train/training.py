@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,8 @@ import yaml
 from cxr_pipeline import stages
 from cxr_pipeline.configs.schema import Config, dump_config, flat_settings
 from cxr_pipeline.configs.yaml_text import parse_yaml
-from cxr_pipeline.data.manifest import Manifest, read_manifest
+from cxr_pipeline.data.filmmasks import require_sound_masks
+from cxr_pipeline.data.manifest import SPLITS, Manifest, read_manifest
 from cxr_pipeline.data.splits import leaking_patients, split_by_patient
 from cxr_pipeline.models.backend import training_scope
 from cxr_pipeline.models.store import (
@@ -48,7 +49,15 @@ log = logging.getLogger("cxr.train")
 DONE = "done"  # in a stage's folder: trained and evaluated with the config beside it
 
 
-def train(data: Path, config: Config, out: Path, stage: str | None = None, *, overwrite: bool = False) -> None:
+def train(
+    data: Path,
+    config: Config,
+    out: Path,
+    stage: str | None = None,
+    *,
+    overwrite: bool = False,
+    mask_labels: Sequence[str] | None = None,
+) -> None:
     """Train one stage, or all of them, and evaluate each on the test and external splits.
 
     An interrupted training goes on where it stopped when called again with the same arguments. `stage` needs the stages
@@ -56,14 +65,15 @@ def train(data: Path, config: Config, out: Path, stage: str | None = None, *, ov
 
     Args:
         overwrite: train stages again that `out` holds, finished, with other settings or data.
+        mask_labels: values of the masks that count as lung; by default the obvious ones.
 
     Raises:
-        ManifestError: the manifest has faults.
+        ManifestError: the manifest has faults. MaskError: lung masks that nothing can be learned from.
         TrainingError: a patient in two splits, no films to train on, or `out` holds a training with other settings or
             data.
         WeightsError: a stage before `stage` has not been trained in `out`, or `segment.weights` names none.
     """
-    manifest, dealt = prepare_manifest(data, config)
+    manifest, dealt = prepare_manifest(data, config, mask_labels)
     names = [stage] if stage else stages.names_for(config)
     if stage and config.segment.weights and "segment" in _before(stage, config):
         names.insert(0, "segment")
@@ -74,6 +84,8 @@ def train(data: Path, config: Config, out: Path, stage: str | None = None, *, ov
         taken = name == "segment" and config.segment.weights
         if not (taken or _finished(name, config, out, settings[name], manifest)):
             stages.stage_class(name).require(manifest, config)
+            if name == "segment":
+                require_sound_masks(manifest.select(split=[*SPLITS]))
     with full_disk_named(out.parent):
         out.mkdir(parents=True, exist_ok=True)
         write_text(out / "config.yaml", dump_config(config))
@@ -82,14 +94,17 @@ def train(data: Path, config: Config, out: Path, stage: str | None = None, *, ov
             _train_stage(name, manifest, config, out, settings[name], dealt)
 
 
-def prepare_manifest(data: Path, config: Config) -> tuple[Manifest, dict[str, Any] | None]:
+def prepare_manifest(
+    data: Path, config: Config, mask_labels: Sequence[str] | None = None
+) -> tuple[Manifest, dict[str, Any] | None]:
     """The manifest with splits, and how they were dealt: by patient where it has none of its own, else None.
 
     Raises:
         ManifestError: the manifest has faults. TrainingError: a patient is in two splits.
     """
     own_labels = config.class_of is None and not config.multi_label
-    manifest = read_manifest(data, classes=config.classes if own_labels else None).relabelled(config.class_of)
+    manifest = read_manifest(data, classes=config.classes if own_labels else None, mask_labels=mask_labels)
+    manifest = manifest.relabelled(config.class_of)
     dealt = None
     if not (manifest.table["split"] != "").any():
         how: dict[str, Any] = {"val": config.val_fraction, "test": config.test_fraction, "seed": config.seed}

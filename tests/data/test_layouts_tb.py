@@ -146,9 +146,9 @@ def test_tbx11k_marks_copies_as_the_patients_of_the_original(imported, tmp_path)
     done, table = imported("tbx11k", extra=True)
     copies = table[table["leakage"] != ""]
     assert dict(zip(copies["patient"], copies["source"], strict=True)) == {
-        "da-train-n1": "da",
-        "da-val-n1": "da",
-        "db-train-px2": "db",
+        "db-train-n1": "db",
+        "db-val-n1": "db",
+        "da-train-px2": "da",
         "montgomery-0001": "montgomery",
         "shenzhen-0327": "shenzhen",
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 from pathlib import Path
@@ -350,3 +351,40 @@ def test_info_for_programs_and_people(capsys, tmp_path, monkeypatch):
     said = capsys.readouterr().out
     assert "dice 0.950 (0.940 to 0.960)" in said
     assert "Not a medical device" in said
+
+
+def test_what_a_folder_holds_and_the_run_leaves_out_is_listed(films, tmp_path, weights, capsys):
+    (films / "notes\x1b[31m.txt").write_text("no film")
+    (films / "more.zip").write_bytes(b"PK\x03\x04" + bytes(40))
+    (films / "=cmd.txt").write_text("no film")
+    (films / ".hidden").touch()
+    (films / "z.png").write_bytes((films / "f0.png").read_bytes())
+    out = tmp_path / "out"
+    assert call("run", films, "--out", out, "--weights", weights) == 0
+    told = capsys.readouterr()
+    assert "\x1b" not in told.out + told.err
+    assert "unpack them" in told.err
+    assert "left_out.csv" in told.err
+    assert f"1 film(s) are the same file as another, see `warnings`: such as {films / 'z.png'}" in told.err
+    with open(out / "left_out.csv", newline="") as file:
+        table = {Path(row["file"]).name: row["reason"] for row in csv.DictReader(file)}
+    assert table == {
+        ".hidden": "hidden",
+        "=cmd.txt": "no_image",
+        "more.zip": "archive",
+        "notes\\x1b[31m.txt": "no_image",
+    }
+    about = run_info(out)
+    assert {reason: part["count"] for reason, part in about["left_out"].items()} == {
+        "hidden": 1,
+        "no_image": 2,
+        "archive": 1,
+    }
+    assert about["left_out"]["archive"]["files"] == [str(films / "more.zip")]
+    assert about["same_files"] == 1
+    warned = {row["id"]: row["warnings"] for row in rows(out) if row["warnings"]}
+    assert warned == {"z": f"same file as {films / 'f0.png'}"}
+    for name in ("notes\x1b[31m.txt", "more.zip", "=cmd.txt", ".hidden"):
+        (films / name).unlink()
+    assert call("run", films, "--out", out, "--weights", weights) == 0
+    assert not (out / "left_out.csv").exists()

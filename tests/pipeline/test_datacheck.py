@@ -58,3 +58,47 @@ def test_without_images_only_the_table_is_read(folder, capsys):
     manifest = write(folder, "0.png,TB,a,x,train", "copy.png,TB,b,y,test")
     assert _call(["data", "check", manifest, "--no-images"]) == 0
     assert "look like one" not in capsys.readouterr().out
+
+
+def test_wrong_masks_and_boxes_are_reported(folder, capsys):
+    mask = np.zeros((160, 150), np.uint8)
+    cv2.imwrite(str(folder / "empty_mask.png"), mask)
+    mask[40:140, 20:60] = mask[40:140, 90:130] = 255
+    cv2.imwrite(str(folder / "mask.png"), mask)
+    (folder / "m.csv").write_text(
+        "image,label,patient,split,mask\n0.png,TB,a,train,mask.png\n1.png,NORM,b,train,empty_mask.png\n"
+    )
+    (folder / "boxes.csv").write_text("image,x,y,w,h\n0.png,100,20,51,10\n0.png,100,20,80,10\n")
+    assert _call(["data", "check", str(folder / "m.csv")]) == 1
+    said = capsys.readouterr().out
+    assert "1 mask(s) that cannot be learned from:\n  1.png: the mask is empty" in said
+    assert "1 box(es) outside their films:\n  0.png: the box x 100, y 20, w 80" in said
+    assert "mend the rows, masks and boxes above" in said
+
+
+def test_masks_that_are_wrong_stop_a_training(folder, capsys):
+    cv2.imwrite(str(folder / "mask.png"), np.full((160, 150), 255, np.uint8))
+    (folder / "m.csv").write_text(
+        "image,label,patient,split,mask\n"
+        + "".join(
+            f"{n}.png,{label},p{n},{split},mask.png\n"
+            for n, (label, split) in enumerate([("TB", "train"), ("NORM", "train"), ("TB", "val"), ("NORM", "val")])
+        )
+    )
+    arguments = ["train", "--stage", "segment", "--data", str(folder / "m.csv"), "--out", str(folder / "w")]
+    assert _call(arguments) == 2
+    said = capsys.readouterr().err
+    assert "4 of 4 lung masks cannot be learned from" in said
+    assert "0.png: the mask is full" in said
+    assert not (folder / "w").exists()
+
+
+def test_labels_of_masks_can_be_named(folder, capsys):
+    labels = np.zeros((160, 150), np.uint8)
+    labels[40:140, 20:60], labels[40:140, 90:130], labels[0:9, 0:9] = 7, 7, 3
+    labels[150:158, 10:90] = 5
+    cv2.imwrite(str(folder / "mask.png"), labels)
+    (folder / "m.csv").write_text("image,label,patient,split,mask\n0.png,TB,a,train,mask.png\n")
+    assert _call(["data", "check", str(folder / "m.csv"), "--mask-labels", "7"]) == 0
+    assert _call(["data", "check", str(folder / "m.csv"), "--mask-labels", "3"]) == 1
+    assert "one lung" in capsys.readouterr().out

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import os
+import tarfile
 import unicodedata
+import zipfile
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cxr_pipeline.run.inputs import InputError, assign_ids, find_inputs, safe_name
+from cxr_pipeline.run.inputs import (
+    REASONS,
+    InputError,
+    assign_ids,
+    find_inputs,
+    left_out_in_words,
+    marked_equal,
+    safe_name,
+)
 from tests.pipeline.fake_chain import write_film
 
 
@@ -42,7 +52,54 @@ def test_what_is_left_out_of_a_folder_is_told(tmp_path):
     left_out = []
     found = find_inputs([tmp_path, tmp_path / "a.png"], out=tmp_path / "out", left_out=left_out)
     assert paths(found, tmp_path) == ["a.png", "sub/no suffix"]
-    assert left_out == [str(tmp_path / "notes.txt"), str(tmp_path / "sub" / "b.webp")]
+    assert [(os.path.relpath(one.file, tmp_path), one.reason) for one in left_out] == [
+        (".hidden", "hidden"),
+        ("notes.txt", "no_image"),
+        ("sub/b.webp", "no_image"),
+    ]
+
+
+def test_every_reason_to_leave_a_file_out(tmp_path):
+    films(tmp_path, "a.png", "old/overlays/a.png")
+    for name in ("run.json", "journal.jsonl"):
+        (tmp_path / "old" / name).touch()
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
+        archive.write(tmp_path / "a.png", "../../a.png")
+    with tarfile.open(tmp_path / "set.tgz", "w:gz") as tar:
+        tar.add(tmp_path / "a.png", "a.png")
+    (tmp_path / "Thumbs.db").write_bytes(b"x")
+    (tmp_path / "itself").symlink_to("itself")
+    (tmp_path / "broken").symlink_to("nowhere")
+    left_out = []
+    assert paths(find_inputs([tmp_path], left_out=left_out), tmp_path) == ["a.png"]
+    assert {os.path.relpath(one.file, tmp_path): one.reason for one in left_out} == {
+        "Thumbs.db": "index",
+        "broken": "link",
+        "itself": "link",
+        "old": "results",
+        "set.tgz": "archive",
+        "set.zip": "archive",
+    }
+    assert set(REASONS) == {one.reason for one in left_out} | {"hidden", "no_image"}
+    words = left_out_in_words(left_out)
+    assert any("unpack them" in sentence and "set.tgz" in sentence for sentence in words)
+    (named,) = find_inputs([tmp_path / "set.zip"])
+    assert "Unpack it" in named.problem
+
+
+def test_the_same_file_under_two_names_is_noted(tmp_path):
+    films(tmp_path, "a.png", "b.png", "c.png", "d.png")
+    for name in ("b2.png", "sub/b3.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes((tmp_path / "b.png").read_bytes())
+    almost = bytearray((tmp_path / "b.png").read_bytes())
+    almost[-1] ^= 1  # beginning and middle agree
+    (tmp_path / "z.png").write_bytes(almost)
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "empty2.png").touch()
+    marked = marked_equal(find_inputs([tmp_path]))
+    notes = {os.path.relpath(one.path, tmp_path): one.note for one in marked if one.note}
+    assert notes == {name: f"same file as {tmp_path / 'b.png'}" for name in ("b2.png", "sub/b3.png")}
 
 
 def test_a_folder_cannot_be_its_own_results(tmp_path):

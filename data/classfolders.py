@@ -1,0 +1,117 @@
+"""A folder with one folder per class, as people lay them out, becomes the rows of a manifest.
+
+Folders of splits may lie above or below those of the classes, in any case; so may folders such as `images`. What lies
+in a folder of masks, or is named as the mask of a film beside it, is a mask and no film.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+from cxr_pipeline.data.radiograph import looks_like_image
+from cxr_pipeline.data.walk import files_below
+
+# What others call the splits.
+SPLIT_NAMES = {
+    **{name: name for name in ("train", "val", "test", "external")},
+    **dict.fromkeys(("training", "trn"), "train"),
+    **dict.fromkeys(("valid", "validation", "dev"), "val"),
+    **dict.fromkeys(("testing", "tst"), "test"),
+}
+_PLAIN = frozenset(
+    {"image", "images", "img", "imgs", "film", "films", "png", "jpg", "jpeg", "dicom", "dcm", "xray", "xrays"}
+)
+_MASKS = re.compile(r".*mask(s|_png)?|segmentations?|.*[ _-]segmentations?", re.IGNORECASE)
+_OF_A_FILM = re.compile(
+    r"(?:mask[ _-])?(.+?)(?:[ _-](?:lungs?[ _-])?(?:mask|masks|seg|segmentation|label))?", re.IGNORECASE
+)
+_IS_MASK = re.compile(r"mask[ _-].+|.+[ _-](?:mask|masks|seg|segmentation)", re.IGNORECASE)
+_OTHER_ORGANS = re.compile(r"heart|clavicle|trachea|spine|lesion|nodule", re.IGNORECASE)
+# Words by which a folder inside another is taken for one of classes, and the outer one for a wrapping.
+CLASS_WORDS = frozenset(
+    (
+        *("tb", "ntb", "norm", "normal", "healthy", "health", "sick", "tuberculosis", "pneumonia", "covid", "covid19"),
+        *("abnormal", "positive", "negative", "control", "nofinding", "0", "1", "disease"),
+    )
+)
+
+
+def rows_of(root: Path, classes: Sequence[str] | None = None) -> list[dict[str, str]]:
+    """Rows with image, label, split and mask (paths relative to `root`), in the order of their paths.
+
+    Args:
+        root: the folder.
+        classes: labels that are expected: folders that differ in case alone get their spelling.
+    """
+    home = _unwrapped(root)
+    films: list[tuple[Path, str, str, str]] = []
+    masks: dict[str, list[tuple[str, Path]]] = defaultdict(list)
+    beside: dict[Path, set[str]] = defaultdict(set)
+    files = [path for path in files_below(home) if looks_like_image(path)]
+    for path in files:
+        beside[path.parent].add(path.stem)
+    for path in files:
+        parts = path.relative_to(home).parts[:-1]
+        if any(_OTHER_ORGANS.search(part) for part in parts if _within_masks(parts)):
+            continue
+        kept = [part for part in parts if part.casefold() not in SPLIT_NAMES and part.casefold() not in _PLAIN]
+        split = next((SPLIT_NAMES[part.casefold()] for part in parts if part.casefold() in SPLIT_NAMES), "")
+        if _within_masks(parts):
+            label = next((part for part in kept if not _MASKS.fullmatch(part)), "")
+            masks[_stem(path)].append((f"{split}/{label}".casefold(), path))
+        elif _IS_MASK.fullmatch(path.stem) and _stem(path) in {name.casefold() for name in beside[path.parent]}:
+            masks[_stem(path)].append((f"{split}/{kept[0] if kept else ''}".casefold(), path))
+        else:
+            films.append((path, kept[0] if kept else "", split, f"{split}/{kept[0] if kept else ''}".casefold()))
+    spelled = {name.casefold(): name for name in reversed([*(classes or ()), *(label for _, label, _, _ in films)])}
+    return [
+        {
+            "image": path.relative_to(root).as_posix(),
+            "label": spelled.get(label.casefold(), label),
+            "split": split,
+            "mask": "|".join(one.relative_to(root).as_posix() for one in _masks_of(masks.get(_stem(path), []), place)),
+        }
+        for path, label, split, place in sorted(films)
+    ]
+
+
+def _within_masks(parts: Sequence[str]) -> bool:
+    return any(map(_MASKS.fullmatch, parts))
+
+
+def _stem(path: Path) -> str:
+    """A film's name, by its own file or by that of its mask."""
+    match = _OF_A_FILM.fullmatch(path.stem)
+    return (match[1] if match and _IS_MASK.fullmatch(path.stem) else path.stem).casefold()
+
+
+def _masks_of(found: list[tuple[str, Path]], place: str) -> list[Path]:
+    """The masks of a film: of its own split and class where there are any; both lungs' where they are two."""
+    own = [path for where, path in found if where == place] or [path for _, path in found]
+    if len(own) == 1:
+        return own
+    sides = {side for path in own for side in ("left", "right") if side in str(path.parent).casefold()}
+    return own if len(own) == 2 and sides == {"left", "right"} else []
+
+
+def _unwrapped(root: Path) -> Path:
+    """The folder that holds those of the classes: below `root` where that holds one folder alone, and no film."""
+    home = root
+    for _ in range(4):
+        entries = [path for path in sorted(home.iterdir()) if not path.name.startswith((".", "__MACOSX"))]
+        folders = [path for path in entries if path.is_dir()]
+        if len(folders) != 1 or any(looks_like_image(path) for path in entries if path.is_file()):
+            return home
+        inner = folders[0].name.casefold()
+        if inner in SPLIT_NAMES or inner in CLASS_WORDS or inner in _PLAIN:
+            return home
+        names = [
+            "".join(c for c in path.name.casefold() if c.isalnum()) for path in folders[0].iterdir() if path.is_dir()
+        ]
+        if not any(name in SPLIT_NAMES or name in CLASS_WORDS for name in names) and len(names) != 1:
+            return home
+        home = folders[0]
+    return home

@@ -1,0 +1,190 @@
+"""Masks that are no pictures: run lengths in a table's cell, and polygons or run lengths in a JSON.
+
+::
+
+    run lengths    "start length start length ..."   from 1, down the columns (Kaggle) or along the rows (CheXmask)
+    COCO           images, annotations with `segmentation`: polygons, or {"counts": ..., "size": [height, width]}
+    LabelMe        shapes with `points`, imageHeight, imageWidth
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from cxr_pipeline.data.radiograph import MAX_PIXELS, RadiographError
+
+_JSON_BYTES = 256 * 1024 * 1024
+_NOT_LUNGS = ("heart", "clavicle", "trachea", "spine", "mediastin", "lesion", "nodule")
+
+
+def from_runs(text: str, size: tuple[int, int], source: str | Path, *, by_rows: bool = False) -> np.ndarray:
+    """A mask (H, W) uint8 0/1 of run lengths: pairs of a start, from 1, and a length.
+
+    Args:
+        size: (height, width) of the picture that the runs are of.
+        source: named in errors.
+        by_rows: whether pixels are counted along the rows; else down the columns.
+
+    Raises:
+        RadiographError: they are no pairs of numbers, or reach outside the picture.
+    """
+    high, wide = size
+    if high * wide > MAX_PIXELS or high < 1 or wide < 1:
+        raise RadiographError(source, f"the mask of {wide}x{high} pixels has more than any film", "mask")
+    words = text.split()
+    if not words or words in (["-1"], ["nan"]):  # SIIM writes -1 where there is nothing
+        return np.zeros(size, np.uint8)
+    try:
+        runs = np.array([int(word) for word in words], np.int64)
+    except (ValueError, OverflowError):
+        runs = np.zeros(1, np.int64)
+    if len(runs) % 2 or (runs < 0).any():
+        raise RadiographError(source, "the run lengths are no pairs of a start and a length", "mask")
+    starts, ends = runs[::2] - 1, runs[::2] - 1 + runs[1::2]
+    if starts.min() < 0 or ends.max() > high * wide:
+        raise RadiographError(
+            source, f"the run lengths reach to pixel {int(ends.max())} of {high * wide} ({wide}x{high})", "mask_size"
+        )
+    edges = np.zeros(high * wide + 1, np.int32)
+    np.add.at(edges, starts, 1)
+    np.add.at(edges, ends, -1)
+    flat = (np.cumsum(edges[:-1]) > 0).astype(np.uint8)
+    return flat.reshape(size) if by_rows else np.ascontiguousarray(flat.reshape(wide, high).T)
+
+
+def mask_in_json(path: Path, size: tuple[int, int] | None, *, image: str = "") -> np.ndarray:
+    """The lungs (H, W) uint8 0/1 that a JSON draws: a LabelMe file, or a COCO file.
+
+    Args:
+        size: (height, width) of the film, used where the file does not give it.
+        image: the film's file name, by which a COCO file of several films is searched.
+
+    Raises:
+        RadiographError: it is neither, does not hold the film, or draws nothing.
+    """
+    content = _loaded(str(path), path.stat().st_mtime_ns if path.is_file() else 0)
+    try:
+        if "shapes" in content:
+            return _labelme(content, size, path)
+        if "annotations" in content and "images" in content:
+            return _coco(content, size, path, image)
+    except RadiographError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, IndexError) as error:
+        raise RadiographError(path, f"the JSON draws no mask ({type(error).__name__}: {error})"[:300], "mask") from None
+    raise RadiographError(path, "the JSON is neither COCO (images, annotations) nor LabelMe (shapes)", "mask")
+
+
+@lru_cache(maxsize=2)  # a COCO file serves all films of a set
+def _loaded(path: str, _changed: int) -> dict[str, Any]:
+    try:
+        if Path(path).stat().st_size > _JSON_BYTES:
+            raise RadiographError(path, f"the JSON has over {_JSON_BYTES >> 20} MB. Split it", "mask")
+        content = json.loads(Path(path).read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise RadiographError(path, f"the JSON cannot be read ({str(error)[:120]})", "mask") from None
+    if not isinstance(content, dict):
+        raise RadiographError(path, "the JSON is neither COCO (images, annotations) nor LabelMe (shapes)", "mask")
+    return content
+
+
+def _labelme(content: dict[str, Any], size: tuple[int, int] | None, path: Path) -> np.ndarray:
+    own = (content.get("imageHeight"), content.get("imageWidth"))
+    shape = _checked(own if all(own) else size, path)
+    shapes = [one for one in content["shapes"] if one.get("shape_type", "polygon") in ("polygon", "rectangle", None)]
+    kept = _lungs_only(shapes, lambda one: str(one.get("label", "")))
+    outlines = []
+    for one in kept:
+        points = np.asarray(one["points"], float)
+        if one.get("shape_type") == "rectangle":
+            (x1, y1), (x2, y2) = points
+            points = np.array([(x1, y1), (x2, y1), (x2, y2), (x1, y2)])
+        outlines.append(points)
+    return _filled(outlines, shape, path)
+
+
+def _coco(content: dict[str, Any], size: tuple[int, int] | None, path: Path, image: str) -> np.ndarray:
+    images = content["images"]
+    wanted = [one for one in images if Path(str(one["file_name"]).replace("\\", "/")).name == Path(image).name]
+    if not wanted and image:
+        wanted = [one for one in images if Path(str(one["file_name"])).stem == Path(image).stem]
+    if not wanted and len(images) == 1:
+        wanted = images
+    if len(wanted) != 1:
+        raise RadiographError(path, f"the COCO file names {len(wanted)} films {image!r} among {len(images)}", "mask")
+    film = wanted[0]
+    shape = _checked((film.get("height"), film.get("width")) if film.get("height") else size, path)
+    kinds = {kind["id"]: str(kind["name"]) for kind in content.get("categories", [])}
+    found = [one for one in content["annotations"] if one["image_id"] == film["id"] and one.get("segmentation")]
+    mask = np.zeros(shape, np.uint8)
+    outlines: list[np.ndarray] = []
+    for one in _lungs_only(found, lambda one: kinds.get(one.get("category_id"), "")):
+        drawn = one["segmentation"]
+        if isinstance(drawn, dict):
+            mask |= _coco_runs(drawn, shape, path)
+        else:
+            outlines += [np.asarray(polygon, float).reshape(-1, 2) for polygon in drawn]
+    return mask | _filled(outlines, shape, path) if outlines or not mask.any() else mask
+
+
+def _checked(size: Sequence[Any] | None, path: Path) -> tuple[int, int]:
+    if size is None:
+        raise RadiographError(path, "the JSON does not say how large the film is (height and width)", "mask")
+    high, wide = int(size[0]), int(size[1])
+    if not (high > 0 and wide > 0 and high * wide <= MAX_PIXELS):
+        raise RadiographError(path, f"{wide}x{high} pixels are no size of a film", "mask")
+    return high, wide
+
+
+def _lungs_only(shapes: Iterable[dict[str, Any]], label_of: Any) -> list[dict[str, Any]]:
+    """Shapes named as lungs, or where none is, those that aren't named as something else."""
+    shapes = list(shapes)
+    lungs = [one for one in shapes if "lung" in label_of(one).lower()]
+    return lungs or [one for one in shapes if not any(word in label_of(one).lower() for word in _NOT_LUNGS)]
+
+
+def _filled(outlines: list[np.ndarray], shape: tuple[int, int], path: Path) -> np.ndarray:
+    mask = np.zeros(shape, np.uint8)
+    for points in outlines:
+        if points.ndim != 2 or points.shape[1] != 2 or len(points) < 3 or not np.isfinite(points).all():
+            raise RadiographError(path, "an outline has fewer than three points", "mask")
+        if points.min() < -1 or points[:, 0].max() > shape[1] + 1 or points[:, 1].max() > shape[0] + 1:
+            raise RadiographError(path, f"an outline reaches outside the film of {shape[1]}x{shape[0]}", "mask_size")
+        cv2.fillPoly(mask, [np.round(points).astype(np.int32)], 1)
+    return mask
+
+
+def _coco_runs(drawn: dict[str, Any], shape: tuple[int, int], path: Path) -> np.ndarray:
+    """COCO's run lengths: counts of 0 and 1 in turn, down the columns; a list, or packed into a text."""
+    high, wide = _checked(drawn.get("size", shape), path)
+    counts = drawn["counts"]
+    numbers = _unpacked(counts) if isinstance(counts, str) else [int(count) for count in counts]
+    if min(numbers, default=0) < 0 or sum(numbers) != high * wide:
+        raise RadiographError(path, f"the run lengths sum to {sum(numbers)} and not to {high * wide}", "mask_size")
+    flat = np.repeat(np.arange(len(numbers)) % 2, numbers).astype(np.uint8)
+    mask = np.ascontiguousarray(flat.reshape(wide, high).T)
+    return mask if mask.shape == shape else cv2.resize(mask, shape[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
+
+
+def _unpacked(text: str) -> list[int]:
+    """COCO's packed counts (`rleFrString` of its API): 5 bits a letter, from the third on differences."""
+    numbers: list[int] = []
+    at = 0
+    while at < len(text):
+        value, shift, more = 0, 0, True
+        while more:
+            letter = ord(text[at]) - 48
+            value |= (letter & 31) << shift
+            more = bool(letter & 32)
+            at, shift = at + 1, shift + 5
+            if not more and letter & 16:
+                value |= -1 << shift
+        numbers.append(value + (numbers[-2] if len(numbers) > 2 else 0))
+    return numbers

@@ -1,0 +1,85 @@
+"""Folders of classes as people lay them out."""
+
+from __future__ import annotations
+
+import os
+
+import cv2
+import numpy as np
+import pytest
+
+from cxr_pipeline.data.manifest import ManifestError, read_manifest
+from cxr_pipeline.data.walk import files_below
+
+
+def put(root, *names):
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imencode(".png", np.eye(40, dtype=np.uint8) * 255)[1].tofile(path)
+
+
+def read(root, **options):
+    table = read_manifest(root, **options).table
+    return {row.image: (row.label, row.split, row.mask) for row in table.itertuples()}
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["Tuberculosis/1.png", "sick/2.png", "0/3.png"], {"Tuberculosis/1.png": ("Tuberculosis", "", "")}),
+        (
+            ["TRAIN/TB/1.png", "Valid/tb/2.png"],
+            {"TRAIN/TB/1.png": ("TB", "train", ""), "Valid/tb/2.png": ("TB", "val", "")},
+        ),
+        (
+            ["TB/train/1.png", "NORM/Test/2.png"],
+            {"TB/train/1.png": ("TB", "train", ""), "NORM/Test/2.png": ("NORM", "test", "")},
+        ),
+        (["TB/images/1.png", "TB/masks/1.png", "NORM/images/2.png"], {"TB/images/1.png": ("TB", "", "TB/masks/1.png")}),
+        (["images/TB/1.png", "masks/TB/1.png", "masks/NORM/1.png"], {"images/TB/1.png": ("TB", "", "masks/TB/1.png")}),
+        (
+            ["train/TB/images/1.png", "train/TB/mask/1_mask.png"],
+            {"train/TB/images/1.png": ("TB", "train", "train/TB/mask/1_mask.png")},
+        ),
+        (["TB/1.png", "TB/1_mask.png"], {"TB/1.png": ("TB", "", "TB/1_mask.png")}),
+        (["TB/a.png", "masks/a.png"], {"TB/a.png": ("TB", "", "masks/a.png")}),
+        (
+            ["TB/a.png", "leftMask/a.png", "rightMask/a.png", "heart_masks/a.png"],
+            {"TB/a.png": ("TB", "", "leftMask/a.png|rightMask/a.png")},
+        ),
+        (["archive/set/train/TB/1.png"], {"archive/set/train/TB/1.png": ("TB", "train", "")}),
+        (["TB/p1/1.png", "TB/p2/2.png"], {"TB/p1/1.png": ("TB", "", ""), "TB/p2/2.png": ("TB", "", "")}),
+    ],
+)
+def test_forms_of_trees(tmp_path, names, expected):
+    put(tmp_path, *names)
+    rows = read(tmp_path)
+    for image, row in expected.items():
+        assert rows[image] == row
+    assert not any("mask" in image for image in rows)
+    assert len(rows) == sum("mask" not in name.lower() for name in names)
+
+
+def test_links_to_folders_are_followed_once(tmp_path):
+    put(tmp_path, "far/1.png", "set/NORM/2.png")
+    (tmp_path / "set" / "TB").symlink_to(tmp_path / "far")
+    (tmp_path / "far" / "up").symlink_to(tmp_path / "set")
+    (tmp_path / "set" / "self").symlink_to("self")
+    assert {image: row[0] for image, row in read(tmp_path / "set").items()} == {"NORM/2.png": "NORM", "TB/1.png": "TB"}
+    assert len(list(files_below(tmp_path / "set"))) == 2
+
+
+def test_classes_that_differ_in_case_get_the_spelling_expected(tmp_path):
+    put(tmp_path, "tb/1.png", "Norm/2.png")
+    assert {row[0] for row in read(tmp_path, classes=["TB", "NTB", "NORM"]).values()} == {"TB", "NORM"}
+    put(tmp_path, "Sick/3.png")
+    with pytest.raises(ManifestError, match="--map 'Sick'=TB"):
+        read_manifest(tmp_path, classes=["TB", "NTB", "NORM"])
+
+
+def test_films_in_no_folder_of_a_class(tmp_path):
+    put(tmp_path, "images/1.png", "masks/1.png")
+    with pytest.raises(ManifestError, match="films lie in no folder of a class"):
+        read_manifest(tmp_path)
+    assert os.listdir(tmp_path)

@@ -1,0 +1,229 @@
+"""`pipeline data import table`, and trainings whose settings follow from a manifest of one's own."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+
+import cv2
+import numpy as np
+import pytest
+from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian
+
+from cxr_pipeline.cli.main import _call
+from cxr_pipeline.configs.schema import load_config
+from cxr_pipeline.data.geometry import Box
+from cxr_pipeline.data.manifest import read_manifest
+from cxr_pipeline.manifests.owndata import roles, settings_of
+
+
+def put(root, *names, size=(100, 200)):
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imencode(".png", np.eye(*size, dtype=np.uint8) * 255)[1].tofile(path)
+
+
+def call(*arguments):
+    return _call([str(one) for one in arguments])
+
+
+def dicom(path, **tags):
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPInstanceUID = tags.get("SOPInstanceUID", "1.2")
+    meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.1"
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    film = FileDataset(str(path), Dataset(), file_meta=meta, preamble=bytes(128))
+    film.Rows, film.Columns = 50, 40
+    for name, value in tags.items():
+        setattr(film, name, value)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    film.save_as(path, enforce_file_format=True)
+
+
+def test_columns_are_named_and_labels_mapped(tmp_path, capsys):
+    put(tmp_path, "films/deep/a.png", "films/b.png", "films/c.png", "films/d.png")
+    (tmp_path / "t.csv").write_text(
+        "File;Diagnosis;Person;Age\na;Tuberculosis;p1;30\nfilms\\b.png;no finding;p2;\nc.png;Mass;p3;61\n"
+        "d;normal;p1;30\ngone;normal;p4;1\n"
+    )
+    out = tmp_path / "out" / "manifest.csv"
+    options = ["--label", "diagnosis", "--patient", "Person", "--map", "tuberculosis=TB", "--map", "No Finding=NORM"]
+    assert call("data", "import", "table", tmp_path / "t.csv", "--image", "File", "--out", out, *options) == 0
+    table = read_manifest(out).table.set_index("label")
+    assert sorted(table.index) == ["Mass", "NORM", "TB", "normal"]
+    assert table.loc["TB", "image"] == str(tmp_path / "films/deep/a.png")
+    assert table.loc["TB", "findings"] == "Tuberculosis"
+    assert table.loc["TB", "Age"] == "30"
+    assert table.loc["TB", "patient"] == table.loc["normal", "patient"] == "t-p1"
+    told = capsys.readouterr()
+    assert "1 of 5 rows have no film" in told.err
+    assert "does not name stay as they are: Mass (1), normal (1)" in told.err
+    assert "pipeline train --data" in told.out
+    assert "classes=" in told.out
+
+
+def test_a_column_that_is_not_there_is_answered_with_the_nearest(tmp_path, capsys):
+    put(tmp_path, "a.png")
+    (tmp_path / "t.csv").write_text("picture,Diagnosis\na.png,x\n")
+    assert call("data", "import", "table", tmp_path / "t.csv", "--out", tmp_path / "m.csv") == 2
+    assert "no column `image`. Columns there: picture, Diagnosis" in capsys.readouterr().err
+    arguments = ("data", "import", "table", tmp_path / "t.csv", "--image", "pictures", "--out", tmp_path / "m.csv")
+    assert call(*arguments) == 2
+    assert "Did you mean `picture`" in capsys.readouterr().err
+    assert call("data", "import", "montgomery", tmp_path, "--label", "x", "--out", tmp_path / "m.csv") == 2
+    assert "for `pipeline data import table` only" in capsys.readouterr().err
+    assert call("data", "import", "montgomerie", tmp_path, "--out", tmp_path / "m.csv") == 2
+    assert "Did you mean 'montgomery'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("tag", ["PatientID", "StudyInstanceUID", "SOPInstanceUID"])
+def test_rows_find_their_films_by_a_dicom_tag(tmp_path, tag):
+    for number in (1, 2):
+        tags = {"PatientID": f"P{number}", "StudyInstanceUID": f"1.2.{number}", "SOPInstanceUID": f"1.2.{number}.7"}
+        dicom(tmp_path / "pacs" / f"IM{number:04d}", **tags)
+    dicom(tmp_path / "pacs" / "more" / "IM3", PatientID="P1", StudyInstanceUID="1.2.1", SOPInstanceUID="1.2.1.8")
+    values = {
+        "PatientID": ("P1", "P2"),
+        "StudyInstanceUID": ("1.2.1", "1.2.2"),
+        "SOPInstanceUID": ("1.2.1.7", "1.2.2.7"),
+    }[tag]
+    (tmp_path / "t.csv").write_text(f"{tag},label\n{values[0]},TB\n{values[1]},NORM\n")
+    out = tmp_path / "m" / "m.csv"
+    assert (
+        call("data", "import", "table", tmp_path / "t.csv", "--films", tmp_path / "pacs", "--join", tag, "--out", out)
+        == 0
+    )
+    labels = Counter(read_manifest(out).table["label"])
+    assert labels == Counter({"TB": 1 if tag == "SOPInstanceUID" else 2, "NORM": 1})
+
+
+VOC = (
+    "<annotation><filename>a.png</filename><object><name>Cavity</name><bndbox><xmin>20</xmin><ymin>10</ymin>"
+    "<xmax>60</xmax><ymax>30</ymax></bndbox></object></annotation>"
+)
+COCO = {
+    "images": [{"id": 3, "file_name": "films/a.png"}, {"id": 4, "file_name": "other.png"}],
+    "categories": [{"id": 1, "name": "Cavity"}],
+    "annotations": [
+        {"image_id": 3, "category_id": 1, "bbox": [20, 10, 40, 20]},
+        {"image_id": 4, "category_id": 1, "bbox": [1, 1, 4, 2]},
+    ],
+}
+
+
+@pytest.mark.parametrize("form", ["coco", "voc", "yolo", "corners", "sizes"])
+def test_boxes_of_every_form_are_the_same(tmp_path, form):
+    put(tmp_path, "films/a.png", "films/b.png")
+    (tmp_path / "t.csv").write_text("image,label\nfilms/a.png,TB\nfilms/b.png,NORM\n")
+    boxes = tmp_path / "boxes"
+    boxes.mkdir()
+    if form == "coco":
+        boxes = boxes / "all.json"
+        boxes.write_text(json.dumps(COCO))
+    elif form == "voc":
+        (boxes / "a.xml").write_text(VOC)
+    elif form == "yolo":
+        (boxes / "classes.txt").write_text("Nodule\nCavity\n")
+        (boxes / "a.txt").write_text("1 0.2 0.2 0.2 0.2\n")
+        (boxes / "b.txt").write_text("")
+    elif form == "corners":
+        boxes = boxes / "b.csv"
+        boxes.write_text("image,class,xmin,ymin,xmax,ymax\na,Cavity,20,10,60,30\nb,,,,,\n")
+    else:
+        boxes = boxes / "b.csv"
+        boxes.write_text("Image;label;x;y;width;height\na.png;Cavity;20;10;40;20\n")
+    out = tmp_path / "m" / "m.csv"
+    assert call("data", "import", "table", tmp_path / "t.csv", "--boxes", boxes, "--out", out) == 0
+    manifest = read_manifest(out)
+    (image,) = set(manifest.boxes["image"])
+    assert image.endswith("films/a.png")
+    assert manifest.boxes_of(image) == [("Cavity", Box(20, 10, 40, 20))]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "match"),
+    [
+        ("a.xml", '<!DOCTYPE x [<!ENTITY a "aa">]><annotation>&a;</annotation>', "entities"),
+        ("a.xml", "<annotation>", "no XML"),
+        ("a.json", "[1]", "no COCO"),
+        ("a.txt", "0 30 40 20 10", "shares of the film"),
+        ("a.csv", "image,z\na,1\n", "no columns x, y"),
+    ],
+)
+def test_boxes_that_cannot_be_read_are_named(tmp_path, capsys, name, content, match):
+    put(tmp_path, "a.png")
+    (tmp_path / "t.csv").write_text("image,label\na.png,TB\n")
+    (tmp_path / "boxes").mkdir()
+    (tmp_path / "boxes" / name).write_text(content)
+    given = tmp_path / "boxes" / (name if name.endswith("csv") else "")
+    assert call("data", "import", "table", tmp_path / "t.csv", "--boxes", given, "--out", tmp_path / "m" / "m.csv") == 2
+    assert match in capsys.readouterr().err
+
+
+def test_class_folders_with_masks_of_both_lungs(tmp_path, capsys):
+    put(tmp_path / "set", "sick/1.png", "well/2.png")
+    put(tmp_path / "left", "1.png", "2.png")
+    put(tmp_path / "right", "1_mask.png", "2_mask.png")
+    out = tmp_path / "m" / "m.csv"
+    masks = ["--masks", tmp_path / "left", "--masks", tmp_path / "right"]
+    assert call("data", "import", "table", tmp_path / "set", *masks, "--out", out) == 0
+    table = read_manifest(out).table
+    assert list(table["mask"]) == [f"{tmp_path}/left/{n}.png|{tmp_path}/right/{n}_mask.png" for n in (1, 2)]
+    step = capsys.readouterr().out
+    assert """--set 'classes=["sick", "well"]' --set 'positive="sick"' --set 'normal="well"'""" in step
+    assert "segment.weights" not in step
+
+
+@pytest.mark.parametrize(
+    ("counts", "expected"),
+    [
+        ({"Tuberculosis": 5, "Normal": 9}, ("Tuberculosis", "Normal")),
+        ({"0": 5, "1": 2}, ("1", "0")),
+        ({"sick": 5, "well": 2}, ("sick", "well")),
+        ({"covid": 5, "pneumonia": 4, "healthy": 2}, ("pneumonia", "healthy")),
+        ({"A": 5, "B": 2}, ("B", "A")),
+        ({"A": 5, "B": 2, "C": 3}, ("B", None)),
+        ({"No TB": 5, "TB": 8}, ("TB", "No TB")),
+    ],
+)
+def test_the_roles_of_classes(counts, expected):
+    assert roles(Counter(counts)) == expected
+
+
+def test_settings_follow_from_two_folders(tmp_path):
+    put(tmp_path / "set", "Tuberculosis/1.png", "Normal/2.png", "Normal/3.png")
+    manifest = read_manifest(tmp_path / "set")
+    tb = load_config("tb")
+    follows = settings_of(manifest, tb)
+    config = load_config("tb", follows.overrides)
+    assert (config.classes, config.positive, config.normal) == (["Tuberculosis", "Normal"], "Tuberculosis", "Normal")
+    assert config.classify.assumed_mix is None
+    assert config.segment.weights == "tb"
+    assert "Tuberculosis (1), Normal (2)" in follows.messages[0]
+    # What the user says stands.
+    given = ["positive=Normal", "normal=Tuberculosis", "segment.weights=null"]
+    config = load_config("tb", (*settings_of(manifest, tb, given=given).overrides, *given))
+    assert (config.positive, config.segment.weights) == ("Normal", None)
+    assert settings_of(manifest, load_config("pneumonia"), own_config=True).overrides == ()
+    assert "segment.weights=tb" not in settings_of(manifest, tb, stage="segment").overrides
+
+
+def test_known_classes_keep_the_presets(tmp_path):
+    put(tmp_path / "set", "TB/1.png", "NORM/2.png")
+    assert settings_of(read_manifest(tmp_path / "set"), load_config("tb")).overrides == ("segment.weights=tb",)
+
+
+def test_training_says_what_it_concluded(tmp_path, monkeypatch, capsys):
+    import cxr_pipeline.train.training
+
+    put(tmp_path / "set", "ill/1.png", "well/2.png")
+    asked = []
+    monkeypatch.setattr(cxr_pipeline.train.training, "train", lambda data, config, *_, **__: asked.append(config))
+    assert call("train", "--data", tmp_path / "set", "--out", tmp_path / "w", "--set", "seed=5") == 0
+    assert asked[0].classes == ["ill", "well"]
+    assert asked[0].seed == 5
+    told = capsys.readouterr().err
+    assert "classes of the manifest: ill (1), well (1)" in told
+    assert "segment.weights=tb" in told
