@@ -121,6 +121,11 @@ class SegmentConfig(_Section):
         description="refuse patients under so many years, by DICOM header; null for weights of children",
     )
     loss: Literal["dice_cross_entropy", "dice", "cross_entropy", "focal"] = "dice_cross_entropy"
+    heart: bool = Field(
+        False,
+        description="find the heart too: learned from the films that have a mask in the manifest's column heart_mask",
+    )
+    heart_weight: float = Field(0.5, gt=0, description="how much the heart counts in the loss, beside the lungs' 1")
     fit: SegmentFit = SegmentFit()
 
 

@@ -19,8 +19,9 @@ def build_unet(
     encoder_weights: str | None = None,
     decoder_filters: tuple[int, ...] = (128, 64, 32, 16, 8),
     nearby: Path | None = None,
+    outputs: int = 1,
 ) -> K.Model:
-    """A network from films (N, size, size, 1) float32 [0, 1] to lung probability (N, size, size, 1).
+    """A network from films (N, size, size, 1) float32 [0, 1] to probabilities (N, size, size, outputs).
 
     The grey channel is repeated to the encoder's three and scaled to [-1, 1] inside the network, so that no
     caller can get the input range wrong.
@@ -31,6 +32,7 @@ def build_unet(
         encoder_weights: see `models.backbones.encoder_weights.resolve`; weights load for "mobilenetv2" only.
         decoder_filters: channels of the five decoder steps; most of the cost lies here.
         nearby: folder beside which ImageNet weights may lie.
+        outputs: organs: 1 for the lungs, 2 for lungs and heart. They may overlap, so each has a probability of its own.
 
     Raises:
         ValueError: a size that the encoder cannot halve five times.
@@ -44,7 +46,7 @@ def build_unet(
         encoder,
         input_shape=(size, size, 3),
         encoder_weights=None,
-        classes=1,
+        classes=outputs,
         activation="sigmoid",
         decoder_filters=decoder_filters,
     )

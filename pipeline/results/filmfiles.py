@@ -28,7 +28,7 @@ class FilmFiles:
 
     Args:
         path: the results folder; its folders of pictures exist.
-        last: the stage that the chain ends with.
+        last: what the chain goes up to, see `stages.ends`.
         classes: of the folder, which regions belong to.
     """
 
@@ -39,7 +39,7 @@ class FilmFiles:
         """The entry, if its film needs nothing more: unchanged, judged as far as the chain goes, files in place."""
         if entry is None or entry["row"]["sha256"] != sha256 or entry["retry"]:
             return None
-        reached = stages.NAMES.index(entry["stage"]) >= stages.NAMES.index(self.last)
+        reached = stages.covers(entry["stage"], self.last)
         if entry["row"]["status"] == OK and not reached:
             return None
         for folder, size in entry["files"].items():  # a power cut may have taken what was written last
@@ -79,12 +79,12 @@ class FilmFiles:
         Raises:
             OSError: the disk or the folder takes no more.
         """
-        name = record.radiograph.id
+        name = record.id
         try:
             row, files = row_of(record), pictures(record)
             regions = None if record.regions is None else regions_of(record, self.classes)
         except Exception as error:
-            record, trace = failed(Record(record.radiograph), "writing", error)
+            record, trace = failed(Record(record.radiograph, id=name), "writing", error)
             row, files, regions = row_of(record), {}, None
         for folder in FOLDERS:
             path = self.path / folder / f"{name}.png"

@@ -4,7 +4,7 @@
 
     DIR/
       results.csv      one row an input, failures included; see `results.outputs.columns`
-      worklist.csv     what to read first, and why; worklist.xlsx too where openpyxl is installed: see `results.worklist`
+      worklist.csv     what to read first, and why; worklist.xlsx too with openpyxl: see `results.worklist`
       regions.json     COCO: images, categories, annotations with bbox (native pixels), score, side and zone
       run.json         what made it: versions, weights and their hashes, config, counts, seconds
       masks/  crops/  heatmaps/  overlays/      <id>.png
@@ -15,8 +15,6 @@
 """
 
 from __future__ import annotations
-
-from cxr_pipeline.configs.errors import CxrError
 
 import csv
 import io
@@ -34,6 +32,7 @@ import numpy as np
 
 from cxr_pipeline import stages
 from cxr_pipeline.about import NOTICE, PROGRAM
+from cxr_pipeline.configs.errors import CxrError
 from cxr_pipeline.results.filmfiles import FOLDERS, FilmFiles
 from cxr_pipeline.results.journal import FolderLock, Journal, sweep, whole_file, write_whole
 from cxr_pipeline.results.outputs import columns, csv_line, write_coco
@@ -41,7 +40,16 @@ from cxr_pipeline.stages.base import Record
 
 REPORT = "report.html"
 
-_FILES = ("results.csv", "regions.json", "journal.jsonl", "run.log", "shard.csv", "worklist.csv", "worklist.xlsx", REPORT)
+_FILES = (
+    "results.csv",
+    "regions.json",
+    "journal.jsonl",
+    "run.log",
+    "shard.csv",
+    "worklist.csv",
+    "worklist.xlsx",
+    REPORT,
+)
 
 
 class ResultsError(CxrError, ValueError):
@@ -58,6 +66,7 @@ class Identity:
         stages: fingerprint by name, in the order of the chain, settings of the run included.
         classes: of the classifier, in its order; empty where the chain has none.
         about: what else `run.json` says of them (not compared): weights, files and their hashes, decisions.
+        columns: further columns of `results.csv` that the stages declare (not compared: they follow from the stages).
     """
 
     version: str
@@ -65,11 +74,12 @@ class Identity:
     stages: dict[str, str]
     classes: tuple[str, ...] = ()
     about: dict[str, Any] = field(default_factory=dict)
+    columns: tuple[str, ...] = ()
 
     @property
     def last(self) -> str:
-        """The stage that the chain ends with."""
-        return list(self.stages)[-1]
+        """What the chain goes up to, see `stages.ends`."""
+        return stages.ends(list(self.stages))
 
 
 class ResultsFolder:
@@ -100,7 +110,7 @@ class ResultsFolder:
         self._guard = threading.Lock()
         self._lock = FolderLock(path)
         self._csv: IO[bytes] | None = None
-        self.columns = columns(identity.classes)
+        self.columns = columns(identity.classes, identity.columns)
         self._check_owner()
         path.mkdir(parents=True, exist_ok=True)
         if not self._lock.acquire():
@@ -167,9 +177,12 @@ class ResultsFolder:
             **({"shard": self._shard} if self._shard else {}),
             **about,
         }
-        self.columns = columns(self._run["classes"])
+        further = list(dict.fromkeys([*(before or {}).get("columns", []), *self.identity.columns]))
+        if further:
+            self._run["columns"] = further
+        self.columns = columns(self._run["classes"], further)
         write_whole(self.path / "run.json", _json(self._run), durable=True)
-        for name in FOLDERS if self.identity.last == stages.NAMES[-1] else ("masks", "crops", "overlays"):
+        for name in FOLDERS if "heatmap" in stages.filled(self.identity.stages) else ("masks", "crops", "overlays"):
             (self.path / name).mkdir(exist_ok=True)
         sweep(self.path)
         self.films = FilmFiles(self.path, self.identity.last, self._run["classes"])
@@ -192,6 +205,10 @@ class ResultsFolder:
         for name, value in self.identity.stages.items():
             if before.get("fingerprints", {}).get(name, value) != value:
                 return f"other weights or another config (stage {name})"
+        had = stages.ends(list(before.get("fingerprints", {})))
+        if not (stages.covers(had, self.identity.last) or stages.covers(self.identity.last, had)):
+            # Its rows would lose what only the other chain fills in.
+            return f"other stages (up to {had}; now up to {self.identity.last}: name them all, by --stage and --also)"
         return None
 
     def _check_identity(self, before: dict[str, Any]) -> None:
@@ -254,7 +271,7 @@ class ResultsFolder:
         self._csv.close()
         counts = self._write_table(order)
         self._write_log(order)
-        if self._run["fingerprints"].get(stages.NAMES[-1]):
+        if "regions" in stages.filled(self._run["fingerprints"]):
             self._write_regions(order)
         self.journal.rewrite(order)
         run = {key: value for key, value in self._run.items() if key != "started_with_overwrite"} | {

@@ -10,9 +10,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from cxr_pipeline.results.folder import Identity, ResultsError, ResultsFolder, run_info
 from cxr_pipeline.results.journal import FolderLock, Journal, write_whole
 from cxr_pipeline.results.worklist import write_worklist
-from cxr_pipeline.results.folder import Identity, ResultsError, ResultsFolder, run_info
 
 _ABOUT = ("weights", "hashes", "bundles", "decided", "config", "versions", "arguments")
 
@@ -53,7 +53,12 @@ def merge(folders: Sequence[Path], out: Path) -> dict[str, int]:
         order.sort()
         about = {name: runs[0][name] for name in _ABOUT if name in runs[0]}
         identity = Identity(
-            runs[0]["version"], runs[0]["runtime"], runs[0]["fingerprints"], tuple(runs[0]["classes"]), about
+            runs[0]["version"],
+            runs[0]["runtime"],
+            runs[0]["fingerprints"],
+            tuple(runs[0]["classes"]),
+            about,
+            tuple(runs[0].get("columns", ())),
         )
         journals = {folder: Journal(folder / "journal.jsonl") for folder in folders}
         for journal in journals.values():

@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import math
-import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import IO, Any
@@ -15,7 +14,8 @@ import cv2
 import numpy as np
 
 from cxr_pipeline.results.drawing import overlay
-from cxr_pipeline.stages.base import FAILED, OK, Record
+from cxr_pipeline.stages.apply import crashed
+from cxr_pipeline.stages.base import OK, Record
 from cxr_pipeline.stages.decisions import shown
 
 CLASSES = ("TB", "NTB", "NORM")  # their columns always exist, in this place
@@ -35,10 +35,12 @@ _PNG = {
 }
 
 
-def columns(classes: Sequence[str] = ()) -> list[str]:
-    """Columns of `results.csv`: the promised ones in their order, `screen`, then further classes, warnings, the file's hash."""
+def columns(classes: Sequence[str] = (), of_stages: Sequence[str] = ()) -> list[str]:
+    """Columns of `results.csv`: the promised ones in their order, `screen`, then further classes, those that stages
+    declare, warnings, the file's hash.
+    """
     further = [f"p_{name}" for name in classes if name not in CLASSES]
-    return [*_FIRST, *(f"p_{name}" for name in CLASSES), *_LAST, *further, *_APPENDED]
+    return [*_FIRST, *(f"p_{name}" for name in CLASSES), *_LAST, *further, *of_stages, *_APPENDED]
 
 
 def row_of(record: Record) -> dict[str, str]:
@@ -47,7 +49,7 @@ def row_of(record: Record) -> dict[str, str]:
     Raises:
         ValueError: a figure is not a finite number.
     """
-    height, width = record.radiograph.size
+    height, width = record.size
     row = {"status": record.status, "error": " ".join(record.error.split())}
     if width and height:
         row |= {"width": str(width), "height": str(height)}
@@ -64,10 +66,20 @@ def row_of(record: Record) -> dict[str, str]:
         row["screen"] = record.screen
     if record.regions is not None:
         row["regions"] = str(len(record.regions))
-    warnings = [*record.radiograph.meta.get("warnings", ()), *record.extra.get("warnings", ())]
-    if warnings:
-        row["warnings"] = "; ".join(" ".join(str(text).split()) for text in warnings)
+    for name, value in (record.measures or {}).items():
+        row[name] = _text(value)
+    if record.warnings:
+        row["warnings"] = "; ".join(" ".join(str(text).split()) for text in record.warnings)
     return row
+
+
+def _text(value: float | str | None) -> str:
+    """A stage's measure as text: numbers with the decimals that the stage rounded them to."""
+    if value is None or isinstance(value, str):
+        return value or ""
+    if not math.isfinite(value):
+        raise ValueError(f"a stage gave {value}, which is not a finite number")
+    return f"{value:.10g}"
 
 
 def _number(value: float, digits: int) -> str:
@@ -122,11 +134,16 @@ def regions_of(record: Record, classes: Sequence[str]) -> list[dict[str, Any]]:
     return out
 
 
+def logged(record: Record) -> tuple[Record, str]:
+    """The record as a run tells of it, and the traceback for run.log: empty where nothing crashed."""
+    if record.crash is None:
+        return record, ""
+    return replace(record, error=f"{record.error}. The traceback is in run.log"), record.crash.trace
+
+
 def failed(record: Record, where: str, error: Exception) -> tuple[Record, str]:
     """The record as failed by an exception that nobody foresaw, and the traceback for run.log."""
-    message = " ".join(str(error).split()) or "no message"
-    text = f"{where}: {type(error).__name__}: {message[:300]}. The traceback is in run.log"
-    return replace(record, status=FAILED, error=text), "".join(traceback.format_exception(error))
+    return logged(crashed(record, where, error))
 
 
 def write_coco(

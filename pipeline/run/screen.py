@@ -23,8 +23,7 @@ from cxr_pipeline.results.folder import REPORT, run_info
 from cxr_pipeline.results.journal import FolderLock, Journal, whole_file, write_whole
 from cxr_pipeline.results.outputs import columns, csv_line, png
 from cxr_pipeline.results.worklist import write_worklist
-from cxr_pipeline.run.chain import fingerprint_of
-from cxr_pipeline.stages.base import OK
+from cxr_pipeline.stages.base import OK, fingerprint_of
 from cxr_pipeline.stages.decisions import AT_THRESHOLD, DOUBTS, Answer, Rules, probabilities_of, shown
 from cxr_pipeline.stages.uncertain import uncertain
 from cxr_pipeline.train.calibration import check_site, read_site
@@ -122,7 +121,7 @@ def _decisions(folder: Path, run: dict[str, Any], threshold: float | None, site:
 def _write(folder: Path, run: dict[str, Any], decisions: dict[str, Any], journal: Journal) -> Screened:
     rules = Rules.of(decisions)
     offsets = np.array([decisions.get("offsets", {}).get(name, 0.0) for name in decisions["classes"]])
-    names = columns(run["classes"])
+    names = columns(run["classes"], run.get("columns", ()))
     before: Counter[str] = Counter()
     now: Counter[str] = Counter()
     changed = 0

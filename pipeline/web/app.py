@@ -65,7 +65,7 @@ def create_app(settings: Settings, chain: Chain) -> FastAPI:
         chain: loaded, with all stages.
     """
     desk = Desk(chain, settings)
-    names = columns(chain.identity.classes)
+    names = columns(chain.identity.classes, chain.identity.columns)
     result = result_model(names)
     job_model, results_model = job_models(result)
     most = min(MOST_FILES, settings.queue)
