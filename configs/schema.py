@@ -121,6 +121,9 @@ class SegmentConfig(_Section):
         description="refuse patients under so many years, by DICOM header; null for weights of children",
     )
     loss: Literal["dice_cross_entropy", "dice", "cross_entropy", "focal"] = "dice_cross_entropy"
+    start: str | None = Field(
+        None, description="weights whose lungs training goes on from, by name or path; null: the encoder's alone"
+    )
     heart: bool = Field(
         False,
         description="find the heart too: learned from the films that have a mask in the manifest's column heart_mask",

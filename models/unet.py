@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from cxr_pipeline.models.backbones.encoder_weights import EncoderWeightsError, application, require_weights, resolve
 from cxr_pipeline.models.backend import keras, segmentation_models
 
@@ -82,3 +84,29 @@ def _copy_by_name(source: K.Model, target: K.Model) -> None:
     for layer in source.layers:
         if layer.weights:
             known[layer.name].set_weights(layer.get_weights())
+
+
+def start_from(model: K.Model, weights: str) -> None:
+    """Take over what a trained segmentation has learned; an organ that it does not find starts as its lungs.
+
+    Args:
+        model: of `build_unet`, of the same encoder and decoder; changed in place.
+        weights: a name or folder, see `models.store.find`.
+
+    Raises:
+        EncoderWeightsError: the weights are of another network.
+    """
+    from cxr_pipeline.models.store import KERAS_FILE, bundle_of, find, load_keras
+
+    source = load_keras(bundle_of(find(weights), "segment") / KERAS_FILE).get_weights()
+    target = model.get_weights()
+    same = len(source) == len(target) and all(
+        a.shape[:-1] == b.shape[:-1] and (a.shape[-1:] == b.shape[-1:] or a.shape[-1] == 1)
+        for a, b in zip(source, target, strict=False)
+    )
+    if not same:
+        raise EncoderWeightsError(
+            f"the weights {weights!r} are of another segmentation network. Take its encoder and decoder_filters, or "
+            "set segment.start to null"
+        )
+    model.set_weights([np.broadcast_to(a, b.shape) for a, b in zip(source, target, strict=True)])

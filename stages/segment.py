@@ -205,7 +205,7 @@ class Segment(Stage):
         from cxr_pipeline.models.training.fit import PHASE_SETTINGS, Objective, Phase, Training, set_batchnorm_momentum
         from cxr_pipeline.models.training.log import summary, training_bar
         from cxr_pipeline.models.training.losses import DiceScore, LungsAndHeart, OrganDice, segmentation_loss
-        from cxr_pipeline.models.unet import build_unet
+        from cxr_pipeline.models.unet import build_unet, start_from
         from cxr_pipeline.stages.quality_fit import fit_bundle
 
         cls.require(data, config)
@@ -225,6 +225,8 @@ class Segment(Stage):
             outputs=2 if settings.heart else 1,
         )
         set_batchnorm_momentum(model)
+        if settings.start is not None:
+            start_from(model, settings.start)
         common = {
             **{"encode": encode, "batch_size": settings.fit.batch_size, "seed": config.seed},
             "replicas": replicas(),

@@ -53,7 +53,7 @@ def test_there_is_no_heat_beside_the_lungs(model, films):
 
 
 def test_what_lies_beside_the_lungs_has_no_say_in_the_pooling(films):
-    """The pooled vector is that of the lungs' places: the log of the mean of exp(evidence), plus mean context."""
+    """It is the log of the mean of exp(evidence) over the lungs, plus their mean context."""
     k = keras()
     model = build_classifier("chest", SIZE, 1, 3, pool="evidence", encoder_weights="chest")
     parts = k.Model(
@@ -76,7 +76,7 @@ def test_features_of_another_file_are_refused_by_name(tmp_path):
 
 
 def hospitals(draw, shift=3.0, n=120):
-    """Films of four hospitals with two classes each; a feature is shifted by hospital, and says nothing of the class."""
+    """Films of four hospitals with two classes each; one feature is shifted by hospital and tells no class."""
     classes = {"a": (0, 2), "b": (0, 2), "c": (1, 2), "d": (1, 2)}
     x, y, sources = [], [], []
     for place, (name, both) in enumerate(classes.items()):
