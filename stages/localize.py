@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("cxr.localize")
 
 _REACH = 0.02  # the lungs are grown by this share of the crop, some 6 mm on an adult, so that pleural lesions stay
+_FAINT = 0.025  # share of the films with lesions whose map may stay under the floor of a box
 _WORTH = 0.005  # mean best IoU that a larger minimum area may cost: best IoU itself cannot see false boxes
 
 
@@ -36,6 +37,11 @@ class Focus(NamedTuple):
     lungs: tuple[np.ndarray, np.ndarray]  # the patient's right and left lung, bool; one may be empty
     raw: np.ndarray  # float32, not negative: the map before lungs and scaling
     frame: Frame
+
+    @property
+    def strongest(self) -> float:
+        """The largest value of the map in the lungs before scaling; 0 where there is none."""
+        return float(np.max(self.raw, where=self.heat > 0, initial=0.0))
 
 
 class Spot(NamedTuple):
@@ -164,6 +170,7 @@ class Localize(Stage):
         self.multi_label: bool = decisions.get("multi_label", self.positive is None)
         self.threshold: float = decisions["threshold"]
         self.min_area: float = decisions["min_area"]
+        self.floor: float = decisions.get("floor", 0.0)  # of a map before scaling, for a box
         self.max_regions: int = decisions["max_regions"]
 
     @classmethod
@@ -205,12 +212,14 @@ class Localize(Stage):
     def regions(self, seen: Focus, label: str, probability: float) -> list[Region]:
         """The regions of one class on one film, best first.
 
-        A region's score is the map's maximum in it (1 for the best) times the probability of the class.
+        A region's score is the map's maximum in it (1 for the best) times the probability of the class. There is none
+        where the map before scaling stays under `floor`: a map is scaled to its own maximum, and next to no evidence
+        would make boxes too.
         """
         out = []
         for spot in keep(spots(seen.heat, self.threshold), seen, self.min_area, self.max_regions):
             box = native_box(spot, seen.frame)
-            if box.area > 0:
+            if box.area > 0 and spot.peak * seen.strongest >= self.floor:
                 out.append(Region(box, spot.peak * probability, label, *side_and_zone(spot, seen.lungs)))
         return out
 
@@ -243,7 +252,8 @@ class Localize(Stage):
         stage = cls({"decisions": decisions})
         films = films_with_lesions(data.select(split="val"), stage)
         pairs = [(t, a) for t in sorted(settings.thresholds) for a in sorted(settings.min_areas)]
-        best = np.array(list(_best_ious(films, stage, chain, pairs))).reshape(-1, len(pairs))
+        judged = list(_best_ious(films, stage, chain, pairs))
+        best = np.array([ious for _, ious in judged]).reshape(-1, len(pairs))
         table = [
             {"threshold": t, "min_area": a, "iou": float(column.mean()), "iou50_rate": float((column >= 0.5).mean())}
             for (t, a), column in zip(pairs, best.T, strict=True)
@@ -251,6 +261,7 @@ class Localize(Stage):
         ]
         if table:
             decisions["threshold"], decisions["min_area"] = choose(table)
+            decisions["floor"] = float(f"{np.quantile([strongest for strongest, _ in judged], _FAINT):.4g}")
             fitted = f"on {len(best)} val films with boxes"
         else:
             fitted = "not fitted: no val film with boxes could be judged; threshold and min_area are the config's"
@@ -290,8 +301,8 @@ def choose(table: Sequence[dict[str, float]]) -> tuple[float, float]:
 
 def _best_ious(
     films: Manifest, stage: Localize, chain: Sequence[Stage], pairs: Sequence[tuple[float, float]]
-) -> Iterator[list[float]]:
-    """The best IoU of a box with a lesion for each pair of threshold and minimum area, film by film.
+) -> Iterator[tuple[float, list[float]]]:
+    """A map's maximum, and the best IoU of a box with a lesion for each pair of threshold and minimum area, by film.
 
     The chain runs once over the films, and each film is dropped when it has been judged.
     """
@@ -304,10 +315,13 @@ def _best_ious(
         label, truths = lesions_of(films, row, stage)
         seen = focus(record, stage.classes.index(label))
         found = {threshold: spots(seen.heat, threshold) for threshold, _ in pairs}
-        yield [
-            best_iou([native_box(s, seen.frame) for s in keep(found[t], seen, a, stage.max_regions)], truths)
-            for t, a in pairs
-        ]
+        yield (
+            seen.strongest,
+            [
+                best_iou([native_box(s, seen.frame) for s in keep(found[t], seen, a, stage.max_regions)], truths)
+                for t, a in pairs
+            ],
+        )
 
 
 def _csv(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> str:
