@@ -84,10 +84,10 @@ def test_some_failed_is_1_and_names_them(films, tmp_path, weights, capsys):
 def test_files_that_are_no_films_are_counted_aloud(films, tmp_path, weights, capsys):
     assert call("run", films, "--out", tmp_path / "out", "--weights", weights) == 0
     assert "Left out" not in capsys.readouterr().err
-    for name in ("a.webp", "b.txt"):
+    for name in ("a.md", "b.txt"):
         (films / name).write_text("no film")
     assert call("run", films, "--out", tmp_path / "out", "--weights", weights) == 0
-    assert re.search(r"Left out.* 2 file\(s\), such as .*a\.webp", capsys.readouterr().err)
+    assert re.search(r"Left out.* 2 file\(s\), such as .*a\.md", capsys.readouterr().err)
 
 
 def test_an_interrupted_call_goes_on_with_an_equal_result(films, tmp_path, weights, monkeypatch, capsys):

@@ -55,7 +55,7 @@ def picture(path):
 def test_columns_are_the_promised_ones_in_their_order_then_others():
     assert columns()[: len(PROMISED)] == PROMISED
     assert columns() == [*PROMISED, "screen", "warnings", "sha256"]
-    assert columns(["NORM", "TB", "COVID"]) == [*PROMISED, "p_COVID", "warnings", "sha256"]
+    assert columns(["NORM", "TB", "COVID"]) == [*PROMISED, "screen", "p_COVID", "warnings", "sha256"]
 
 
 def test_numbers_have_the_promised_digits():
