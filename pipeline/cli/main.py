@@ -46,6 +46,16 @@ def _parsed_shard(_context: click.Context, _option: click.Parameter, value: str 
     return int(number), int(count)
 
 
+def _parsed_mode(_context: click.Context, _option: click.Parameter, value: str | None) -> int:
+    try:
+        mode = int(value or "600", 8)
+    except ValueError:
+        mode = -1
+    if mode & ~0o666 or mode & 0o600 != 0o600:
+        raise click.BadParameter(f"it is three digits such as 600, 640 or 644, the first a 6. Received: {value!r}")
+    return mode
+
+
 @command
 @click.argument("inputs", nargs=-1, required=True, type=click.Path(exists=True), metavar="INPUT...")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the results.")
@@ -61,6 +71,16 @@ def _parsed_shard(_context: click.Context, _option: click.Parameter, value: str 
     "--shard", metavar="I/N", callback=_parsed_shard, help="Judge the I-th of N parts, each into its own --out."
 )
 @click.option("--no-refuse", is_flag=True, help="Judge films too that should not be; why not, stands in `warnings`.")
+@click.option(
+    "--outputs",
+    metavar="NAMES",
+    help="What is written, with commas between: masks, overlays, heatmaps, crops, regions (and those of installed "
+    "packages), or all.  "
+    "[default: masks,overlays,regions; results.csv always is]",
+)
+@click.option("--native-heatmaps", is_flag=True, help="Write heat maps too, and at the films' own size.")
+@click.option("--mode", callback=_parsed_mode, metavar="OCTAL", help="Permissions of the results.  [default: 600]")
+@click.option("--verify", is_flag=True, help="Going on: check every file that is there, and not only a sample.")
 @click.option("--overwrite", is_flag=True, help="Discard what another run left in the folder.")
 @click.option(
     "--report/--no-report",
@@ -81,6 +101,10 @@ def run(
     runtime: str,
     shard: tuple[int, int] | None,
     no_refuse: bool,
+    outputs: str | None,
+    native_heatmaps: bool,
+    mode: int,
+    verify: bool,
     overwrite: bool,
     report: bool | None,
     engine: str,
@@ -91,7 +115,7 @@ def run(
     \b
     Leaves in the folder given by --out:
       results.csv    a row for every input, those that failed too
-      masks/ crops/ heatmaps/ overlays/    PNG, named after the id in results.csv
+      masks/ overlays/    PNG and JPEG, named after the id in results.csv (more: --outputs)
       regions.json   boxes in COCO format, in pixels of the original films
       run.json       versions, weights, config, counts
       report.html    one page to look at all of it, with small copies of the films: treat it like them
@@ -122,6 +146,9 @@ def run(
         from cxr_pipeline.run.engines.cluster import import_ray
 
         import_ray()  # before all else, where it is missing
+    from cxr_pipeline.results.outputs import chosen
+
+    wanted = chosen(outputs, native_heatmaps=native_heatmaps)
     upto = stage or STAGES[-1]
     arguments = {
         "inputs": list(inputs),
@@ -132,6 +159,8 @@ def run(
         "workers": workers,
         "batch_size": batch_size,
         "no_refuse": no_refuse,
+        "outputs": outputs,
+        "native_heatmaps": native_heatmaps,
         "overwrite": overwrite,
         "engine": engine,
         **cluster,
@@ -151,6 +180,7 @@ def run(
         given += ["--label"] * (label is not None) + ["--no-refuse"] * no_refuse
         click.echo(f"from {' and '.join(given)}, in place of what the weights decide: {name} {said}", err=True)
     options: dict[str, Any] = {"identity": chain.identity, "batch_size": batch_size, "workers": workers}
+    options |= {"outputs": wanted, "mode": mode, "verify": verify}
     if engine == "ray":
         from cxr_pipeline.run.engines.ray import RayRunner, opening
 
@@ -194,8 +224,12 @@ def _report_at_end(out: Path, films: int, wanted: bool | None) -> None:
 @command
 @click.argument("folders", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path), metavar="DIR...")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for all results.")
-def merge(folders: tuple[Path, ...], out: Path) -> int:
+@click.option("--mode", callback=_parsed_mode, metavar="OCTAL", help="Permissions of the results.  [default: 600]")
+def merge(folders: tuple[Path, ...], out: Path, mode: int) -> int:
     """Join the folders of all shards of a run: as if one run had judged all inputs.
+
+    Every part is checked first, against what it promises and by the checksums of its files. Where something is missing
+    nothing is written.
 
     \b
     Example:
@@ -203,7 +237,7 @@ def merge(folders: tuple[Path, ...], out: Path) -> int:
     """
     from cxr_pipeline.results.merge import merge as join
 
-    counts = join(folders, out)
+    counts = join(folders, out, mode=mode)
     click.echo(f"{sum(counts.values())} films in {out}: " + ", ".join(f"{n} {status}" for status, n in counts.items()))
     return SOME_FAILED if counts["refused"] or counts["failed"] else DONE
 
