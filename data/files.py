@@ -21,6 +21,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+from cxr_pipeline.configs.errors import CxrError
+
 PART = ".part"  # how a temporary name ends; it starts with a dot
 PRIVATE = 0o600  # of files that show or name patients; a stricter umask takes further bits away
 _BLOCK = 1 << 20
@@ -28,7 +30,7 @@ _FORMULA = re.compile(r"'*(?:[\t\r\n]|\s*[=+\-@\uff1d\uff0b\uff0d\uff20])")  # w
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
 
 
-class NotRegularError(OSError):
+class NotRegularError(CxrError, OSError):
     """What should be a file is a folder, a pipe or a device."""
 
 

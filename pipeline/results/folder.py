@@ -26,6 +26,7 @@ import numpy as np
 
 from cxr_pipeline.about import NOTICE, PROGRAM
 from cxr_pipeline.data.files import PRIVATE, csv_line, file_sha256, folder_mode, sweep, whole_file, write_json
+from cxr_pipeline.data.locks import LockError
 from cxr_pipeline.results.entries import read_places
 from cxr_pipeline.results.filmfiles import FOLDERS, FilmFiles
 from cxr_pipeline.results.identity import Identity, ResultsError
@@ -82,7 +83,11 @@ class ResultsFolder:
         self._check_owner()
         path.parent.mkdir(parents=True, exist_ok=True)
         path.mkdir(mode=folder_mode(mode), exist_ok=True)
-        if not self._lock.acquire():
+        try:
+            alone = self._lock.acquire()
+        except LockError as error:
+            raise ResultsError(str(error)) from None
+        if not alone:
             raise ResultsError(f"another run is working in {path}. Wait for it, or choose another --out")
         try:
             self._begin(overwrite)

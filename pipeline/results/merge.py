@@ -132,8 +132,8 @@ def _check_one_run(parts: Sequence[_Part]) -> None:
         for name in ("of", "inputs"):
             if part.run["shard"][name] != first.run["shard"][name]:
                 raise ResultsError(
-                    f"{part.folder} and {first.folder} are no shards of one run: {name} is {part.run['shard'][name]} in "
-                    f"one and {first.run['shard'][name]} in the other. Run both with the same inputs and the same n"
+                    f"{part.folder} and {first.folder} are no shards of one run: {name} is {part.run['shard'][name]} "
+                    f"in one and {first.run['shard'][name]} in the other. Run both with the same inputs and the same n"
                 )
     numbers = [part.run["shard"]["number"] for part in parts]
     missing = sorted(set(range(1, first.run["shard"]["of"] + 1)) - set(numbers))
@@ -189,8 +189,8 @@ def _check_part(part: _Part, ids: dict[str, Path]) -> None:
 
 def _lacking(folder: Path, what: str) -> ResultsError:
     return ResultsError(
-        f"{folder} does not hold what it promises: {what}. Nothing was written. Run its shard again with --verify, then "
-        "merge"
+        f"{folder} does not hold what it promises: {what}. Nothing was written. Run its shard again with --verify, "
+        "then merge"
     )
 
 

@@ -253,6 +253,8 @@ def test_a_lock_that_is_none_is_neither_waited_for_nor_followed(films, tmp_path,
     began = time.monotonic()
     with pytest.raises(LockError, match="Remove it"):
         FolderLock(out).acquire()
+    with pytest.raises(ResultsError, match="Remove it"):
+        go(films, out)
     assert time.monotonic() - began < 5
     assert target.exists() == (kind == "link")
 
