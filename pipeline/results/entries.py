@@ -147,6 +147,8 @@ class RunFacts(BaseModel):
     version: str = ""
     runtime: str = ""
     classes: list[str] = []
+    columns: list[str] = []
+    outputs: list[str] = []
     fingerprints: dict[str, str] = {}
     counts: dict[str, int] = {}
     seconds: dict[str, Annotated[float, Field(allow_inf_nan=False)]] = {}

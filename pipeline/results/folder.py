@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
@@ -32,6 +32,7 @@ from cxr_pipeline.results.filmfiles import FOLDERS, FilmFiles
 from cxr_pipeline.results.identity import Identity, ResultsError
 from cxr_pipeline.results.journal import FolderLock, Journal
 from cxr_pipeline.results.outputs import Output, chosen, columns, output_class, output_names
+from cxr_pipeline.results.outputs.table import Table
 from cxr_pipeline.results.reader import rows, run_info
 from cxr_pipeline.stages.base import Record
 
@@ -79,7 +80,7 @@ class ResultsFolder:
         self._guard = threading.Lock()
         self._lock = FolderLock(path, mode)
         self._csv: IO[bytes] | None = None
-        self.columns = columns(identity.classes)
+        self.columns = columns(identity.classes, identity.columns)
         self._check_owner()
         path.parent.mkdir(parents=True, exist_ok=True)
         path.mkdir(mode=folder_mode(mode), exist_ok=True)
@@ -153,7 +154,10 @@ class ResultsFolder:
             **({"shard": self._shard} if self._shard else {}),
             **about,
         }
-        self.columns = columns(self._run["classes"])
+        further = list(dict.fromkeys([*(before or {}).get("columns", []), *self.identity.columns]))
+        if further:
+            self._run["columns"] = further
+        self.columns = columns(self._run["classes"], further)
         self.films = self._film_files(self._run["classes"])
         self._write_run(self._run)
         self.films.make_folders()
@@ -275,11 +279,14 @@ class ResultsFolder:
 
     def _write_table(self, keys: list[str]) -> dict[str, int]:
         counts: Counter[str] = Counter()
-        with whole_file(self.path / "results.csv", durable=True, mode=self.mode) as file:
-            file.write(csv_line(self.columns, {name: name for name in self.columns}))
+
+        def entries() -> Iterator[dict[str, Any]]:
             for entry in self.journal.entries(keys):
                 counts[entry["row"]["status"]] += 1
-                file.write(csv_line(self.columns, entry["row"]))
+                yield entry
+
+        with whole_file(self.path / "results.csv", durable=True, mode=self.mode) as file:
+            Table().write_summary(file, entries, self._run)
         return {status: counts[status] for status in ("ok", "refused", "failed")}
 
     def _write_log(self, keys: list[str]) -> None:

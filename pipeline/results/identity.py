@@ -22,6 +22,7 @@ class Identity:
         stages: fingerprint by name, in the order of the chain, settings of the run included.
         classes: of the classifier, in its order; empty where the chain has none.
         about: what else `run.json` says of them (not compared): weights, files and their hashes, decisions.
+        columns: further columns of `results.csv` that the stages declare (not compared: they follow from the stages).
     """
 
     version: str
@@ -29,6 +30,7 @@ class Identity:
     stages: dict[str, str]
     classes: tuple[str, ...] = ()
     about: dict[str, Any] = field(default_factory=dict)
+    columns: tuple[str, ...] = ()
 
     @property
     def last(self) -> str:

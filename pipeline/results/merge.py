@@ -69,7 +69,12 @@ def merge(folders: Sequence[Path], out: Path, *, mode: int = PRIVATE) -> dict[st
         first = parts[0].run
         about = {name: first[name] for name in _ABOUT if name in first}
         identity = Identity(
-            first["version"], first["runtime"], first["fingerprints"], tuple(first.get("classes", ())), about
+            first["version"],
+            first["runtime"],
+            first["fingerprints"],
+            tuple(first.get("classes", ())),
+            about,
+            tuple(first.get("columns", ())),
         )
         with ResultsFolder(out, identity, outputs=_outputs(parts), mode=mode) as whole:
             for _, key, part in order:

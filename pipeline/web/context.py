@@ -27,7 +27,7 @@ class Server:
 
     def __post_init__(self) -> None:
         self.desk = Desk(self.chain, self.settings)
-        self.columns = columns(self.chain.identity.classes)
+        self.columns = columns(self.chain.identity.classes, self.chain.identity.columns)
         self.result_model = result_model(self.columns)
         self.job_model, self.results_model = job_models(self.result_model)
         self.most = min(MOST_FILES, self.settings.queue)

@@ -63,6 +63,18 @@ def test_columns_are_the_promised_ones_in_their_order_then_others():
     assert columns()[: len(PROMISED)] == PROMISED
     assert columns() == [*PROMISED, "warnings", "sha256"]
     assert columns(["NORM", "TB", "COVID"]) == [*PROMISED, "p_COVID", "warnings", "sha256"]
+    assert columns(["TB"], ["ctr"]) == [*PROMISED, "ctr", "warnings", "sha256"]
+
+
+def test_columns_that_stages_declare_stay_when_a_chain_without_them_goes_on(tmp_path):
+    with ResultsFolder(tmp_path, identity(columns=("ctr",))) as folder:
+        save(folder, record("a"))
+        finish(folder, ["a"])
+    with ResultsFolder(tmp_path, identity()) as folder:
+        save(folder, record("b"))
+        finish(folder, ["a", "b"])
+    assert [row["ctr"] for row in rows(tmp_path)] == ["", ""]
+    assert run_info(tmp_path)["columns"] == ["ctr"]
 
 
 def test_numbers_have_the_promised_digits():

@@ -14,7 +14,6 @@ CLASSES = ("TB", "NTB", "NORM")  # their columns always exist, in this place
 
 _FIRST = ("image", "id", "status", "error", "width", "height", "lung_fraction")
 _LAST = ("label", "tb_score", "regions")
-FURTHER: tuple[str, ...] = ()  # columns that come after all promised ones, before `warnings`
 _APPENDED = ("warnings", "sha256")
 
 
@@ -30,16 +29,21 @@ class Table(Output):
         self, file: IO[bytes], entries: Callable[[], Iterable[dict[str, Any]]], run: Mapping[str, Any]
     ) -> None:
         """Write the header and the rows."""
-        names = columns(run["classes"])
+        names = columns(run["classes"], run.get("columns", ()))
         file.write(csv_line(names, dict(zip(names, names, strict=True))))
         for entry in entries():
             file.write(csv_line(names, entry["row"]))
 
 
-def columns(classes: Sequence[str] = ()) -> list[str]:
-    """Columns of `results.csv`: the promised ones in their order, then further classes and columns, the file's hash."""
+def columns(classes: Sequence[str] = (), of_stages: Sequence[str] = ()) -> list[str]:
+    """Columns of `results.csv`: the promised ones in their order, then further ones, warnings, the file's hash.
+
+    Args:
+        classes: of the weights; those without a promised column get one.
+        of_stages: columns that the stages of the chain declare.
+    """
     further = [f"p_{name}" for name in classes if name not in CLASSES]
-    return [*_FIRST, *(f"p_{name}" for name in CLASSES), *_LAST, *FURTHER, *further, *_APPENDED]
+    return [*_FIRST, *(f"p_{name}" for name in CLASSES), *_LAST, *further, *of_stages, *_APPENDED]
 
 
 def row_of(record: Record) -> dict[str, str]:
