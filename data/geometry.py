@@ -13,6 +13,8 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+_OBLONG = 1.6  # the two scales of a lung box of a film with square pixels differ by less
+
 
 class Box(NamedTuple):
     """A rectangle in pixels: top-left corner `x, y` (x right, y down), width `w`, height `h`."""
@@ -58,6 +60,11 @@ def resize(image: np.ndarray, height: int, width: int, *, nearest: bool = False)
     if nearest:
         how = cv2.INTER_NEAREST_EXACT
     else:
+        down, across = height / image.shape[0], width / image.shape[1]
+        if min(down, across) < 1 < max(down, across) and max(down, across) > _OBLONG * min(down, across):
+            # A film with oblong pixels: neither way of resizing serves both axes.
+            middle = (image.shape[0], width) if across < down else (height, image.shape[1])
+            return resize(resize(image, *middle), height, width)
         shrinks = height * width < image.shape[0] * image.shape[1]
         how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
     return cv2.resize(image, (width, height), interpolation=how)
@@ -80,11 +87,19 @@ class Frame:
             raise ValueError(f"a frame needs at least one pixel on each side. Received: {self}")
 
     @classmethod
-    def letterbox(cls, native: tuple[int, int], size: int) -> Frame:
-        """The whole film, centred in the smallest square that holds it: its aspect ratio is kept."""
+    def letterbox(cls, native: tuple[int, int], size: int, aspect: float = 1.0) -> Frame:
+        """The whole film, centred in the smallest square that holds it: its aspect ratio is kept.
+
+        Args:
+            native: (height, width) of the film in pixels.
+            size: side of the grid.
+            aspect: height of a native pixel divided by its width. Where it is not 1, the box is a square as the film
+                was taken, and not in pixels.
+        """
         height, width = native
-        side = max(height, width)
-        return cls(native, Box((width - side) // 2, (height - side) // 2, side, side), (size, size))
+        side = max(height * aspect, width)
+        across, down = max(width, round(side)), max(height, round(side / aspect))
+        return cls(native, Box((width - across) // 2, (height - down) // 2, across, down), (size, size))
 
     @classmethod
     def crop(cls, native: tuple[int, int], box: Box, size: int) -> Frame:

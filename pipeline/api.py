@@ -57,7 +57,7 @@ class Results:
         """`results.csv` with numbers as numbers, one row an input."""
         import pandas as pd
 
-        text = {name: str for name in ("image", "id", "status", "error", "label", "warnings", "sha256")}
+        text = {name: str for name in ("image", "id", "status", "error", "label", "screen", "warnings", "sha256")}
         table = pd.read_csv(self.folder / "results.csv", dtype=text)
         named = [name for name in text if name in table]
         table[named] = table[named].fillna("").map(plain_cell)
@@ -109,7 +109,7 @@ class Results:
         return f"Results({str(self.folder)!r}: {counts})"
 
     def _repr_html_(self) -> str:
-        shown = ("id", "status", "label", "tb_score", "regions", "error")
+        shown = ("id", "status", "screen", "tb_score", "label", "regions", "error")
         columns = [name for name in shown if self.rows and name in self.rows[0]]
         cells = "".join(f"<th>{html.escape(name)}</th>" for name in columns)
         lines = [f"<tr>{cells}</tr>"]
@@ -128,6 +128,7 @@ class Pipeline:
         runtime: "onnx", "openvino" or "keras".
         config: YAML file or preset; of it, a run obeys the thresholds.
         site: a site file, see `pipeline calibrate`.
+        threshold: score from which a film is screen positive; None: 50, the threshold of weights or site.
         label: heat map and regions of this class; None takes the predicted one.
 
     Raises:
@@ -143,6 +144,7 @@ class Pipeline:
         runtime: str = "onnx",
         config: str | None = None,
         site: Path | str | None = None,
+        threshold: float | None = None,
         label: str | None = None,
     ) -> None:
         self._chain = open_chain(
@@ -151,6 +153,7 @@ class Pipeline:
             runtime=runtime,
             config=config,
             site=Path(site) if site is not None else None,
+            threshold=threshold,
             label=label,
             arguments={"api": True, "stage": stage},
         )
@@ -207,8 +210,8 @@ class Pipeline:
                 the full range of their type.
 
         Returns:
-            The record: `status` and `error`, `mask`, `probabilities`, `label`, `tb_score`, `heatmap`,
-            `heatmap_label` (the class that it is of), `regions`.
+            The record: `status` and `error`, `mask`, `probabilities`, `label`, `screen`, `tb_score`, `abnormal`,
+            `heatmap`, `heatmap_label` (the class that it is of), `regions`.
 
         Raises:
             data.radiograph.RadiographError: the file cannot be read.

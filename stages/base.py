@@ -52,8 +52,10 @@ class Record:
     lung_fraction: float | None = None  # share of the film's pixels that are lung
     # classify
     probabilities: dict[str, float] | None = None  # calibrated, one a class, in the order of the classes
-    label: str | None = None
-    tb_score: float | None = None  # 0 to 100: calibrated probability of TB times 100
+    label: str | None = None  # the likeliest class
+    screen: str | None = None  # positive, negative or unsure, at the operating threshold: see `stages.decisions`
+    tb_score: float | None = None  # 0 to 100, of the positive class; 50 is the operating threshold
+    abnormal: float | None = None  # probability that the film is not normal
     maps: np.ndarray | None = None  # (h, w, classes) float32, Grad-CAM of each class's logit, on `frame`
     frame: Frame | None = None
     # localize

@@ -14,6 +14,7 @@ from cxr_pipeline.stages.base import Record, Stage
 from cxr_pipeline.stages.classify_films import require_films, usable_films
 from cxr_pipeline.stages.classify_targets import several_labels as targets_of
 from cxr_pipeline.stages.crops import encoder_input, lung_crop
+from cxr_pipeline.stages.decisions import AT_THRESHOLD, Rules, Scale, Sets, probabilities_of
 from cxr_pipeline.stages.films import stream
 from cxr_pipeline.stages.quality import MIN_SIDE, by_header
 from cxr_pipeline.stages.uncertain import uncertain
@@ -46,6 +47,9 @@ class Classify(Stage):
         self.threshold: float = decisions["threshold"]
         self.thresholds: dict[str, float] = decisions.get("thresholds", {})  # of several labels a film
         self.threshold_ci95: list[float] | None = decisions.get("threshold_ci95")
+        self.normal: str | None = decisions.get("normal")
+        self.scale, self.sets = Scale.of(decisions.get("score")), Sets.of(decisions.get("sets"))
+        self.cutoff: float = decisions.get("cutoff", AT_THRESHOLD)  # a person's own, of the score
         # Added to the logits divided by the temperature; a site brings its own, see train.calibration.
         self.offsets = np.array([decisions.get("offsets", {}).get(name, 0.0) for name in self.classes])
 
@@ -54,8 +58,13 @@ class Classify(Stage):
         """The stage as stored in `bundle`."""
         return cls(open_network(bundle, runtime, threads), read_card(bundle), fingerprint(bundle))
 
+    @property
+    def rules(self) -> Rules:
+        """What decides from probabilities on, as the card, a site or a person has it."""
+        return Rules(self.positive, self.threshold, self.normal, self.scale, self.sets, self.cutoff)
+
     def run(self, records: Sequence[Record]) -> list[Record]:
-        """Fill in `probabilities`, `label`, `tb_score`, and the Grad-CAM `maps` with their `frame`.
+        """Fill in what is decided, from `probabilities` to `abnormal`, and the Grad-CAM `maps` with their `frame`.
 
         In a chain without segmentation, which checks films, those are refused whose size or DICOM header speaks against
         them; what their pixels show is not checked.
@@ -81,32 +90,29 @@ class Classify(Stage):
             record.extra["warnings"] = [*record.extra.get("warnings", ()), *map(str, against)]
 
     def _judge(self, record: Record, logits: np.ndarray) -> None:
-        """Calibrated probabilities, score and label from a film's logits (classes,).
+        """Calibrated probabilities from a film's logits (classes,), and what they decide: see `stages.decisions`.
 
-        The label is the positive class where its probability reaches the operating threshold (set for a sensitivity,
-        not for accuracy: a missed TB costs more than a second look), else the likeliest of the others. Where a film may
-        have several labels, it is all that reach their thresholds, joined by a pipe sign.
+        Where a film may have several labels, its label is all that reach their thresholds, joined by a pipe sign.
         """
-        from cxr_pipeline.models.figures.metrics import softmax
-
         record.extra["logits"] = logits
-        scaled = logits / self.temperature + self.offsets
-        values = 1 / (1 + np.exp(-scaled.astype(float))) if self.multi_label else softmax(scaled[None])[0]
+        values = probabilities_of(logits, self.temperature, self.offsets, several=self.multi_label)
         record.probabilities = {name: float(value) for name, value in zip(self.classes, values, strict=True)}
         if self.positive is not None:
-            record.tb_score = 100.0 * record.probabilities[self.positive]
             record.extra["positive"] = self.positive
         if self.multi_label:
             there = [name for name in self.classes if record.probabilities[name] >= self.thresholds[name]]
             record.label = "|".join(there)
+            if self.positive is not None:
+                record.tb_score = 100.0 * record.probabilities[self.positive]
             return
-        positive = record.probabilities[self.positive]
-        if doubt := uncertain(positive, self.threshold, self.threshold_ci95):
-            record.extra["warnings"] = [*record.extra.get("warnings", ()), *doubt]
-        others = [name for name in self.classes if name != self.positive]
-        record.label = (
-            self.positive if positive >= self.threshold else max(others, key=record.probabilities.__getitem__)
-        )
+        answer = self.rules.decide(record.probabilities)
+        record.label, record.screen, record.tb_score = answer.label, answer.screen, answer.score
+        record.abnormal, record.extra["cutoff"] = answer.abnormal, self.cutoff
+        doubts = list(answer.doubts)
+        if self.sets is None:  # a card of before
+            doubts = uncertain(record.probabilities[self.positive], self.threshold, self.threshold_ci95)
+        if doubts:
+            record.extra["warnings"] = [*record.extra.get("warnings", ()), *doubts]
 
     @classmethod
     def require(cls, data: Manifest, config: Config) -> None:
@@ -139,7 +145,9 @@ class Classify(Stage):
             entry = {k: row[k] for k in ("image", "patient", "source", "label")} | {"status": record.status}
             if record.ok:
                 entry |= {f"p_{name}": value for name, value in record.probabilities.items()} | {
-                    "predicted": record.label
+                    "predicted": record.label,
+                    "screen": record.screen or "",
+                    **({} if record.tb_score is None else {"score": record.tb_score}),
                 }
                 if not self.multi_label:
                     tiles.append((entry, lung_crop(record, 160)[0]))
@@ -152,6 +160,4 @@ class Classify(Stage):
             rows.append(entry)
         if self.multi_label:
             return figures_of_labels(rows, self.classes, self.thresholds, out)
-        return figures(
-            rows, tiles, self.classes, self.positive, self.card["decisions"].get("normal"), self.threshold, out
-        )
+        return figures(rows, tiles, self.classes, self.rules, out)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from cxr_pipeline.stages.decisions import fit_scale, useful_sets
 from cxr_pipeline.stages.uncertain import threshold_interval
 
 log = logging.getLogger("cxr.classify")
@@ -51,15 +52,17 @@ def one_class(
     logits: np.ndarray,
     labels: np.ndarray,
     offsets: np.ndarray,
+    classes: Sequence[str],
     positive: int,
     target_sensitivity: float,
     patients: Sequence[str],
 ) -> dict[str, Any]:
-    """Temperature, and the operating threshold for the target sensitivity with its 95 % interval, one class a film.
+    """Temperature, operating threshold for the target sensitivity with its 95 % interval, scale and sets, one class a
+    film; see `stages.decisions`.
 
     Args:
         logits: (N, classes). labels: (N,) int class numbers. offsets: (classes,), added to the divided logits.
-        patients: N names.
+        positive: number of the class to screen for. patients: N names.
 
     Raises:
         TrainingError: no film of the positive class, or none without it.
@@ -74,7 +77,8 @@ def one_class(
             "threshold needs films with it, and films without. Put more films into val"
         )
     temperature = round(float(fit_temperature(logits, labels)), 4)
-    scores = softmax(logits / temperature + offsets)[:, positive]
+    p = softmax(logits / temperature + offsets)
+    scores = p[:, positive]
     threshold = rounded_down(threshold_for_sensitivity(labels == positive, scores, target_sensitivity))
     log.info(
         "temperature %.3f, threshold %.3f at sensitivity %.2f on %d val films",
@@ -84,7 +88,10 @@ def one_class(
         len(labels),
     )
     interval = threshold_interval(labels == positive, scores, target_sensitivity, patients)
-    return {"temperature": temperature, "threshold": threshold, "threshold_ci95": interval}
+    decided = {"temperature": temperature, "threshold": threshold, "threshold_ci95": interval}
+    decided["score"] = fit_scale(scores, labels == positive, threshold).to_json()
+    decided["sets"] = useful_sets(p, labels, classes, classes[positive]).to_json()
+    return decided
 
 
 def several_labels(

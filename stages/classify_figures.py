@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from cxr_pipeline.models.figures import metrics, plots
-from cxr_pipeline.models.figures.metrics import Figure, bootstrap
+from cxr_pipeline.models.figures.metrics import Figure, bootstrap, bootstrap_mean
+from cxr_pipeline.stages.decisions import AT_THRESHOLD, Rules, decided_error, shown, undecided
 
 SHOWN = 20  # films in worst.png
 
@@ -21,45 +22,68 @@ def figures(
     films: list[dict[str, Any]],
     tiles: list[tuple[dict[str, Any], np.ndarray]],
     classes: list[str],
-    positive: str,
-    normal: str | None,
-    threshold: float,
+    rules: Rules,
     out: Path,
 ) -> dict[str, Any]:
     """All that `metrics.json` says of the classifier.
 
     Args:
-        films: image, patient, source, label, status, and for judged films p_<class> and predicted.
+        films: image, patient, source, label, status, and for judged films p_<class>, predicted, screen and score.
         tiles: the first of `worst_first` with their pictures, uint8 grey (H, W).
-        classes, positive, normal, threshold: as in the stage's card.
+        rules: what decided.
         out: folder for the plots.
 
     Returns:
-        Figures with intervals, `confusion_matrix`, `per_class` and `by_source`; `precision`, `recall` and `f1` are
+        Figures with intervals, `confusion_matrix`, `per_class`, `refusals` and `by_source`. `balanced_accuracy` and
+        `recall_<class>` are of the label; `sensitivity` and `specificity` of the threshold, whatever is unsure;
+        `unsure` is the share of the films left undecided and `error_decided` what is wrong among the others;
+        `precision`, `recall` and `f1` are
         means over the classes that have films, see `models.figures.metrics.macro`.
     """
     judged = [film for film in films if film["status"] == "ok"]
     out.mkdir(parents=True, exist_ok=True)
+    positive, threshold = rules.positive, rules.threshold
     result: dict[str, Any] = {"threshold": threshold, "positive": positive, "classes": classes}
-    result |= _pooled(judged, classes, positive, normal, threshold)
+    if rules.cutoff != AT_THRESHOLD:
+        result["cutoff"] = rules.cutoff
+    if rules.sets is not None:
+        result["risk"] = rules.sets.risk
+    result |= _pooled(judged, classes, rules)
+    result["refusals"] = refusals(films)
     by_source = {}
     for source in sorted({film["source"] for film in judged}):
         part = [film for film in judged if film["source"] == source]
-        by_source[source] = _pooled(part, classes, positive, normal, threshold)
+        by_source[source] = _pooled(part, classes, rules)
     result["by_source"] = by_source
     if judged:
-        _draw(judged, tiles, classes, positive, threshold, out)
+        _draw(judged, tiles, classes, rules, out)
     return {**result, "films": films}
 
 
-def _pooled(
-    films: list[dict[str, Any]], classes: list[str], positive: str, normal: str | None, threshold: float
-) -> dict[str, Any]:
+def refusals(films: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Films not judged, by class and source: where they follow the disease, the sick are missed.
+
+    Returns:
+        One dict for each source and class: ``source``, ``label``, ``films``, and ``refused`` (share, with interval).
+    """
+    kinds = sorted({(film["source"], film["label"]) for film in films})
+    out = []
+    for kind in [(None, name) for name in sorted({label for _, label in kinds})] + kinds:
+        part = [film for film in films if kind[0] in (None, film["source"]) and film["label"] == kind[1]]
+        share = bootstrap_mean([film["status"] != "ok" for film in part], [film["patient"] for film in part])
+        out.append({"source": kind[0] or "all", "label": kind[1], "films": len(part), "refused": share})
+    return out
+
+
+def _pooled(films: list[dict[str, Any]], classes: list[str], rules: Rules) -> dict[str, Any]:
+    positive, normal = rules.positive, rules.normal
     truth = np.array([classes.index(film["label"]) for film in films], int)
     guess = np.array([classes.index(film["predicted"]) for film in films], int)
     p = np.array([[film[f"p_{name}"] for name in classes] for film in films]).reshape(-1, len(classes))
     patients = np.array([film["patient"] for film in films])
     is_positive, score = truth == classes.index(positive), p[:, classes.index(positive)]
+    called = np.array([shown(film["score"]) >= rules.cutoff for film in films], float)
+    screens = np.array([film["screen"] for film in films])
     confidence, right = p.max(axis=1, initial=0), p.argmax(axis=1) == truth if len(films) else truth
 
     def over(chosen: np.ndarray, statistic: Callable[[np.ndarray], float]) -> Figure:
@@ -74,13 +98,20 @@ def _pooled(
         "accuracy": over(every, lambda i: metrics.accuracy(truth[i], guess[i])),
         "balanced_accuracy": over(every, lambda i: metrics.balanced_accuracy(truth[i], guess[i])),
         **{
+            f"recall_{name.lower()}": over(truth == c, lambda i, c=c: float((guess[i] == c).mean()))
+            for c, name in enumerate(classes)
+            if (truth == c).any()
+        },
+        **{
             name: over(every, lambda i, name=name: metrics.macro(truth[i], guess[i], len(classes), name))
             for name in ("precision", "recall", "f1")
         },
         f"auc_{key}": over(every, lambda i: metrics.auroc(is_positive[i], score[i])),
         f"average_precision_{key}": over(every, lambda i: metrics.average_precision(is_positive[i], score[i])),
-        "sensitivity": over(every, lambda i: metrics.sensitivity(is_positive[i], score[i], threshold)),
-        "specificity": over(every, lambda i: metrics.specificity(is_positive[i], score[i], threshold)),
+        "sensitivity": over(every, lambda i: metrics.sensitivity(is_positive[i], called[i], 0.5)),
+        "specificity": over(every, lambda i: metrics.specificity(is_positive[i], called[i], 0.5)),
+        "unsure": over(every, lambda i: undecided(screens[i])),
+        "error_decided": over(every, lambda i: decided_error(screens[i], is_positive[i])),
         "specificity_at_90_sensitivity": over(
             every, lambda i: metrics.specificity_at_sensitivity(is_positive[i], score[i])
         ),
@@ -94,6 +125,7 @@ def _pooled(
     }
     if normal is not None and normal in classes:
         abnormal = 1 - p[:, classes.index(normal)]
+        result["auc_abnormal"] = over(every, lambda i: metrics.auroc(truth[i] != classes.index(normal), abnormal[i]))
         # Against normal films alone: a figure over sources that lack a class would measure the hospital.
         for name in classes:
             pair = np.isin(truth, [classes.index(name), classes.index(normal)])
@@ -111,10 +143,11 @@ def _draw(
     films: list[dict[str, Any]],
     tiles: list[tuple[dict[str, Any], np.ndarray]],
     classes: list[str],
-    positive: str,
-    threshold: float,
+    rules: Rules,
     out: Path,
 ) -> None:
+    positive, threshold, cutoff = rules.positive, rules.threshold, rules.cutoff
+    points = np.array([film["score"] for film in films])
     label = np.array([film["label"] for film in films])
     source = np.array([film["source"] for film in films])
     p = np.array([[film[f"p_{name}"] for name in classes] for film in films])
@@ -128,11 +161,11 @@ def _draw(
     guess = np.array([classes.index(film["predicted"]) for film in films])
     plots.confusion(metrics.confusion_matrix(truth, guess, len(classes)), classes, out / "confusion.png")
     plots.score_histogram(
-        {name: 100 * score[label == name] for name in classes if (label == name).any()}, threshold, out / "scores.png"
+        {name: points[label == name] for name in classes if (label == name).any()}, cutoff / 100, out / "scores.png"
     )
     if tiles:
         captions = [caption(film, positive) for film, _ in tiles]
-        told = f"Wrong answers first (threshold {threshold:.2f} of {positive}), the most wrong of each kind in turn; "
+        told = "Wrong labels first, the most wrong of each kind in turn; "
         told += "then right ones, the least probable first. Number: probability of the class named."
         plots.contact_sheet([crop for _, crop in tiles], captions, out / "worst.png", legend=[(told, None)])
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from cxr_pipeline.stages.classify_calibration import mix_offsets, one_class, several_labels, weight_offsets
 from cxr_pipeline.stages.classify_targets import balance_weights, label_weights, source_priors
+from cxr_pipeline.stages.reference import fit_reference
 
 if TYPE_CHECKING:
     from cxr_pipeline.configs.schema import Config
@@ -104,7 +105,12 @@ class OneClass(Task):
         del learned  # training refuses films without the positive class
         positive = self.config.classes.index(str(self.config.positive))
         patients = [row["patient"] for row in rows]
-        return one_class(logits, targets.argmax(axis=1), offsets, positive, self.settings.target_sensitivity, patients)
+        classes, labels = self.config.classes, targets.argmax(axis=1)
+        decided = one_class(logits, labels, offsets, classes, positive, self.settings.target_sensitivity, patients)
+        if self.config.normal == classes[-1] and len(np.unique(labels)) == len(classes):
+            sources = [row["source"] for row in rows]
+            decided["reference"] = fit_reference(logits / decided["temperature"], labels, sources).to_json()
+        return decided
 
 
 class SeveralLabels(Task):

@@ -14,6 +14,7 @@ from cxr_pipeline.data.files import csv_text, write_text
 from cxr_pipeline.data.geometry import Box, Frame, bounding_box, resize
 from cxr_pipeline.models.store import LICENCE, fingerprint, read_card, write_card
 from cxr_pipeline.stages.base import Record, Region, Stage
+from cxr_pipeline.stages.decisions import POSITIVE, UNSURE
 from cxr_pipeline.stages.films import stream
 
 if TYPE_CHECKING:
@@ -178,9 +179,10 @@ class Localize(Stage):
         """Fill in `heat`, `heatmap_label` and `regions` of the films that have maps.
 
         They are of the class `label`, where one was asked for, else of the predicted class; of several predicted
-        labels, the likeliest. A film predicted normal gets no regions, and the heat map of the positive class (without
-        one, of the likeliest), so that a reader can still see where the little evidence for it lies. A heat map is
-        relative: its maximum is 1 however weak the evidence; only a region's score takes the class's probability in.
+        labels, the likeliest. A film predicted normal gets the heat map of the positive class (without one, of the
+        likeliest), so that a reader can still see where the little evidence for it lies, and regions only where the
+        screening answer is not negative. A heat map is relative: its maximum is 1 however weak the evidence; only a
+        region's score takes the class's probability in.
         """
         for record in records:
             if not record.ok or record.maps is None:
@@ -199,6 +201,8 @@ class Localize(Stage):
         predicted = [name for name in (record.label or "").split("|") if name and name != self.normal]
         if predicted:
             return max(predicted, key=record.probabilities.__getitem__), True
+        if self.positive and record.screen in (POSITIVE, UNSURE):  # likeliest normal, and to be looked at all the same
+            return self.positive, True
         return self.positive or max(record.probabilities, key=record.probabilities.__getitem__), False
 
     def regions(self, seen: Focus, label: str, probability: float) -> list[Region]:

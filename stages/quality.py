@@ -52,7 +52,9 @@ CODES = {
     "cut_off": "the lungs reach beyond the film: a warning while both are mostly on it, a refusal where one is not",
     "exposure": "the lungs are clipped to black or white, or hold hardly any grey levels: a warning up to half of them",
     "too_small": "too few pixels",
-    "child": "a child, by the age in the DICOM header",
+    "child": "a child, by the age or the birth date in the DICOM header",
+    "several_films": "several films on one picture",
+    "colour_map": "colours that are no part of a film: a heat map over it or in place of it",
     "mirrored": "left and right exchanged: a warning, never a refusal",
 }
 EDGES = ("left", "right", "top", "bottom")
@@ -90,9 +92,9 @@ class Finding(NamedTuple):
 
 def shown(frame: Frame) -> tuple[slice, slice]:
     """The rows and columns of a letterboxed grid that the film covers."""
-    per_pixel = frame.grid[0] / frame.box.h
-    top, left = (max(0, round(-start * per_pixel)) for start in (frame.box.y, frame.box.x))
-    rows, columns = (max(2, round(side * per_pixel)) for side in frame.native)
+    per_row, per_column = frame.grid[0] / frame.box.h, frame.grid[1] / frame.box.w
+    top, left = max(0, round(-frame.box.y * per_row)), max(0, round(-frame.box.x * per_column))
+    rows, columns = max(2, round(frame.native[0] * per_row)), max(2, round(frame.native[1] * per_column))
     return slice(top, top + rows), slice(left, left + columns)
 
 
@@ -312,12 +314,12 @@ def by_header(film: Radiograph, min_side: int, min_age: float | None) -> list[Fi
                 "too_small", f"the film is {width}x{height} pixels, and {min_side} a side are needed. Export it larger"
             )
         )
-    # DICOM's View Position (0018,5101): LL and RL are laterals (PS3.3 C.8.7.1.1), LLD and RLD decubitus films.
-    position = str(film.meta.get("view", "")).upper()
-    if position in ("LL", "RL", "LAT", "LATERAL"):
-        found.append(
-            Finding("lateral", f"its view position is {position} by the DICOM header. Give the frontal film, PA or AP")
-        )
+    found += [Finding(code, reason) for code, reason in film.meta.get("against", ())]  # see data.content
+    # DICOM's View Position (0018,5101): LL and RL are laterals (PS3.3 C.8.7.1.1). The reader looks at other tags too.
+    view = str(film.meta.get("view", "")).upper()
+    lateral = film.meta.get("lateral") or (f"its view position is {view}" if view in ("LL", "RL") else "")
+    if lateral:
+        found.append(Finding("lateral", f"{lateral}. Give the frontal film, PA or AP"))
     age = film.meta.get("age_years")
     if min_age is not None and age and age < min_age:
         found.append(

@@ -28,7 +28,7 @@ _TRUE, _FOUND = (80, 220, 80), (60, 60, 255)  # BGR, of the outlines in worst.pn
 _SMALLEST_SHARE = 0.05  # a second component smaller than this share of the first is no lung
 
 
-def preprocess(pixels: np.ndarray, size: int) -> tuple[np.ndarray, Frame]:
+def preprocess(pixels: np.ndarray, size: int, aspect: float = 1.0) -> tuple[np.ndarray, Frame]:
     """What the network sees of a film, in training, running and evaluation alike.
 
     The film is letterboxed (its aspect ratio kept) and its grey levels stretched from the 1st to the 99th percentile of
@@ -37,11 +37,12 @@ def preprocess(pixels: np.ndarray, size: int) -> tuple[np.ndarray, Frame]:
     Args:
         pixels: (H, W) float32 in [0, 1].
         size: side of the network's square.
+        aspect: height of a pixel divided by its width.
 
     Returns:
         (size, size) float32 in [0, 1], and the frame that leads back to native pixels.
     """
-    frame = Frame.letterbox(pixels.shape, size)
+    frame = Frame.letterbox(pixels.shape, size, aspect)
     return stretch(frame.to_grid(pixels)), frame
 
 
@@ -105,7 +106,7 @@ class Segment(Stage):
         """Fill in `mask`, `lung_box` and `lung_fraction`; refuse films that cannot be judged (see `stages.quality`)."""
         todo = [record for record in records if record.ok]
         for record, view in zip(todo, self.views([record.radiograph for record in todo]), strict=True):
-            frame = Frame.letterbox(record.radiograph.size, self.size)
+            frame = Frame.letterbox(record.radiograph.size, self.size, record.radiograph.aspect)
             self._fill(record, postprocess(view.lungs, frame, self.threshold))
             against, besides = by_header(record.radiograph, self.min_side, self.min_age), []
             if self.quality is not None:
@@ -116,7 +117,7 @@ class Segment(Stage):
 
     def views(self, films: Sequence[Radiograph]) -> list[View]:
         """Films as the network sees them, with what it answers."""
-        frames = [Frame.letterbox(film.size, self.size) for film in films]
+        frames = [Frame.letterbox(film.size, self.size, film.aspect) for film in films]
         raws = [frame.to_grid(film.pixels) for film, frame in zip(films, frames, strict=True)]
         return self._seen(raws, [shown(frame) for frame in frames])
 
@@ -300,7 +301,7 @@ def _arrays(data: Manifest, size: int, folder: Path) -> tuple[np.ndarray, np.nda
             except RadiographError as error:
                 log.warning("left out: %s", error)
                 continue
-            grid, frame = preprocess(record.radiograph.pixels, size)
+            grid, frame = preprocess(record.radiograph.pixels, size, record.radiograph.aspect)
             yield number, {"image": np.round(grid * 255).astype(np.uint8), "mask": frame.to_grid(mask, nearest=True)}
 
     key = ["segment", 2, size, sorted(data.table["image"]), data.content_hash(labels=False), str(data.root)]

@@ -75,6 +75,12 @@ runtime_option = click.option(
 site_option = click.option(
     "--site", type=click.Path(path_type=Path), metavar="FILE", help="Site file of `pipeline calibrate`."
 )
+threshold_option = click.option(
+    "--threshold",
+    type=click.FloatRange(0, 100),
+    metavar="SCORE",
+    help="A film is screen positive from this score on.  [default: 50, the threshold of weights or site]",
+)
 workers_option = click.option(
     "--workers",
     type=click.IntRange(1),

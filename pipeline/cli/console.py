@@ -74,6 +74,12 @@ def print_summary(summary: Summary, upto: str) -> None:
     if summary.others:
         click.echo(f"The folder also holds {summary.others} other films of earlier runs.")
     out = summary.out
+    if summary.work is not None and upto != "segment":
+        click.echo(summary.work.said())
+        if summary.work.excel_missing:
+            click.echo("No worklist.xlsx: it needs openpyxl (pip install 'cxr-pipeline[excel]').")
+        click.echo()
+        click.echo(f"Worklist  {out / 'worklist.csv'}")
     click.echo(f"Table     {out / 'results.csv'}")
     for name in ("overlays", "masks", "heatmaps", "crops", "regions.json"):
         if (out / name).exists():

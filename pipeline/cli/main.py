@@ -28,6 +28,7 @@ from cxr_pipeline.cli.commands import (
     print_figures,
     runtime_option,
     site_option,
+    threshold_option,
     weights_option,
     workers_option,
 )
@@ -63,6 +64,7 @@ def _parsed_mode(_context: click.Context, _option: click.Parameter, value: str |
 @click.option("--config", metavar="FILE", help="YAML file or preset; of it, a run obeys the thresholds.")
 @weights_option
 @site_option
+@threshold_option
 @click.option("--label", metavar="NAME", help="Heat map and regions of this class.  [default: the predicted one]")
 @workers_option
 @click.option("--batch-size", type=click.IntRange(1, 512), default=8, show_default=True, help="Films at once.")
@@ -95,6 +97,7 @@ def run(
     config: str | None,
     weights: str,
     site: Path | None,
+    threshold: float | None,
     label: str | None,
     workers: int | None,
     batch_size: int,
@@ -115,6 +118,7 @@ def run(
     \b
     Leaves in the folder given by --out:
       results.csv    a row for every input, those that failed too
+      worklist.csv   what to read first, and why (worklist.xlsx too, with openpyxl)
       masks/ overlays/    PNG and JPEG, named after the id in results.csv (more: --outputs)
       regions.json   boxes in COCO format, in pixels of the original films
       run.json       versions, weights, config, counts
@@ -155,6 +159,7 @@ def run(
         "stage": stage,
         "config": config,
         "site": str(site) if site is not None else None,
+        "threshold": threshold,
         "label": label,
         "workers": workers,
         "batch_size": batch_size,
@@ -166,6 +171,7 @@ def run(
         **cluster,
     }
     how = {"runtime": runtime, "config": config, "site": site, "label": label, "refuse": not no_refuse}
+    how["threshold"] = threshold
     chain = open_chain(weights, upto, **how, arguments=arguments)
     if chain.identity.about["unchecked"]:
         click.echo(f"note: {chain.identity.about['unchecked']}.", err=True)
@@ -177,7 +183,9 @@ def run(
     for name, settings in chain.settings.items():
         said = ", ".join(f"{key} {value}" for key, value in settings.items())
         given = [str(file) for file in (config, site) if file is not None]
-        given += ["--label"] * (label is not None) + ["--no-refuse"] * no_refuse
+        given += (
+            ["--threshold"] * (threshold is not None) + ["--label"] * (label is not None) + ["--no-refuse"] * no_refuse
+        )
         click.echo(f"from {' and '.join(given)}, in place of what the weights decide: {name} {said}", err=True)
     options: dict[str, Any] = {"identity": chain.identity, "batch_size": batch_size, "workers": workers}
     options |= {"outputs": wanted, "mode": mode, "verify": verify}
@@ -219,6 +227,31 @@ def _report_at_end(out: Path, films: int, wanted: bool | None) -> None:
                 traceback.print_exc()
             said = f"The results are complete, but report.html could not be written ({_explained(error)})."
             click.echo(f"{said} Try again: {again}", err=True)
+
+
+@command
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path), metavar="DIR")
+@threshold_option
+@site_option
+@click.option("--report/--no-report", default=None, help="As for run.  [default: up to 2000 films in the folder]")
+def screen(folder: Path, threshold: float | None, site: Path | None, report: bool | None) -> int:
+    """Decide a finished folder again, within seconds: no network runs, no film is read.
+
+    Labels, screening answers, scores, warnings of doubt, the worklist and the overlays' captions are made anew. Masks,
+    heat maps and boxes stay as the run drew them.
+
+    \b
+    Examples:
+      pipeline screen results --threshold 40        positive from a score of 40 on
+      pipeline screen results --site ours.yaml      as the site file of `pipeline calibrate` decides
+    """
+    from cxr_pipeline.run.screen import said
+    from cxr_pipeline.run.screen import screen as decide
+
+    screened = decide(folder, threshold=threshold, site=site)
+    click.echo(said(screened, folder))
+    _report_at_end(folder, screened.films, report)
+    return DONE
 
 
 @command

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -24,7 +25,17 @@ from cxr_pipeline.cli.commands import (
 
 
 @command
-@data_option
+@click.option(
+    "--data", type=click.Path(exists=True, path_type=Path), help="Manifest, or a folder a class, with labels."
+)
+@click.option(
+    "--unlabelled",
+    multiple=True,
+    type=click.Path(exists=True),
+    metavar="INPUT",
+    help="Films without labels, as for run, or a finished results folder. Repeatable.",
+)
+@click.argument("more", nargs=-1, type=click.Path(exists=True), metavar="[INPUT]...")
 @click.option(
     "--target-sensitivity", type=click.FloatRange(0.5, 0.999), default=0.9, show_default=True, help="Where to operate."
 )
@@ -34,7 +45,9 @@ from cxr_pipeline.cli.commands import (
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="File to write.  [default: NAME.yaml]")
 @weights_option
 def calibrate(
-    data: Path,
+    data: Path | None,
+    unlabelled: tuple[str, ...],
+    more: tuple[str, ...],
     target_sensitivity: float,
     site: str | None,
     split: str | None,
@@ -42,22 +55,36 @@ def calibrate(
     out: Path | None,
     weights: str,
 ) -> int:
-    """Fit the scores to a site, from labelled films of its own.
+    """Fit the scores to a site, from films of its own, with labels or without.
 
     Makes a small file for `pipeline run --site`: probabilities that are right for the site's films, and the threshold
     that reaches the sensitivity asked for. Take films as they come, of all classes, 100 or more; never those that the
-    result is to be measured on.
+    result is to be measured on. Films without labels (100 to 300) say how the site's scores lie beside those of other
+    hospitals; what that assumes, and how sure it is, stands in the file. Labels are better.
 
     \b
     Example:
       pipeline calibrate --data ours.csv --target-sensitivity 0.9 --site ours
+      pipeline calibrate --unlabelled films/ --site ours
       pipeline run films/ --out results --site ours.yaml
     """
     from cxr_pipeline.train.calibration import MANY
     from cxr_pipeline.train.calibration import calibrate as fit_site
 
+    if more and not unlabelled:
+        raise click.UsageError(f"{more[0]}: films without labels follow --unlabelled; labelled ones --data")
+    if data is None and not unlabelled:
+        raise click.UsageError("give --data MANIFEST (films with labels), or --unlabelled INPUT..., or both")
     log_to_stderr()
     path = out or Path(f"{site or 'site'}.yaml")
+    if unlabelled:
+        from cxr_pipeline.train.without_labels import calibrate_unlabelled
+
+        if split is not None or source is not None:
+            raise click.UsageError("--split and --source choose films of --data alone. Leave them out")
+        how = {"target_sensitivity": target_sensitivity, "site": site, "weights": weights}
+        _print_unlabelled(calibrate_unlabelled([*unlabelled, *more], path, data=data, **how), path)
+        return DONE
     said = fit_site(
         data, path, target_sensitivity=target_sensitivity, site=site, split=split, source=source, weights=weights
     )
@@ -70,6 +97,82 @@ def calibrate(
             f"Only {said['films']['n']} films: the intervals are wide. With {MANY} or more they narrow.", err=True
         )
     click.echo(f"Use it: pipeline run INPUT --out DIR --site {path}")
+    return DONE
+
+
+def _print_unlabelled(said: dict[str, Any], path: Path) -> None:
+    low, high = said["threshold_ci95"]
+    click.echo(f"threshold {said['threshold']:.3f} (95 % interval {low:.3f} to {high:.3f}), n {said['films']['n']}")
+    for name, share in said["unlabelled"]["shares"].items():
+        low, high = said["unlabelled"]["shares_ci95"][name]
+        click.echo(f"films of {name:6} about {100 * share:.0f} % ({100 * low:.0f} to {100 * high:.0f} %)")
+    click.echo(f"It assumes that {said['unlabelled']['assumes']}.")
+    click.echo("The intervals are of chance alone: where that does not hold, they say nothing.")
+    click.echo(f"Use it: pipeline run INPUT --out DIR --site {path}, or pipeline screen DIR --site {path}")
+
+
+_SHARE = click.FloatRange(0, 1, min_open=True, max_open=True)
+
+
+@command
+@click.argument("results", type=click.Path(exists=True, file_okay=False, path_type=Path), metavar="RESULTS")
+@data_option
+@click.option(
+    "--prevalence",
+    type=click.FloatRange(0, 1, True, True),
+    default=0.02,
+    show_default=True,
+    help="Share with the disease, of those screened.",
+)
+@click.option("--test-cost", type=click.FloatRange(0), default=10.0, show_default=True, help="Of a confirming test.")
+@click.option("--film-cost", type=click.FloatRange(0), default=2.0, show_default=True, help="Of a film.")
+@click.option(
+    "--target-sensitivity", type=click.FloatRange(0.5, 0.999), default=0.9, show_default=True, help="Choose by this."
+)
+@click.option("--threshold", type=click.IntRange(0, 100), metavar="SCORE", help="Choose this score instead.")
+@click.option(
+    "--width",
+    type=click.FloatRange(0, 1, True, True),
+    default=0.1,
+    show_default=True,
+    help="Of the interval that a study should have, for its size.",
+)
+@click.option("--site", metavar="NAME", help="Write the threshold chosen to NAME.yaml, a site file.")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder.  [default: RESULTS/plan]")
+def plan(
+    results: Path,
+    data: Path,
+    prevalence: float,
+    test_cost: float,
+    film_cost: float,
+    target_sensitivity: float,
+    threshold: int | None,
+    width: float,
+    site: str | None,
+    out: Path | None,
+) -> int:
+    """Show what each threshold would find and cost in a programme, from results and the labels of their films.
+
+    For every score: true and false positives per 1,000 people screened, tests and cost per case found, predictive
+    values, with 95 % intervals; for all, and by age and sex where the manifest has the columns. Leaves plan.csv,
+    plan.png and plan.html, a page with a slider.
+
+    \b
+    Example:
+      pipeline plan results --data read.csv --prevalence 0.01 --test-cost 12 --film-cost 1.5 --site ours
+      pipeline screen results --site ours.yaml
+    """
+    from cxr_pipeline.report.plan import Costs, said, write_plan, write_site
+    from cxr_pipeline.report.plan import plan as make_plan
+
+    costs = Costs(prevalence, film_cost, test_cost)
+    how = {"target_sensitivity": target_sensitivity, "threshold": threshold, "width": width}
+    made = make_plan(results, data, costs=costs, **how)
+    click.echo("\n".join(said(made)))
+    click.echo(f"Tables    {write_plan(made, out or results / 'plan')[-1]}")
+    if site is not None:
+        write_site(made, results, Path(f"{site}.yaml"))
+        click.echo(f"Use it: pipeline screen {results} --site {site}.yaml, or pipeline run INPUT --site {site}.yaml")
     return DONE
 
 

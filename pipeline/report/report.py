@@ -35,6 +35,7 @@ from cxr_pipeline.results.outputs import columns
 from cxr_pipeline.results.reader import film_file
 from cxr_pipeline.run.isolation import IsolatedReader
 from cxr_pipeline.stages.base import FAILED, OK, REFUSED
+from cxr_pipeline.stages.decisions import AT_THRESHOLD, Scale, probability_at
 
 EMBEDDED = 2000  # films in the page itself, about 20 KB each; it must open on a small machine too
 TIMES = ("<!-- times of run.json -->", "<!-- end of times -->")  # all that differs between two runs of the same films
@@ -92,13 +93,12 @@ def _write(
     chosen = set(_best(journal, embed)) if linked else None
     config = run.get("config", {})
     classify = config.get("classify", {})
-    threshold = classify.get("threshold")
     several = bool(classify.get("multi_label"))
     facts = {
         "classes": run.get("classes", []),
         "several": several,
         "positive": None if several else classify.get("positive", "TB"),
-        "threshold": None if several or threshold is None or not math.isfinite(threshold) else threshold,
+        **_operating(classify, several),
         # One above 1 is never reached: the label was not learned.
         "thresholds": {name: value for name, value in classify.get("thresholds", {}).items() if value <= 1},
         "asked": config.get("localize", {}).get("label"),
@@ -121,6 +121,15 @@ def _write(
         finally:
             reader.close()
     return folder / REPORT
+
+
+def _operating(classify: dict[str, Any], several: bool) -> dict[str, float | None]:
+    """The score from which a film is positive, and the probability that has it; None where there is none."""
+    threshold = classify.get("threshold")
+    if several or threshold is None or not math.isfinite(threshold):
+        return {"threshold": None, "cutoff": None}
+    cutoff = classify.get("cutoff", AT_THRESHOLD)
+    return {"threshold": probability_at(cutoff, threshold, Scale.of(classify.get("score"))), "cutoff": cutoff}
 
 
 def _write_films(
@@ -166,6 +175,7 @@ def _row(entry: dict[str, Any], embedded: bool) -> dict[str, Any]:
         "size": [size[1], size[0]] if size else None,
         "lungs": float(row["lung_fraction"]) if row.get("lung_fraction") else None,
         "label": row.get("label"),
+        "screen": row.get("screen"),
         "score": float(row["tb_score"]) if row.get("tb_score") else None,
         "p": probabilities_of(row),
         "heatmap_label": entry.get("heatmap_label"),

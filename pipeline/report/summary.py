@@ -9,8 +9,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cxr_pipeline.report.page import Markup, escape, folded, number, table
+from cxr_pipeline.results.worklist import Work, kind_of
 from cxr_pipeline.stages.base import FAILED, OK, REFUSED
+from cxr_pipeline.stages.decisions import NEGATIVE, POSITIVE, UNSURE
 
+SCREENS = (POSITIVE, UNSURE, NEGATIVE)
 _BINS = 20
 _NAMED = 3  # films named with each reason or warning
 
@@ -39,6 +42,7 @@ class Tally:
 
     Attributes:
         counts: films by status.
+        screens: films by screening answer, and the others by status.
         labels: films by answer; one with several labels counts with each, one that may have some and has none as "".
         bins: films by score, in equal steps from 0 to 100.
         probabilities: of films without a score, by label: films in equal steps from 0 to 1, and the sum and maximum.
@@ -54,6 +58,7 @@ class Tally:
     reasons: dict[str, Counter] = field(default_factory=lambda: {REFUSED: Counter(), FAILED: Counter()})
     warnings: Counter = field(default_factory=Counter)
     warned: int = 0
+    screens: Counter = field(default_factory=Counter)
     examples: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
 
     @classmethod
@@ -62,6 +67,7 @@ class Tally:
         tally = cls()
         for row in rows:
             tally.counts[row["status"]] += 1
+            tally.screens[kind_of(row)] += 1
             if row.get("label"):
                 tally.labels.update(row["label"].split("|"))
             if row.get("tb_score"):
@@ -117,7 +123,10 @@ def summary(run: dict[str, Any], tally: Tally, facts: dict[str, Any]) -> str:
     """The page's first section: what `run.json` and the tally say, as HTML; `facts` as the page's script gets them."""
     total = sum(tally.counts.values())
     boxes = [("films", total), *((status, tally.counts[status]) for status in (OK, REFUSED, FAILED))]
-    boxes += [(f"answered {label}", count) for label, count in answers_of(tally, facts)]
+    screened = [name for name in SCREENS if any(tally.screens[one] for one in SCREENS)]
+    boxes += [(f"screen {name}", tally.screens[name]) for name in screened]
+    word = "likeliest" if screened else "answered"
+    boxes += [(f"{word} {label}", count) for label, count in answers_of(tally, facts)]
     out = '<section aria-labelledby="summary">\n<h2 id="summary">Summary</h2>\n'
     if not run.get("finished"):
         out += '<p class="warning">This run has not finished: the page shows what it has done so far.</p>\n'
@@ -130,8 +139,11 @@ def summary(run: dict[str, Any], tally: Tally, facts: dict[str, Any]) -> str:
         out += f'<p class="warning">{escape(run["unchecked"])}.</p>\n'
     out += '<dl class="counts">\n'
     out += "".join(f"<div><dt>{escape(name)}</dt><dd>{count}</dd></div>\n" for name, count in boxes) + "</dl>\n"
+    if screened:
+        said = Work(dict(tally.screens)).said()
+        out += f"<p>{escape(said)} What to read first, and why, is in worklist.csv.</p>\n"
     if sum(tally.bins):
-        out += _histogram(tally.bins, facts["threshold"], f"{facts['positive']} score")
+        out += _histogram(tally.bins, facts["cutoff"], f"{facts['positive']} score")
     elif facts["several"] and tally.probabilities:
         out += _by_label(tally, facts)
     else:
@@ -189,8 +201,9 @@ def _small_histogram(bins: list[int], threshold: float | None) -> str:
     return f'<svg viewBox="0 0 100 20" preserveAspectRatio="none" aria-hidden="true">{marks}</svg>'
 
 
-def _histogram(bins: list[int], threshold: float | None, score_name: str) -> str:
-    """Films by score as an SVG with the threshold, and the same as a table."""
+def _histogram(bins: list[int], cutoff: float | None, score_name: str) -> str:
+    """Films by score as an SVG with the threshold (a score), and the same as a table."""
+    threshold = None if cutoff is None else cutoff / 100
     width, height, left, top, bottom = 720, 200, 44, 22, 42
     peak = max(bins)
     step, tall = (width - left - 10) / len(bins), height - top - bottom

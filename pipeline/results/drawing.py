@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import cv2
 import numpy as np
 
 from cxr_pipeline.data.geometry import resize
 from cxr_pipeline.results.heat import heat_at
 from cxr_pipeline.stages.base import Record, Region
+from cxr_pipeline.stages.decisions import AT_THRESHOLD, shown
 
 LONGEST, SHORTEST = 1024, 512  # the overlay's long side, in pixels: larger films shrink, smaller ones grow
 NOTICE = "research use only"
@@ -94,7 +98,15 @@ def _draw_region(canvas: np.ndarray, region: Region, across: float, down: float)
 
 
 def _caption(record: Record, width: int, height: int) -> np.ndarray:
-    """The strip below the film: result on the left, notice on the right; in a narrow one the result gives way."""
+    return strip_of(_results(record), width, height)
+
+
+def strip_of(results: Sequence[str], width: int, height: int) -> np.ndarray:
+    """The strip below the film: result on the left, notice on the right; in a narrow one the result gives way.
+
+    Args:
+        results: ways to say it, the longest first.
+    """
     strip = np.full((height, width, 3), 24, np.uint8)
     size = 0.024 * height
     notice = _width(NOTICE, size)
@@ -103,7 +115,6 @@ def _caption(record: Record, width: int, height: int) -> np.ndarray:
     y, gap = height - (height - round(22 * size)) // 2, 6
     cv2.putText(strip, NOTICE, (max(0, width - notice - gap), y), _FONT, size, _TEXT, 1, cv2.LINE_AA)
     room = width - notice - 3 * gap
-    results = _results(record)
     result = next((text for text in results if _width(text, size) <= room), results[-1])
     if _width(result, size) > room:
         while result and _width(result + "..", size) > room:
@@ -125,7 +136,25 @@ def _results(record: Record) -> list[str]:
         return [f"lungs {100 * (record.lung_fraction or 0):.0f} % of the film"]
     if record.tb_score is None:
         return _several(record)
-    return [f"{record.label}, {record.extra.get('positive', 'TB')} score {record.tb_score:.1f} of 100"]
+    return answers(record.label, record.screen, shown(record.tb_score), record.extra)
+
+
+def answers(label: str, screen: str | None, score: float, extra: dict[str, Any]) -> list[str]:
+    """What the caption says of a film with one class, the longest form first.
+
+    Args:
+        score: as results.csv has it. extra: of the record: `positive`, and `cutoff` where a person set one.
+    """
+    cutoff = extra.get("cutoff", AT_THRESHOLD)
+    name = extra.get("positive", "TB")
+    if screen is None:
+        return [f"likeliest {label}; {name} score {score:.1f} of 100", f"{label}, {name} {score:.1f}"]
+    return [
+        f"screen {screen}: {name} score {score:.1f}, threshold {cutoff:g}; likeliest {label}",
+        f"screen {screen}: {name} {score:.1f} (from {cutoff:g}); {label}",
+        f"{screen}: {name} {score:.1f}; {label}",
+        f"{screen}, {score:.1f}",
+    ]
 
 
 def _several(record: Record) -> list[str]:

@@ -90,7 +90,7 @@ class EntryFields(TypedDict):
 
     `stage` is the last one of the chain that judged it, `retry` whether the next run tries it again, `row` its row of
     results.csv, `files` what was written of it by name below the folder, `outputs` the keys of the outputs that were
-    asked, `heat` a small heat map (PNG in base64).
+    asked, `heat` a small heat map (PNG in base64), `logits` what the classifier gave, class by class.
     """
 
     key: Annotated[str, Field(min_length=1, max_length=200)]
@@ -101,6 +101,7 @@ class EntryFields(TypedDict):
     heatmap_label: NotRequired[str]
     heat: NotRequired[Annotated[str, Field(pattern=r"^[A-Za-z0-9+/]*=*$", max_length=100_000)]]
     frame: NotRequired[FrameEntry]
+    logits: NotRequired[Annotated[list[Annotated[float, Field(allow_inf_nan=False)]], Field(max_length=1000)]]
     files: dict[str, FileFacts]
     outputs: list[str]
     trace: str

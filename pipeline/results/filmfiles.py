@@ -121,6 +121,7 @@ class FilmFiles:
             heat, frame = (small_heat(record), frame_of(record)) if record.ok else (None, None)
             if record.heatmap_label:
                 kept["heatmap_label"] = record.heatmap_label
+            kept |= _logits(record)
             kept |= ({"heat": heat} if heat else {}) | ({"frame": frame} if frame else {})
         except Exception as error:
             record, trace = failed(Record(record.radiograph), "writing", error)
@@ -176,3 +177,9 @@ class FilmFiles:
 
 
 _OLDER = (".png",)  # what overlays were before
+
+
+def _logits(record: Record) -> dict[str, list[float]]:
+    """What `run.screen` decides from again, to all digits that a network gives."""
+    logits = record.extra.get("logits")
+    return {} if logits is None else {"logits": [float(f"{value:.9g}") for value in np.asarray(logits, float)]}

@@ -4,12 +4,14 @@
 
     DIR/
       results.csv      one row per input, failures included; see `results.outputs.columns`
+      worklist.csv     what to read first, and why, see `results.worklist`; worklist.xlsx too, with openpyxl
       regions.json     COCO: images, categories, annotations with bbox (native pixels), score, side and zone
       run.json         what made it: versions, weights and their hashes, config, counts, seconds
       masks/<id>.png  overlays/<id>.jpg      and what else `--outputs` names, see `results.outputs`
       journal.jsonl    one line per finished input, with the checksums of its files: what a run goes on from
       run.log          tracebacks of films that failed in a way nobody foresaw; absent where there are none
       report.html      all of it to look at, made from the files above by `report.report`
+      left_out.csv     files among the inputs that are no films, with the reason; absent where all are
       shard.csv        of a shard only: the key of each of its inputs, and its place among all of them
 """
 
@@ -39,7 +41,17 @@ from cxr_pipeline.stages.base import Record
 REPORT = "report.html"
 LAYOUT = 2  # of the folder; those of another layout are not gone on with
 
-_FILES = ("results.csv", "regions.json", "journal.jsonl", "run.log", "shard.csv", REPORT)
+_FILES = (
+    "results.csv",
+    "worklist.csv",
+    "worklist.xlsx",
+    "regions.json",
+    "journal.jsonl",
+    "run.log",
+    "shard.csv",
+    "left_out.csv",
+    REPORT,
+)
 
 __all__ = ["FOLDERS", "REPORT", "Identity", "ResultsError", "ResultsFolder", "rows", "run_info"]
 
@@ -305,8 +317,10 @@ def _merged(before: dict[str, Any], about: dict[str, Any]) -> dict[str, Any]:
     """What run.json says of the stages, with those that an earlier, longer chain ran."""
     out = dict(about)
     for key, value in about.items():
-        if key in ("config", "hashes") and isinstance(before.get(key), dict):
+        if key in ("config", "hashes", "bundles") and isinstance(before.get(key), dict):
             out[key] = {**before[key], **value}
+    if "classify" not in about.get("bundles", {"classify": ""}) and "decided" in before:
+        out["decided"] = before["decided"]
     return out
 
 

@@ -22,8 +22,9 @@ from cxr_pipeline.results.folder import LAYOUT, Identity, ResultsError, ResultsF
 from cxr_pipeline.results.journal import JournalReader
 from cxr_pipeline.results.outputs import chosen, output_names
 from cxr_pipeline.results.reader import ResultsReader, inside, wrong_files
+from cxr_pipeline.results.worklist import write_worklist
 
-_ABOUT = ("weights", "hashes", "config", "versions", "arguments")
+_ABOUT = ("weights", "hashes", "bundles", "decided", "config", "versions", "arguments")
 _NAMED = 5  # films that an error names
 
 
@@ -89,7 +90,9 @@ def merge(folders: Sequence[Path], out: Path, *, mode: int = PRIVATE) -> dict[st
             }
             started = min(part.run["started"] for part in parts)
             ended = max(part.run["ended"] for part in parts)
-            return whole.finish([key for _, key, _ in order], seconds, started, ended)
+            counts = whole.finish([key for _, key, _ in order], seconds, started, ended)
+            write_worklist(out)
+            return counts
 
 
 def write_places(folder: Path, places: dict[str, int], *, mode: int = PRIVATE) -> None:

@@ -43,6 +43,7 @@ def open_chain(
     config: str | None = None,
     site: Path | None = None,
     label: str | None = None,
+    threshold: float | None = None,
     refuse: bool = True,
     arguments: dict[str, Any] | None = None,
     threads: int | None = None,
@@ -56,6 +57,7 @@ def open_chain(
             given again).
         site: a site file, see `train.calibration`.
         label: class whose map and regions are shown, in place of the predicted one.
+        threshold: score from which a film is screen positive; None: 50, the operating threshold of weights or site.
         refuse: False lets films go on that cannot be judged, with warnings.
         arguments: of the command, for run.json.
         threads: cores for each network; None lets it take all.
@@ -80,6 +82,8 @@ def open_chain(
         calibrated = apply_site(site, chain)
         if calibrated:
             settings.setdefault("classify", {}).update(calibrated)
+    if threshold is not None:
+        _apply_threshold(threshold, chain, settings)
     if label is not None and chain[-1].name == "localize":
         if label not in chain[-1].classes:
             from cxr_pipeline.configs.schema import ConfigError
@@ -92,6 +96,8 @@ def open_chain(
     folder = find(weights)
     about = {
         "weights": weights,
+        "decided": settings.get("classify", {}),
+        "bundles": {stage.name: stage.fingerprint for stage in chain},
         "hashes": {stage.name: _hashes(bundle_of(folder, stage.name), runtime) for stage in chain},
         "config": {stage.name: stage.card["decisions"] | settings.get(stage.name, {}) for stage in chain},
         "unchecked": unchecked(chain),
@@ -101,7 +107,7 @@ def open_chain(
     identity = Identity(
         version(),
         runtime,
-        {stage.name: _fingerprint(stage, settings.get(stage.name)) for stage in chain},
+        {stage.name: fingerprint_of(stage.fingerprint, settings.get(stage.name)) for stage in chain},
         classes_of(chain),
         about,
     )
@@ -145,10 +151,21 @@ def _apply(config: Config, chain: Sequence[Stage]) -> dict[str, dict[str, Any]]:
     return changed
 
 
-def _fingerprint(stage: Stage, settings: dict[str, Any] | None) -> str:
+def _apply_threshold(threshold: float, chain: Sequence[Stage], settings: dict[str, dict[str, Any]]) -> None:
+    from cxr_pipeline.configs.schema import ConfigError
+
+    for stage in chain:
+        if stage.name == "classify":
+            if stage.positive is None or stage.multi_label:
+                raise ConfigError("--threshold: these weights give no score. Leave it out")
+            stage.cutoff = settings.setdefault("classify", {})["cutoff"] = float(threshold)
+
+
+def fingerprint_of(bundle: str, settings: dict[str, Any] | None) -> str:
+    """What names a stage's answers: the fingerprint of its bundle, with the settings that changed, if any."""
     if not settings:
-        return stage.fingerprint
-    text = stage.fingerprint + json.dumps(settings, sort_keys=True)
+        return bundle
+    text = bundle + json.dumps(settings, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

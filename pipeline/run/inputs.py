@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cxr_pipeline.configs.errors import CxrError
+from cxr_pipeline.data.formats import labels, looks_like_image, suffixes
 from cxr_pipeline.data.names import brief
-from cxr_pipeline.data.radiograph import FORMATS, IMAGE_SUFFIXES, looks_like_image
 from cxr_pipeline.results.journal import key_of
 
 TABLES = frozenset(
@@ -43,7 +43,7 @@ class LeftOut:
 
 # What `left_out.csv` says of a file, and a sentence for a person; what is not worth one has "".
 REASONS = {
-    "no_image": f"their first bytes are none of {FORMATS}",
+    "no_image": "their first bytes are those of no format that is read",
     "archive": "they are archives: unpack them and give the folder, such as unzip FILE -d FOLDER",
     "link": "they are links to nothing or to themselves",
     "index": "",  # DICOMDIR, thumbs.db
@@ -113,8 +113,8 @@ def find_inputs(
             found.setdefault(one.key, one)
     if not found:
         raise InputError(
-            f"no films in {', '.join(map(str, given))}. Looked for {FORMATS} files "
-            f"({' '.join(sorted(IMAGE_SUFFIXES))}, or of any other name by content), in folders below too"
+            f"no films in {', '.join(map(str, given))}. Looked for {labels()} files "
+            f"({' '.join(sorted(suffixes()))}, or of any other name by content), in folders below too"
             + "".join(f". {sentence}" for sentence in left_out_in_words(left_out))
         )
     return list(found.values())
@@ -157,7 +157,7 @@ def _is_results(folder: Path) -> bool:
 
 def _input(path: Path, root: Path, problem: str = "") -> Input:
     """An input with its names: the stem, then with the folders up to `root`, then with the folders above that."""
-    stem = path.name[: -len(path.suffix)] if path.suffix.lower() in IMAGE_SUFFIXES else path.name
+    stem = path.name[: -len(path.suffix)] if path.suffix.lower() in suffixes() else path.name
     try:
         below = list(path.relative_to(root).parts[:-1])
     except ValueError:
@@ -211,7 +211,7 @@ def _reason(entry: os.DirEntry[str], path: Path) -> str:
     except OSError:  # a link to itself
         gone = True
     if gone:
-        return "" if path.suffix.lower() in IMAGE_SUFFIXES else "link"  # a film that is gone has a row that says so
+        return "" if path.suffix.lower() in suffixes() else "link"  # a film that is gone has a row that says so
     if looks_like_image(path):
         return ""
     return "archive" if entry.is_file() and _is_archive(path) else "no_image"

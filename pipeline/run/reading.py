@@ -20,7 +20,7 @@ import numpy as np
 from cxr_pipeline.data.radiograph import Radiograph, RadiographError
 from cxr_pipeline.results.outputs import failed
 from cxr_pipeline.run.inputs import Input
-from cxr_pipeline.run.isolation import IsolatedReader
+from cxr_pipeline.run.isolation import IsolatedReader, Tries
 from cxr_pipeline.stages.base import FAILED, REFUSED, Record
 
 # Pixels that may wait between two steps of a run. A film in work takes 4 to 9 bytes a pixel: three steps, under 1 GB
@@ -65,12 +65,13 @@ class Reading:
         inputs: to read.
         ids: their names in the run, by key.
         folder: tells what is done already.
-        reader: reads a film; None for `data.radiograph.read` with compressed DICOM in processes of its own.
+        reader: reads a film; None for `data.radiograph.read` in processes of its own.
         workers: threads.
         ahead: films read ahead at the most.
         limit: seconds that reading one may take; a film that takes longer comes out as failed.
         masks: whether a mask that an earlier, shorter chain found is wanted.
         timed: a context that counts the seconds of a block.
+        tries: remembers what is being read, so that a film that ends the whole process is known afterwards.
     """
 
     def __init__(
@@ -85,10 +86,11 @@ class Reading:
         limit: float,
         masks: bool,
         timed: Callable[[], AbstractContextManager[None]],
+        tries: Tries | None = None,
     ) -> None:
         self.inputs, self.ids, self.folder = inputs, ids, folder
         self.workers, self.ahead, self.limit, self.masks, self.timed = workers, ahead, limit, masks, timed
-        self.own_reader = IsolatedReader() if reader is None else None
+        self.own_reader = IsolatedReader(tries=tries) if reader is None else None
         self.reader = reader or self.own_reader
         self.reading_since: dict[str, float] = {}
         self.readers = ThreadPoolExecutor(workers, "cxr-read")

@@ -21,8 +21,9 @@ from cxr_pipeline.data.radiograph import Radiograph
 from cxr_pipeline.results.folder import Identity, ResultsFolder
 from cxr_pipeline.results.merge import write_places
 from cxr_pipeline.results.outputs import Output, failed
+from cxr_pipeline.results.worklist import Work, write_worklist
 from cxr_pipeline.run.inputs import Input, assign_ids
-from cxr_pipeline.run.isolation import SECONDS
+from cxr_pipeline.run.isolation import SECONDS, TriesFolder
 from cxr_pipeline.run.reading import PIXELS, Desk, Film, Reading
 from cxr_pipeline.stages.base import FAILED, OK, REFUSED, Record, Stage
 
@@ -43,6 +44,7 @@ class Summary:
         others: rows of other inputs, that earlier calls left in the same folder.
         problems: (status, image, error) of the first films that are not ok.
         seconds: spent a part (of all threads together), and in all.
+        work: what the folder's films are to be read for, and in which order.
     """
 
     out: Path
@@ -51,6 +53,7 @@ class Summary:
     others: int
     problems: list[tuple[str, str, str]]
     seconds: dict[str, float]
+    work: Work | None = None
 
     @property
     def exit_code(self) -> int:
@@ -86,8 +89,8 @@ class Runner:
         identity: what the results are made with; by default that of the stages as they are.
         batch_size: films that the networks see at once.
         workers: threads that read, and as many that write; by default one a core.
-        reader: reads a film; raises RadiographError where it cannot. By default `data.radiograph.read`, with compressed
-            DICOM in processes of its own.
+        reader: reads a film; raises RadiographError where it cannot. By default `data.radiograph.read` in
+            processes of its own.
         seconds_a_film: what reading one may take; a film that takes longer is failed, and the run goes on.
         outputs: what is written of each film; by default what a reader needs, see `results.outputs.chosen`.
         mode: permissions of what is written; a stricter umask takes bits away.
@@ -151,8 +154,9 @@ class Runner:
                 seconds["total"] = time.monotonic() - begun
                 total = folder.finish([item.key for item in inputs], seconds, started, _now())
                 counts = {status: tally.counts[status] for status in (OK, REFUSED, FAILED)}
+                work = write_worklist(self.out)
                 others = sum(total.values()) - len(inputs)
-                return Summary(self.out, counts, tally.already, others, tally.problems, seconds)
+                return Summary(self.out, counts, tally.already, others, tally.problems, seconds, work)
         except OSError as error:
             raise RunError(
                 f"{error.filename or self.out}: {error.strerror or error}. Make room or change the access rights, "
@@ -209,6 +213,7 @@ class _Work:
             limit=runner.seconds_a_film,
             masks=hasattr(self.first, "restore"),
             timed=lambda: runner.timed("read"),
+            tries=TriesFolder(Path(runner.out) / ".trying"),
         )
         self.writers = ThreadPoolExecutor(self.workers, "cxr-write")
         self.writing: deque[Future[dict[str, str]]] = deque()

@@ -6,7 +6,9 @@ The file that `pipeline calibrate` leaves and `pipeline run --site` takes is YAM
     weights: {segment: 0123456789abcdef, classify: ...}    fingerprints; other weights refuse the file
     temperature: 1.31
     offsets: {TB: 0.42, NTB: -1.7, NORM: 0.0}              added to the logits divided by the temperature
-    threshold: 0.27                                        on the calibrated probability of the positive class
+    threshold: 0.27                                        on the calibrated probability of the positive class: score 50
+    score: {below: 2.1, above: 3.0}                        from it, in logits, to the scores 5 and 95
+    sets: {risk: 0.1, positive: 0.2, ...}                  which answers a film leaves possible, see stages.decisions
     target_sensitivity: 0.9
     films: {n: 120, TB: 55, NORM: 65}
     figures: {...}                                         by cross-validation, with intervals
@@ -14,6 +16,7 @@ The file that `pipeline calibrate` leaves and `pipeline run --site` takes is YAM
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,8 +35,11 @@ from cxr_pipeline.models.figures import metrics
 from cxr_pipeline.models.figures.metrics import bootstrap
 from cxr_pipeline.stages.base import Stage
 from cxr_pipeline.stages.classify_calibration import rounded_down
+from cxr_pipeline.stages.decisions import Scale, Sets, fit_scale, useful_sets
 from cxr_pipeline.stages.films import stream
 from cxr_pipeline.train.evaluation import labels_of
+
+log = logging.getLogger("cxr.calibrate")
 
 LEAST = 10  # films with, and without, the positive class: under it, a threshold is a guess
 MANY = 100  # films under which a warning says how little they can tell
@@ -62,7 +68,8 @@ def fit(logits: np.ndarray, labels: np.ndarray) -> Fit:
 
     A temperature alone cannot follow a site's own mix of classes, and so leaves probabilities off by as much as that
     mix differs from the training's. The offsets are held by a normal prior around 0, the temperature's logarithm around
-    0 too: with few films the fit stays near the weights' own answer.
+    0 too: with few films the fit stays near the weights' own answer. A class without films keeps its offset: that
+    nobody labelled one here does not say that there are none.
 
     Args:
         logits: (N, classes), as the weights would turn them into probabilities. labels: (N,) int class numbers.
@@ -70,16 +77,19 @@ def fit(logits: np.ndarray, labels: np.ndarray) -> Fit:
     from scipy.optimize import minimize
 
     logits, labels = np.asarray(logits, float), np.asarray(labels, int)
-    rows = np.arange(len(labels))
+    rows, there = np.arange(len(labels)), np.unique(labels)
+
+    def offsets(x: np.ndarray) -> np.ndarray:
+        out = np.zeros(logits.shape[1])
+        out[there] = x[1:] - (x[1:].mean() if len(there) else 0)
+        return out
 
     def loss(x: np.ndarray) -> float:
-        chosen = metrics.softmax(logits / np.exp(x[0]) + x[1:])[rows, labels]
+        chosen = metrics.softmax(logits / np.exp(x[0]) + offsets(x))[rows, labels]
         return float(-np.log(np.maximum(chosen, 1e-12)).sum() + x[0] ** 2 / 2 + (x[1:] ** 2).sum() / (2 * _SPREAD**2))
 
-    found = minimize(
-        loss, np.zeros(1 + logits.shape[1]), method="L-BFGS-B", bounds=[(-3, 3)] + [(-8, 8)] * logits.shape[1]
-    )
-    return Fit(float(np.exp(found.x[0])), found.x[1:] - found.x[1:].mean())
+    found = minimize(loss, np.zeros(1 + len(there)), method="L-BFGS-B", bounds=[(-3, 3)] + [(-8, 8)] * len(there))
+    return Fit(float(np.exp(found.x[0])), offsets(found.x))
 
 
 def calibrate(
@@ -110,11 +120,7 @@ def calibrate(
     """
     chain = stages.load_chain(weights, "classify", runtime)
     classify = chain[-1]
-    if classify.multi_label:
-        raise CalibrationError("these weights give a film several labels; a site can be fitted to weights of one class")
-    manifest = read_manifest(data, classes=labels_of([classify])).relabelled(classify.class_of)
-    manifest = manifest.select(split=split, source=source, labels=classify.classes)
-    logits, labels, patients = _judge(manifest, chain)
+    logits, labels, patients = labelled_logits(data, chain, split=split, source=source)
     raw = logits
     # From here on as the weights answer, which the fit then stays near where films are few.
     logits = logits / classify.temperature + classify.offsets
@@ -125,6 +131,9 @@ def calibrate(
             f"{count} films with {classify.positive} and {len(labels) - count} without could be judged; at least "
             f"{LEAST} of each are needed, and {MANY} together for an interval worth having"
         )
+    lacking = [name for c, name in enumerate(classify.classes) if c not in labels]
+    if lacking:
+        log.warning("No film is labelled %s: its offset stays as the weights have it", " or ".join(lacking))
     whole = fit(logits, labels)
     temperature = round(classify.temperature * whole.temperature, 4)
     offsets = [round(float(v), 4) for v in classify.offsets / whole.temperature + whole.offsets]
@@ -135,7 +144,8 @@ def calibrate(
     spread = bootstrap(
         lambda i: metrics.threshold_for_sensitivity(is_positive[i], scores[i], target_sensitivity), patients
     )
-    held = _cross_validated(logits, labels, patients, positive, target_sensitivity)
+    held, unseen = _cross_validated(logits, labels, patients, positive, target_sensitivity)
+    seen = ~np.isnan(unseen).any(axis=1)
     counts = Counter(classify.classes[label] for label in labels)
     said = {
         "site": site or out.stem,
@@ -145,12 +155,30 @@ def calibrate(
         "threshold": rounded_down(float(threshold)),
         "threshold_ci95": [round(spread.low, 4), round(spread.high, 4)],
         "target_sensitivity": target_sensitivity,
+        "score": fit_scale(scores, is_positive, threshold).to_json(),
+        "sets": useful_sets(unseen[seen], labels[seen], classify.classes, classify.positive).to_json(),
         "films": {"n": len(labels), **{name: counts[name] for name in classify.classes if counts[name]}},
         "figures": {name: figure.to_json() for name, figure in held.items()},
         "date": date.today().isoformat(),
     }
     write_text(out, yaml.safe_dump(said, sort_keys=False, allow_unicode=True))
     return said
+
+
+def labelled_logits(
+    data: Path, chain: Sequence[Stage], *, split: str | None = None, source: str | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Logits (N, classes), labels (N,) and patients (N,) of a manifest's films with a class that could be judged.
+
+    Raises:
+        CalibrationError: the weights give a film several labels.
+        ManifestError: the manifest has faults.
+    """
+    classify = chain[-1]
+    if classify.multi_label:
+        raise CalibrationError("these weights give a film several labels; a site can be fitted to weights of one class")
+    manifest = read_manifest(data, classes=labels_of([classify])).relabelled(classify.class_of)
+    return _judge(manifest.select(split=split, source=source, labels=classify.classes), chain)
 
 
 def _judge(data: Manifest, chain: Sequence[Stage]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -167,8 +195,9 @@ def _judge(data: Manifest, chain: Sequence[Stage]) -> tuple[np.ndarray, np.ndarr
 
 def _cross_validated(
     logits: np.ndarray, labels: np.ndarray, patients: np.ndarray, positive: int, target: float
-) -> dict[str, metrics.Figure]:
-    """Figures on films that the fit did not see: five folds, by patient, threshold and all.
+) -> tuple[dict[str, metrics.Figure], np.ndarray]:
+    """Figures, and probabilities (N, classes), on films that the fit did not see: five folds, by patient, threshold and
+    all. Probabilities are NaN where no fit could be made without the film.
 
     Films of a fold whose rest lacks the positive class, or all others, cannot be judged by another fit: they are in no
     figure. The AUROC is a mean over folds: scores of two fits are on two scales, and do not rank together.
@@ -176,6 +205,7 @@ def _cross_validated(
     is_positive = labels == positive
     fold = _folds(is_positive, patients)
     judged = np.zeros(len(labels), bool)
+    unseen = np.full(logits.shape, np.nan)
     score, called = np.zeros(len(labels)), np.zeros(len(labels), bool)
     for number in range(_FOLDS):
         test, rest = fold == number, fold != number
@@ -185,16 +215,18 @@ def _cross_validated(
         threshold = metrics.threshold_for_sensitivity(
             is_positive[rest], fitted.probabilities(logits[rest])[:, positive], target
         )
-        score[test] = fitted.probabilities(logits[test])[:, positive]
+        unseen[test] = fitted.probabilities(logits[test])
+        score[test] = unseen[test, positive]
         called[test] = score[test] >= threshold
         judged |= test
     y, score, called, fold, patients = (values[judged] for values in (is_positive, score, called, fold, patients))
-    return {
+    figures = {
         "auroc": bootstrap(lambda i: _auroc_within(y[i], score[i], fold[i]), patients),
         "sensitivity": bootstrap(lambda i: metrics.sensitivity(y[i], called[i], 0.5), patients),
         "specificity": bootstrap(lambda i: metrics.specificity(y[i], called[i], 0.5), patients),
         "ece": metrics.bootstrap_ece(score, y, patients),
     }
+    return figures, unseen
 
 
 def _folds(is_positive: np.ndarray, patients: np.ndarray) -> np.ndarray:
@@ -220,14 +252,14 @@ def _auroc_within(y: np.ndarray, score: np.ndarray, fold: np.ndarray) -> float:
     return float(np.average(areas, weights=pairs)) if pairs else float("nan")
 
 
-def apply_site(path: Path, chain: Sequence[Stage]) -> dict[str, Any]:
-    """Make a loaded chain answer with a site's calibration.
+def read_site(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """What a site file decides, and the fingerprints of the weights that it was made with.
 
     Returns:
-        The settings of `classify` that changed: temperature, offsets and threshold.
+        Settings of `classify` (temperature, offsets, threshold with interval, score, sets), and fingerprints by stage.
 
     Raises:
-        CalibrationError: the file cannot be read, or was made with other weights.
+        CalibrationError: the file cannot be read.
     """
     try:
         said = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -237,25 +269,57 @@ def apply_site(path: Path, chain: Sequence[Stage]) -> dict[str, Any]:
             "threshold": float(said["threshold"]),
             "threshold_ci95": [float(v) for v in said["threshold_ci95"]] if "threshold_ci95" in said else None,
         }
-        made_with = dict(said["weights"])
+        if "score" in said:
+            settings["score"] = Scale.of(said["score"]).to_json()
+        sets = Sets.of(said.get("sets"))  # the card's own are about probabilities that the site does not have
+        settings["sets"] = None if sets is None else sets.to_json()
+        return settings, dict(said["weights"])
     except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise CalibrationError(
             f"{path} cannot be read as a site file ({error}). Make one: pipeline calibrate --data MANIFEST --out {path}"
         ) from error
-    for stage in chain:
-        if stage.name in made_with and made_with[stage.name] != stage.fingerprint:
+
+
+def check_site(
+    path: Path, settings: dict[str, Any], made_with: dict[str, str], bundles: dict[str, str], classes: Sequence[str]
+) -> None:
+    """Refuse a site file of other weights than those with the fingerprints `bundles` (by stage) and these classes.
+
+    Raises:
+        CalibrationError: it was made with others.
+    """
+    for name, fingerprint in bundles.items():
+        if name in made_with and made_with[name] != fingerprint:
             raise CalibrationError(
-                f"{path} was made with other {stage.name!r} weights ({made_with[stage.name]}) than those of this call "
-                f"({stage.fingerprint}). Calibrate again with these weights"
+                f"{path} was made with other {name!r} weights ({made_with[name]}) than those of this call "
+                f"({fingerprint}). Calibrate again with these weights"
             )
+    if sorted(settings["offsets"]) != sorted(classes):
+        raise CalibrationError(
+            f"{path} is about the classes {', '.join(settings['offsets'])}, the weights about "
+            f"{', '.join(classes)}. Calibrate again with these weights"
+        )
+
+
+def apply_site(path: Path, chain: Sequence[Stage]) -> dict[str, Any]:
+    """Make a loaded chain answer with a site's calibration.
+
+    Returns:
+        The settings of `classify` that changed, see `read_site`; none where the chain has no classifier.
+
+    Raises:
+        CalibrationError: the file cannot be read, or was made with other weights.
+    """
+    settings, made_with = read_site(path)
+    bundles = {stage.name: stage.fingerprint for stage in chain}
+    for stage in chain:
         if stage.name == "classify":
-            if sorted(settings["offsets"]) != sorted(stage.classes):
-                raise CalibrationError(
-                    f"{path} is about the classes {', '.join(settings['offsets'])}, the weights about "
-                    f"{', '.join(stage.classes)}. Calibrate again with these weights"
-                )
+            check_site(path, settings, made_with, bundles, stage.classes)
             stage.temperature, stage.threshold = settings["temperature"], settings["threshold"]
             stage.threshold_ci95 = settings["threshold_ci95"]
             stage.offsets = np.array([settings["offsets"][name] for name in stage.classes])
+            stage.scale = Scale.of(settings["score"]) if "score" in settings else stage.scale
+            stage.sets = Sets.of(settings["sets"])
             return settings
+    check_site(path, settings, made_with, bundles, list(settings["offsets"]))
     return {}

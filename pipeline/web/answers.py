@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field, create_model
 
 from cxr_pipeline.about import NOTICE
 
-_TEXT = frozenset({"image", "id", "status", "error", "label", "warnings", "sha256"})
+_TEXT = frozenset({"image", "id", "status", "error", "label", "screen", "warnings", "sha256"})
 _WHOLE = frozenset({"width", "height", "regions"})
 _ALWAYS = frozenset({"image", "id", "status", "error", "warnings", "sha256"})  # empty text rather than null
 _MEANING = {
@@ -18,8 +18,9 @@ _MEANING = {
     "status": "ok, refused or failed.",
     "error": "Why it is not ok.",
     "lung_fraction": "Share of the film's pixels that are lung.",
-    "label": "The predicted class.",
-    "tb_score": "0 to 100.",
+    "label": "The likeliest class.",
+    "screen": "positive, negative or unsure: the decision at the operating threshold.",
+    "tb_score": "0 to 100; 50 is the operating threshold.",
     "regions": "Number of boxes.",
     "sha256": "Of the uploaded bytes.",
 }

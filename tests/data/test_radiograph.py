@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-import cxr_pipeline.data.radiograph as reader
+from cxr_pipeline.data.formats import base
 from cxr_pipeline.data.radiograph import RadiographError, looks_like_image, read
 from cxr_pipeline.data.synthetic import make_film
 
@@ -164,11 +164,11 @@ def png_header(width, height):
     ("name", "content", "code", "says"),
     [
         ("empty.png", b"", "empty_file", "empty"),
-        ("text.png", b"patient: none\n" * 40, "not_an_image", "PNG, JPEG, TIFF, BMP and DICOM"),
+        ("text.png", b"patient: none\n" * 40, "not_an_image", "Allowed are DICOM, PNG, .* and NumPy"),
         ("dot.png", cv2.imencode(".png", np.array([[3]], np.uint8))[1].tobytes(), "too_small", "1x1"),
         ("grey.png", cv2.imencode(".png", np.full((64, 64), 90, np.uint8))[1].tobytes(), "flat", "same grey level"),
         ("bomb.png", png_header(60_000, 60_000), "too_large", "3600 megapixels"),
-        ("movie.gif", b"GIF89a" + b"\0" * 99, "not_an_image", "Allowed"),
+        ("broken.gif", b"GIF89a" + b"\0" * 99, "damaged", "header"),
     ],
 )
 def test_bad_files_are_named(tmp_path, name, content, code, says):
@@ -193,7 +193,7 @@ def test_missing_folder_and_forbidden(tmp_path):
 
 
 def test_bombs_of_other_formats_are_refused_before_they_are_decoded(tmp_path, monkeypatch):
-    monkeypatch.setattr(reader, "MAX_PIXELS", 5_000)
+    monkeypatch.setattr(base, "MAX_PIXELS", 5_000)
     for suffix in (".jpg", ".tif", ".bmp", ".png"):
         with pytest.raises(RadiographError, match="megapixels"):
             read(save(tmp_path / f"a{suffix}", EIGHT))
@@ -229,10 +229,10 @@ def test_folder_walks_take_films_only(tmp_path):
     films = {name: b"" for name in ("a.PNG", "b.jpeg", "c.dcm")}  # by name, whatever they hold
     films |= {name: bytes(128) + b"DICM" for name in ("1.2.840.113", "noname", "IM1.img")}
     pixels = np.zeros((40, 40), np.uint8)
-    for suffix in (".png", ".jpg", ".tif", ".bmp"):
+    for suffix in (".png", ".jpg", ".tif", ".bmp", ".webp", ".jp2"):
         content = cv2.imencode(suffix, pixels)[1].tobytes()
         films |= {f"without {suffix[1:]}": content, f"other{suffix}.part": content}
-    others = {"a.webp": cv2.imencode(".webp", pixels)[1].tobytes(), "b.gif": b"GIF89a", "empty": b"", "short": b"I"}
+    others = {"a.pdf": b"%PDF-1.7", "b.zip": b"PK\x03\x04", "empty": b"", "short": b"I"}
     others |= {"notes.txt": b"some words", "table.csv": b"BMI,age\n21,40\n"}  # which begins like a BMP
     for name, content in (films | others).items():
         (tmp_path / name).write_bytes(content)

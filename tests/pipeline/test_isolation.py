@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 
+import cv2
 import numpy as np
 import pydicom
 import pytest
-from pydicom.data import get_testdata_file
 from pydicom.uid import RLELossless
 
 from cxr_pipeline.data.radiograph import RadiographError, read
 from cxr_pipeline.results.folder import rows
+from cxr_pipeline.run import isolation
 from cxr_pipeline.run.inputs import find_inputs
-from cxr_pipeline.run.isolation import IsolatedReader, is_compressed_dicom
+from cxr_pipeline.run.isolation import IsolatedReader, TriesFolder
 from cxr_pipeline.run.runner import Runner
 from tests.data.test_dicom import dicom
 from tests.pipeline.fake_chain import chain, write_film
@@ -40,7 +42,6 @@ def reader():
 
 
 def test_it_reads_what_read_reads(reader, compressed):
-    assert is_compressed_dicom(compressed)
     one, two = reader(compressed, id="x"), read(compressed, id="x")
     np.testing.assert_array_equal(one.pixels, two.pixels)
     assert (one.id, one.meta, one.bits) == (two.id, two.meta, two.bits)
@@ -54,12 +55,46 @@ def test_what_the_decoder_says_comes_through(reader, compressed):
     assert not caught.value.refused
 
 
-def test_only_what_needs_a_decoder_goes_elsewhere(tmp_path, reader):
-    assert not is_compressed_dicom(write_film(tmp_path / "a.png"))
-    assert not is_compressed_dicom(tmp_path / "gone.dcm")
-    assert not is_compressed_dicom(get_testdata_file("CT_small.dcm"))
+def test_every_format_is_read_elsewhere_and_comes_back_whole(tmp_path, reader):
+    path = write_film(tmp_path / "a.png")
+    one, two = reader(path), read(path)
+    np.testing.assert_array_equal(one.pixels, two.pixels)
+    one.pixels[0, 0] = 0.5  # the run owns them: no helper writes there again
+    kept = one.pixels.copy()
+    reader(path)
+    np.testing.assert_array_equal(one.pixels, kept)
     with pytest.raises(RadiographError, match="no such file"):
         reader(tmp_path / "gone.dcm")
+    assert len(reader._all) == 1
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux can limit a process's memory")
+def test_a_film_that_needs_too_much_memory_is_failed_and_the_helper_goes_on(tmp_path):
+    large = tmp_path / "large.png"
+    cv2.imencode(".png", np.random.default_rng(0).integers(0, 255, (4000, 4000)).astype(np.uint8))[1].tofile(large)
+    small = IsolatedReader(seconds=60, bytes=60_000_000)
+    try:
+        with pytest.raises(RadiographError, match="memory") as caught:
+            small(large)
+        assert caught.value.code == "too_large"
+        assert small(write_film(tmp_path / "a.png")).size
+    finally:
+        small.close()
+
+
+def test_a_film_that_killed_the_run_twice_is_left_out(tmp_path):
+    path, tries = write_film(tmp_path / "a.png"), TriesFolder(tmp_path / "trying")
+    for _ in range(2):  # two runs that were killed at it
+        tries.begin(str(path))
+    reader = IsolatedReader(tries=tries)
+    try:
+        with pytest.raises(RadiographError, match="killed 2 times") as caught:
+            reader(path)
+        assert caught.value.code == "killed_the_run"
+        assert reader(path).size  # what ended well is forgotten
+    finally:
+        reader.close()
+    assert not (tmp_path / "trying").exists()
 
 
 def test_a_crash_costs_the_film_alone(reader, compressed):
@@ -68,8 +103,21 @@ def test_a_crash_costs_the_film_alone(reader, compressed):
     os.kill(helper._process.pid, signal.SIGSTOP)
     killer = threading.Timer(0.3, helper._process.kill)
     killer.start()
+    assert reader(compressed).size == (64, 80)  # it may have died of something else: another one tries
+    assert reader._all != [helper]
+
+
+def test_a_film_that_crashes_two_helpers_is_failed(reader, compressed, monkeypatch):
+    reader(compressed)
+
+    def dies(helper, question, seconds):
+        helper._process.kill()
+        raise EOFError
+
+    monkeypatch.setattr(isolation._Helper, "ask", dies)
     with pytest.raises(RadiographError, match="decoder crashed"):
         reader(compressed)
+    monkeypatch.undo()
     assert reader(compressed).size == (64, 80)
 
 

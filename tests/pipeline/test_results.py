@@ -61,9 +61,9 @@ def pictures(one, names="all", **options):
 
 def test_columns_are_the_promised_ones_in_their_order_then_others():
     assert columns()[: len(PROMISED)] == PROMISED
-    assert columns() == [*PROMISED, "warnings", "sha256"]
-    assert columns(["NORM", "TB", "COVID"]) == [*PROMISED, "p_COVID", "warnings", "sha256"]
-    assert columns(["TB"], ["ctr"]) == [*PROMISED, "ctr", "warnings", "sha256"]
+    assert columns() == [*PROMISED, "screen", "warnings", "sha256"]
+    assert columns(["NORM", "TB", "COVID"]) == [*PROMISED, "screen", "p_COVID", "warnings", "sha256"]
+    assert columns(["TB"], ["ctr"]) == [*PROMISED, "screen", "ctr", "warnings", "sha256"]
 
 
 def test_columns_that_stages_declare_stay_when_a_chain_without_them_goes_on(tmp_path):

@@ -7,19 +7,22 @@ import numpy as np
 import pytest
 
 from cxr_pipeline.models.figures import plots
-from cxr_pipeline.stages.classify_figures import caption, figures, worst_first
+from cxr_pipeline.stages.classify_figures import caption, figures, refusals, worst_first
+from cxr_pipeline.stages.decisions import Rules, Sets
 
 CLASSES = ["TB", "NTB", "NORM"]
 THRESHOLD = 0.14
+RULES = Rules("TB", THRESHOLD, "NORM", sets=Sets(0.1, positive=0.1, negative=0.3))
 
 
 def film(name, label, tb, ntb=0.0, source="a"):
-    """A film as `Classify.evaluate` tells of it: TB from the threshold on, else the likelier of the others."""
+    """A film as `Classify.evaluate` tells of it; its label is wrong in several ways."""
     norm = 1 - tb - ntb
     predicted = "TB" if tb >= THRESHOLD else "NTB" if ntb > norm else "NORM"
     p = {"p_TB": tb, "p_NTB": ntb, "p_NORM": norm}
     row = {"image": f"{name}.png", "patient": name, "source": source, "label": label, "status": "ok"}
-    return row | p | {"predicted": predicted}
+    answer = RULES.decide({"TB": tb, "NTB": ntb, "NORM": norm})
+    return row | p | {"predicted": predicted, "screen": answer.screen, "score": answer.score}
 
 
 FILMS = [
@@ -77,6 +80,38 @@ def curves(monkeypatch):
 def test_films_of_one_source_have_one_curve(curves, second, names, tmp_path):
     films = [*FILMS, film("x", "TB", 0.7, source=second), film("y", "NORM", 0.1, source=second)]
     tiles = [(one, np.zeros((9, 9), np.uint8)) for one in worst_first(films, "TB")]
-    figures(films, tiles, CLASSES, "TB", "NORM", THRESHOLD, tmp_path)
+    figures(films, tiles, CLASSES, RULES, tmp_path)
     assert curves == [names]
     assert cv2.imread(str(tmp_path / "worst.png")) is not None
+
+
+def test_label_and_screen_are_measured_apart(tmp_path):
+    out = figures(FILMS, [], CLASSES, RULES, tmp_path)
+    assert out["recall_tb"].value == pytest.approx(1 / 3)  # of the label: right TB alone
+    assert out["recall_norm"].value == pytest.approx(1 / 4)
+    assert out["balanced_accuracy"].value == pytest.approx((1 / 3 + 0 + 1 / 4) / 3)
+    assert out["sensitivity"].value == pytest.approx(1 / 3)  # of the threshold, whatever is unsure
+    assert out["specificity"].value == pytest.approx(2 / 5)
+    assert out["unsure"].value == pytest.approx(3 / 8)  # 0.15, 0.2 and 0.13 lie between 0.1 and 0.3
+    assert out["error_decided"].value == pytest.approx(3 / 5)  # 0.9, 0.5 and 0.01
+    assert out["auc_abnormal"].n == len(FILMS)
+    assert out["risk"] == 0.1
+
+
+def test_a_cut_off_moves_the_screen_and_not_the_label(tmp_path):
+    higher = Rules("TB", THRESHOLD, "NORM", cutoff=90)
+    films = [one | {"screen": higher.screen({n: one[f"p_{n}"] for n in CLASSES})} for one in FILMS]
+    out = figures(films, [], CLASSES, higher, tmp_path)
+    assert out["sensitivity"].value == 0
+    assert out["specificity"].value == pytest.approx(4 / 5)  # 0.9 alone has more than 90
+    assert out["unsure"].value == 0
+    assert out["cutoff"] == 90
+
+
+def test_refusals_are_counted_by_class_and_source():
+    films = [FILMS[0], FILMS[1], FILMS[5] | {"status": "refused"}, film("b", "TB", 0.3, source="b")]
+    counted = {(one["source"], one["label"]): (one["films"], one["refused"].value) for one in refusals(films)}
+    assert counted[("all", "TB")] == (3, pytest.approx(1 / 3))
+    assert counted[("a", "TB")] == (2, 0.5)
+    assert counted[("b", "TB")] == (1, 0)
+    assert counted[("all", "NORM")] == (1, 0)

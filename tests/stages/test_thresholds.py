@@ -24,7 +24,7 @@ def test_the_target_sensitivity_holds_on_the_films_it_was_set_on(scale):
     labels = np.arange(60) % 3
     logits = scale * (2.0 * np.eye(3)[labels] + draw.normal(0, 1, (60, 3)))
     patients = [str(number) for number in range(60)]
-    decided = one_class(logits, labels, np.zeros(3), 0, 0.9, patients)
+    decided = one_class(logits, labels, np.zeros(3), ["TB", "NTB", "NORM"], 0, 0.9, patients)
     scores = softmax(logits / decided["temperature"])[:, 0]
     assert (scores[labels == 0] >= decided["threshold"]).mean() >= 0.9
 
@@ -32,7 +32,7 @@ def test_the_target_sensitivity_holds_on_the_films_it_was_set_on(scale):
 @pytest.mark.parametrize("labels", [[1, 2, 1, 2], [0, 0, 0, 0]])
 def test_a_threshold_needs_films_with_the_class_and_without(labels):
     with pytest.raises(TrainingError, match="threshold needs films with it, and films without"):
-        one_class(np.eye(3)[labels], np.array(labels), np.zeros(3), 0, 0.9, list("abcd"))
+        one_class(np.eye(3)[labels], np.array(labels), np.zeros(3), ["TB", "NTB", "NORM"], 0, 0.9, list("abcd"))
 
 
 def test_labels_that_were_not_learned_are_never_given(caplog):

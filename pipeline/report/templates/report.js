@@ -16,6 +16,7 @@
     if (facts.several) row.labels.sort((a, b) => row.p[b] - row.p[a]); // the likeliest first
     const more = row.labels.length > 1 ? ` +${row.labels.length - 1}` : "";
     row.answer = row.labels.length ? row.labels[0] + more : facts.several && row.p ? "none" : undefined;
+    if (row.screen && row.label) row.answer = `${row.screen}; likeliest ${row.label}`;
     row.text = [row.image, row.id, row.status, row.label, row.error, row.warnings].join(" ").toLowerCase();
   });
   const scoreName = `${facts.positive} score`;
@@ -40,7 +41,8 @@
 
   function describe(row) {
     const parts = [`Chest X-ray ${row.name}: ${row.status}`];
-    if (row.answer) parts.push(`answer ${row.labels.join(", ") || "none of the labels"}`);
+    if (row.screen) parts.push(`screen ${row.screen}, likeliest ${row.label}`);
+    else if (row.answer) parts.push(`answer ${row.labels.join(", ") || "none of the labels"}`);
     if (row.scored) parts.push(`probability of ${row.scored} ${fixed(row.score, 1)} %`);
     else if (row.score !== undefined) parts.push(`${scoreName} ${fixed(row.score, 1)} of 100`);
     if (row.regions) {
@@ -81,6 +83,7 @@
       (!find || row.text.includes(find)) &&
       (!$("status").value || row.status === $("status").value) &&
       (!$("answer").value || answers(row, $("answer").value)) &&
+      (!$("screen").value || row.screen === $("screen").value) &&
       (low === "" || row.score >= Number(low)) &&
       (high === "" || row.score <= Number(high)) &&
       (!$("warned").checked || Boolean(row.warnings));
@@ -228,10 +231,9 @@
     }
     const score = `${scoreName} ${fixed(row.score, 1)} of 100`;
     if (facts.threshold === null) return `${score}. Answer: ${row.label}.`;
-    const threshold = fixed(100 * facts.threshold, 1);
-    return row.label === facts.positive
-      ? `${score}, at or above the threshold used, ${threshold}. Answer: ${row.label}.`
-      : `${score}, below the threshold used, ${threshold}. Answer: ${row.label}, the likeliest of the other classes.`;
+    const side = row.score >= facts.cutoff ? "at or above" : "below";
+    const where = `${score}, ${side} the threshold, ${fixed(facts.cutoff, 1)}. Likeliest class: ${row.label}.`;
+    return row.screen ? `Screen ${row.screen}. ${where}` : where;
   }
   function draw(row, one, drawnIn) {
     const svg = $("drawn");
@@ -310,7 +312,7 @@
   function regions(row) {
     const list = row.regions || [];
     if (!list.length) {
-      const nothing = facts.several ? "no label reaches its threshold" : "the answer is normal";
+      const nothing = facts.several ? "no label reaches its threshold" : "screening is negative, and normal is likeliest";
       const text = row.regions ? `None: ${nothing}, or nothing stands out.` : "Not looked for.";
       $("regions").replaceChildren(make("p", {}, text));
       return;

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 import cv2
+import numpy as np
 
 from cxr_pipeline.results.drawing import overlay
 from cxr_pipeline.results.outputs.base import JudgedFilm, Output, judged_so_far
@@ -27,8 +28,16 @@ class Overlays(Output):
         record = film.record
         if not judged_so_far(record) and (record.status != REFUSED or record.mask is None):
             return {}
-        image = overlay(record)
-        done, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
-        if not done:
-            raise ValueError(f"OpenCV cannot encode an image of shape {image.shape} as JPEG")
-        return {".jpg": data.tobytes()}
+        return {".jpg": overlay_jpeg(overlay(record))}
+
+
+def overlay_jpeg(image: np.ndarray) -> bytes:
+    """An overlay (H, W, 3) uint8 BGR as the bytes of its file.
+
+    Raises:
+        ValueError: OpenCV cannot encode it.
+    """
+    done, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
+    if not done:
+        raise ValueError(f"OpenCV cannot encode an image of shape {image.shape} as JPEG")
+    return data.tobytes()

@@ -9,11 +9,12 @@ from typing import IO, Any, ClassVar
 from cxr_pipeline.data.files import csv_line
 from cxr_pipeline.results.outputs.base import Output
 from cxr_pipeline.stages.base import Record
+from cxr_pipeline.stages.decisions import shown
 
 CLASSES = ("TB", "NTB", "NORM")  # their columns always exist, in this place
 
 _FIRST = ("image", "id", "status", "error", "width", "height", "lung_fraction")
-_LAST = ("label", "tb_score", "regions")
+_LAST = ("label", "tb_score", "regions", "screen")
 _APPENDED = ("warnings", "sha256")
 
 
@@ -36,7 +37,7 @@ class Table(Output):
 
 
 def columns(classes: Sequence[str] = (), of_stages: Sequence[str] = ()) -> list[str]:
-    """Columns of `results.csv`: the promised ones in their order, then further ones, warnings, the file's hash.
+    """Columns of `results.csv`: the promised ones in their order, `screen`, further ones, warnings, the file's hash.
 
     Args:
         classes: of the weights; those without a promised column get one.
@@ -63,7 +64,10 @@ def row_of(record: Record) -> dict[str, str]:
     if record.label is not None:
         row["label"] = record.label
     if record.tb_score is not None:
-        row["tb_score"] = number(record.tb_score, 1)
+        number(record.tb_score, 4)  # what is no number is none in any form
+        row["tb_score"] = number(shown(record.tb_score), 1)
+    if record.screen is not None:
+        row["screen"] = record.screen
     if record.regions is not None:
         row["regions"] = str(len(record.regions))
     warnings = [*record.radiograph.meta.get("warnings", ()), *record.extra.get("warnings", ())]

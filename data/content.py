@@ -1,0 +1,109 @@
+"""Whether a picture is one film, in a film's own grey: by its pixels alone, without a network.
+
+A film is grey, or tinted as a whole (sepia, the blue of film base). A heat map has many hues, or colours a part of the
+film whatever its brightness. Plates, letters and arrows in colour are small, or lie at the edge.
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+from cxr_pipeline.data.seams import seam
+
+_SIDE = 256  # pixels of the longer side on which colours are looked at
+_CHROMA = 24 / 255  # a pixel whose channels differ by more is coloured; JPEG makes up to 12 of grey
+_CENTRE = 0.15  # of each side that does not belong to the middle of the picture
+_HEAT = 0.04  # share of the middle that is coloured: plates and arrows stay below
+_HUES = 12.0  # degrees; a tint spreads less around its hue. Sepia and film base: 1 to 6; heat maps: 20 to 90
+_TINT = 0.15  # share of the colour that brightness does not explain. Tints: under 0.05; coloured regions: 0.5 and more
+_PLATE = 0.001  # share of the picture in colour that a reader is told of
+
+
+def findings(pixels: np.ndarray, colour: np.ndarray | None) -> tuple[list[tuple[str, str]], list[str]]:
+    """What speaks against judging a picture as a film, as pairs of a code and a sentence; and warnings.
+
+    Args:
+        pixels: (H, W) float32 in [0, 1].
+        colour: (h, w, 3) uint8 RGB, a copy of at most 512 px; None where the picture is grey.
+    """
+    against = []
+    if (where := seam(pixels)) is not None:
+        against.append(
+            (
+                "several_films",
+                f"a seam ({where}) runs through the middle of the picture, with contents on both sides: it shows two "
+                "films. Give each as a file of its own",
+            )
+        )
+    more, remarks = _by_colour(colour) if colour is not None else ([], [])
+    return [*against, *more], remarks
+
+
+def _by_colour(colour: np.ndarray) -> tuple[list[tuple[str, str]], list[str]]:
+    measured = colours(colour)
+    if measured["middle"] < _HEAT:
+        if measured["all"] < _PLATE:
+            return [], []
+        return [], [
+            f"colour on {100 * measured['all']:.1f} % of the picture (a plate or marks) was taken as its brightness"
+        ]
+    if measured["hues"] <= _HUES and measured["unexplained"] <= _TINT:
+        return [], ["the film is tinted: its brightness was judged"]
+    return [
+        (
+            "colour_map",
+            f"{100 * measured['middle']:.0f} % of the middle of the picture is coloured, as by a heat map over a film "
+            "or in place of it. Give the film itself, in grey",
+        )
+    ], []
+
+
+def colours(picture: np.ndarray) -> dict[str, float]:
+    """What is measured on the colours of a picture (h, w, 3) uint8 RGB.
+
+    Returns:
+        `all` and `middle`, the shares of the picture and of its middle that are coloured; `hues`, the deviation of the
+        hue in degrees, weighted by chroma; `unexplained`, the share of the colours' energy that does not follow from
+        brightness.
+    """
+    scale = min(1.0, _SIDE / max(picture.shape[:2]))
+    if scale < 1:
+        size = max(1, round(picture.shape[1] * scale)), max(1, round(picture.shape[0] * scale))
+        picture = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+    rgb = picture.astype(np.float64) / 255
+    chroma = rgb.max(axis=2) - rgb.min(axis=2)
+    coloured = chroma > _CHROMA
+    height, width = coloured.shape
+    dy, dx = round(height * _CENTRE), round(width * _CENTRE)
+    middle = coloured[dy : height - dy, dx : width - dx]
+    return {
+        "all": float(coloured.mean()),
+        "middle": float(middle.mean()),
+        "hues": _hue_deviation(rgb[coloured]),
+        "unexplained": _unexplained(rgb),
+    }
+
+
+def _hue_deviation(rgb: np.ndarray) -> float:
+    """The circular standard deviation of the hue of pixels (N, 3), weighted by chroma, in degrees."""
+    red, green, blue = rgb.T
+    across, up = red - (green + blue) / 2, np.sqrt(0.75) * (green - blue)
+    length = np.hypot(across, up)
+    if length.sum() <= 0:
+        return 0.0
+    mean = np.hypot(across.sum(), up.sum()) / length.sum()
+    return float(np.degrees(np.sqrt(-2 * np.log(np.clip(mean, 1e-9, 1)))))
+
+
+def _unexplained(rgb: np.ndarray) -> float:
+    """The share of the energy of the two colour differences that varies within steps of equal brightness."""
+    luma = rgb @ np.array([0.299, 0.587, 0.114])
+    differences = np.stack([rgb[..., 0] - luma, rgb[..., 2] - luma], axis=-1).reshape(-1, 2)
+    step = np.minimum((luma.ravel() * 32).astype(int), 31)
+    counts = np.maximum(np.bincount(step, minlength=32), 1)
+    within = 0.0
+    for channel in differences.T:
+        means = np.bincount(step, channel, 32) / counts
+        within += float(((channel - means[step]) ** 2).sum())
+    return within / max(float((differences**2).sum()), 1e-12)

@@ -1,0 +1,54 @@
+"""Whether a picture is made of two: a seam runs through its middle, from edge to edge."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+_SIDE = 256  # pixels of the longer side on which seams are looked for
+_WHERE = (0.3, 0.7)  # of the width or height: a seam nearer the edge leaves no room for a second film
+_EVEN = 0.012  # standard deviation along a line that is one grey level from edge to edge
+_WIDEST = 0.12  # share of the picture that a gap between two films may be wide
+_CONTENT = 0.08  # standard deviation of grey on both sides of the seam: less is no film
+_STEP = 0.06  # grey level by which the two sides of a seam without a gap differ
+_ALONG = 0.6  # share of the seam along which they do
+_RIDGE = 3.0  # times the strongest step of the other lines, apart from the seam's neighbours
+
+
+def seam(pixels: np.ndarray) -> str | None:
+    """Which way a seam parts the picture (H, W) float32 in [0, 1] into two: "upright" or "level"; None without one."""
+    scale = min(1.0, _SIDE / max(pixels.shape))
+    size = max(8, round(pixels.shape[1] * scale)), max(8, round(pixels.shape[0] * scale))
+    small = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA) if scale < 1 else pixels
+    for name, picture in (("upright", small), ("level", small.T)):
+        if _gap(picture) or _step(picture):
+            return name
+    return None
+
+
+def _gap(picture: np.ndarray) -> bool:
+    """Whether columns of one grey level from top to bottom lie in the middle, between contents on both sides."""
+    width = picture.shape[1]
+    even = picture.std(axis=0) < _EVEN
+    first, last = (round(share * width) for share in _WHERE)
+    columns = np.flatnonzero(even[first:last]) + first
+    if not columns.size:
+        return False
+    left, right = int(columns[0]), int(columns[-1])
+    while left > 0 and even[left - 1]:
+        left -= 1
+    while right < width - 1 and even[right + 1]:
+        right += 1
+    if right - left + 1 > _WIDEST * width or left < 0.2 * width or right > 0.8 * width:
+        return False
+    return bool(picture[:, :left].std() > _CONTENT and picture[:, right + 1 :].std() > _CONTENT)
+
+
+def _step(picture: np.ndarray) -> bool:
+    """Whether grey jumps along most of one column, far more than along any other."""
+    steps = np.abs(np.diff(picture, axis=1))
+    share = (steps > _STEP).mean(axis=0)
+    first, last = (round(place * picture.shape[1]) for place in _WHERE)
+    best = first + int(np.argmax(share[first:last]))
+    others = np.delete(share, range(max(0, best - 3), min(len(share), best + 4)))
+    return bool(share[best] >= _ALONG and share[best] >= _RIDGE * np.percentile(others, 98))

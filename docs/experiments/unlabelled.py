@@ -1,0 +1,148 @@
+"""Ways to fit a site from films without labels, compared by leaving hospitals out.
+
+    python docs/experiments/unlabelled.py LOGITS.npy manifest.csv models/weights/tb/classify/card.json --out DIR
+
+LOGITS.npy is float (N, K): what the network says of each film of the manifest, in its order; zeros where a film was not
+judged. Films of `test` are left out, and montgomery is measured but chooses nothing. For each hospital the reference
+is made of the others; half of a sample of its films calibrates without labels, the other half measures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from cxr_pipeline.models.figures.metrics import ece, softmax
+from cxr_pipeline.stages.decisions import shares_by_em, shares_by_moments
+from cxr_pipeline.stages.reference import Reference, differences, fit_reference
+from cxr_pipeline.train.unlabelled import Alignment, align, calibrated
+
+SHARES = (0.1, 0.2, 0.35, 0.5, 0.6)  # of TB
+FILMS = 300
+NOT_JUDGED_HERE = ("kermany", "jsrt")  # children; nodules that are mostly invisible
+CHOOSING = ("shenzhen", "rahman")
+
+
+def _mode(x: np.ndarray) -> np.ndarray:
+    """The densest place of films (N, D): half-sample mode along the first axis, and the films around it."""
+    v = np.sort(x[:, 0])
+    while len(v) > 3:
+        half = (len(v) + 1) // 2
+        start = int((v[half - 1 :] - v[: len(v) - half + 1]).argmin())
+        v = v[start : start + half]
+    near = np.argsort(np.abs(x[:, 0] - v.mean()))[: max(10, len(x) // 5)]
+    return x[near].mean(axis=0)
+
+
+def _with_shares(x: np.ndarray, reference: Reference, shift: np.ndarray, stretch: float, how: str) -> Alignment:
+    even = np.full(len(reference.means), 1 / len(reference.means))
+    slope, offsets, _, drawn, labels = calibrated(Alignment(shift, stretch, even, 0.0), reference, 0, 0.9, 1000)
+
+    def probabilities(films: np.ndarray) -> np.ndarray:
+        return softmax(np.hstack([slope * films, np.zeros((len(films), 1))]) + offsets)
+
+    p = probabilities(x)
+    if how == "moments":
+        known = probabilities(drawn)
+        means = np.array([known[labels == c].mean(axis=0) for c in range(len(even))])
+        shares = shares_by_moments(means, p.mean(axis=0))
+    else:
+        shares = shares_by_em(p, even)
+    return Alignment(shift, stretch, np.maximum(shares, 1e-4) / np.maximum(shares, 1e-4).sum(), 0.0)
+
+
+def alignments(x: np.ndarray, reference: Reference, typical: tuple[np.ndarray, np.ndarray]) -> Iterator:
+    """Every way's name and its alignment, from a site's films (N, K - 1)."""
+    nothing, centre = np.zeros(x.shape[1]), reference.means[-1]
+    yield "as shipped", Alignment(nothing, 1.0, np.full(len(reference.means), 1 / len(reference.means)), 0.0)
+    yield "shares by EM", _with_shares(x, reference, nothing, 1.0, "em")
+    yield "shares by moments", _with_shares(x, reference, nothing, 1.0, "moments")
+    stretch = float(np.exp(np.mean(np.log(x.std(axis=0) / typical[1]))))
+    shift = x.mean(axis=0) - (centre + stretch * (typical[0] - centre))
+    yield "standardised, EM", _with_shares(x, reference, shift, stretch, "em")
+    yield "normal mode, EM", _with_shares(x, reference, _mode(x) - centre, 1.0, "em")
+    for factor in (4.0, 1.0):  # of what the product takes
+        held = Reference(reference.means, reference.covariances, factor * reference.shift)
+        yield f"components, prior x {factor:g}", align(x, held)
+    halfway = align(x, reference)
+    yield "components, half the shift", _with_shares(x, reference, halfway.shift / 2, halfway.stretch**0.5, "em")
+
+
+def main() -> None:
+    """Print and write the comparison."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    for name in ("logits", "manifest", "card"):
+        parser.add_argument(name, type=Path)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--repeats", type=int, default=4)
+    parser.add_argument("--targets", type=float, nargs="+", default=[0.90])
+    given = parser.parse_args()
+    films = pd.read_csv(given.manifest, dtype=str, keep_default_na=False)
+    decisions = json.loads(given.card.read_text())["decisions"]
+    classes, k = decisions["classes"], decisions["classes"].index(decisions["positive"])
+    logits = np.load(given.logits).astype(float) / decisions["temperature"]
+    label = films["label"].map({name: c for c, name in enumerate(classes)}).fillna(-1).astype(int).to_numpy()
+    source = films["source"].to_numpy()
+    usable = (logits != 0).any(axis=1) & (label >= 0) & (films["split"] != "test").to_numpy()
+    usable &= ~np.isin(source, NOT_JUDGED_HERE)
+    rows = []
+    for hospital in sorted(set(source[usable])):
+        own = np.flatnonzero(usable & (source == hospital))
+        rest = usable & (source != hospital)
+        positives, others = own[label[own] == k], own[label[own] != k]
+        if len(others) < 40:
+            continue  # tbx11k: TB alone
+        reference = fit_reference(logits[rest], label[rest], source[rest])
+        stats = [
+            (
+                differences(logits[rest & (source == name)]).mean(axis=0),
+                differences(logits[rest & (source == name)]).std(axis=0),
+            )
+            for name in set(source[rest])
+        ]
+        typical = tuple(np.mean(part, axis=0) for part in zip(*stats, strict=True))
+        for share in SHARES if len(positives) >= 40 else (0.0,):
+            for repeat in range(given.repeats):
+                draw = np.random.default_rng([repeat, round(100 * share)])
+                n = min([FILMS, int(len(others) / (1 - share))] + ([int(len(positives) / share)] if share else []))
+                sick = draw.permutation(positives)[: round(n * share)]
+                well = draw.permutation(others)[: n - len(sick)]
+                fit, test = np.r_[sick[::2], well[::2]], np.r_[sick[1::2], well[1::2]]
+                y = label[test] == k
+                for name, found in alignments(differences(logits[fit]), reference, typical):
+                    for target in given.targets:
+                        slope, offsets, threshold, _, _ = calibrated(found, reference, k, target, 1000)
+                        p = softmax(slope * logits[test] + offsets)[:, k]
+                        rows.append(
+                            {
+                                "hospital": hospital,
+                                "share": share,
+                                "way": name,
+                                "target": target,
+                                "n": len(fit),
+                                "sensitivity": (p[y] >= threshold).mean() if y.any() else np.nan,
+                                "specificity": (p[~y] < threshold).mean(),
+                                "ece": ece(p, y),
+                                "bias": p.mean() - y.mean(),
+                            }
+                        )
+    table = pd.DataFrame(rows)
+    figures = ["sensitivity", "specificity", "ece", "bias"]
+    by_hospital = table.groupby(["target", "way", "hospital"])[figures].mean().round(3)
+    print(by_hospital.unstack("hospital").T.swaplevel().sort_index().T.to_string())
+    chosen = table[table["hospital"].isin(CHOOSING)].groupby(["target", "way"])
+    lowest = chosen.apply(lambda part: part.groupby(["hospital", "share"])["sensitivity"].mean().min())
+    summary = chosen[figures].mean().assign(lowest_sensitivity=lowest).round(3)
+    print(f"\nOver {' and '.join(CHOOSING)}, which choose:\n{summary.to_string()}")
+    if given.out:
+        given.out.mkdir(parents=True, exist_ok=True)
+        table.round(4).to_csv(given.out / "unlabelled.csv", index=False)
+
+
+if __name__ == "__main__":
+    main()

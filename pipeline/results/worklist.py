@@ -1,0 +1,186 @@
+"""What to read first: `worklist.csv`, and `worklist.xlsx` where openpyxl is installed, made from a results folder.
+
+Films that are screen positive come first, then those that are unsure, then those that nobody judged (refused, failed),
+then the negative ones; within each, the highest score first.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import zipfile
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cxr_pipeline.data.files import mode_like, whole_file, write_csv
+from cxr_pipeline.data.names import printable
+from cxr_pipeline.results.journal import JournalReader
+from cxr_pipeline.results.reader import rows, run_info
+from cxr_pipeline.stages.base import FAILED, OK, REFUSED
+from cxr_pipeline.stages.decisions import AT_THRESHOLD, NEGATIVE, POSITIVE, UNSURE
+
+COLUMNS = ("place", "file", "folder", "id", "screen", "score", "label", "where", "reason")
+_ORDER = (POSITIVE, UNSURE, REFUSED, FAILED, NEGATIVE, OK)
+_EXCEL_ROWS = 1_048_575  # that a sheet holds below its head
+
+
+@dataclass(frozen=True)
+class Work:
+    """How many films there are of each kind.
+
+    Attributes:
+        counts: films by kind: positive, unsure, negative, refused, failed, and ok where nothing was decided.
+        labels: films by label.
+        excel_missing: openpyxl is not installed, so there is no worklist.xlsx.
+    """
+
+    counts: dict[str, int] = field(default_factory=dict)
+    labels: dict[str, int] = field(default_factory=dict)
+    excel_missing: bool = False
+
+    @property
+    def first(self) -> int:
+        """How many to read first: positive and unsure ones."""
+        return self.counts.get(POSITIVE, 0) + self.counts.get(UNSURE, 0)
+
+    def said(self) -> str:
+        """In words, a line or two."""
+        total = sum(self.counts.values())
+        parts = [f"{self.counts.get(name, 0)} {name}" for name in (REFUSED, FAILED)]
+        answers = ", ".join(f"{count} {name}" for name, count in sorted(self.labels.items()))
+        likeliest = f"\nLikeliest class: {answers}." if answers else ""
+        if not any(self.counts.get(name) for name in (POSITIVE, UNSURE, NEGATIVE)):
+            return f"{_films(total)}: {', '.join(parts)}.{likeliest}"
+        screens = [f"{self.counts.get(POSITIVE, 0)} screen positive", f"{self.counts.get(UNSURE, 0)} unsure"]
+        screens.append(f"{self.counts.get(NEGATIVE, 0)} negative")
+        read = f" Read these {self.first} first." if self.first > 1 else " Read this one first." if self.first else ""
+        return f"{_films(total)}: {', '.join(screens + parts)}.{read}{likeliest}"
+
+
+def _films(count: int) -> str:
+    return f"{count} film{'' if count == 1 else 's'}"
+
+
+def kind_of(row: Mapping[str, str]) -> str:
+    """Positive, unsure, negative, refused or failed; ok where nothing was decided."""
+    if row["status"] != OK:
+        return row["status"]
+    screen = row.get("screen", "")
+    return screen if screen in (POSITIVE, UNSURE, NEGATIVE) else OK
+
+
+def work_of(table: Iterable[Mapping[str, str]]) -> Work:
+    """The counts of rows of results.csv."""
+    counts: Counter[str] = Counter()
+    labels: Counter[str] = Counter()
+    for row in table:
+        counts[kind_of(row)] += 1
+        if row.get("label"):
+            labels.update(row["label"].split("|"))
+    return Work(dict(counts), dict(labels))
+
+
+def write_worklist(folder: Path) -> Work:
+    """Write the worklist of a results folder, each file at once, and count what is in it.
+
+    Who may read run.json may read the worklist. Names that a spreadsheet would take for a formula are marked.
+
+    Raises:
+        OSError: a file cannot be read or written.
+    """
+    run = run_info(folder)
+    classify = run.get("config", {}).get("classify", {})
+    cutoff, positive = classify.get("cutoff", AT_THRESHOLD), classify.get("positive")
+    where = {
+        entry["row"]["id"]: _places(entry.get("regions"))
+        for entry in JournalReader(folder / "journal.jsonl")
+        if entry.get("regions")
+    }
+    table = []
+    for number, row in enumerate(rows(folder)):
+        kind = kind_of(row)
+        score = float(row["tb_score"]) if row.get("tb_score") else None
+        line = {
+            "file": re.split(r"[/\\]", row["image"])[-1],
+            "folder": re.sub(r"[/\\][^/\\]*$", "", row["image"]) if re.search(r"[/\\]", row["image"]) else "",
+            "id": row["id"],
+            "screen": kind,
+            "score": row.get("tb_score", ""),
+            "label": row.get("label", ""),
+            "where": where.get(row["id"], ""),
+            "reason": reason(row, kind, cutoff, positive),
+        }
+        table.append(((_ORDER.index(kind), -(score if score is not None else -1.0), number), line))
+    table.sort(key=lambda item: item[0])
+    lines = [{"place": str(place), **line} for place, (_, line) in enumerate(table, 1)]
+    mode = mode_like(folder / "run.json")
+    write_csv(folder / "worklist.csv", COLUMNS, lines, mode=mode)
+    missing = not _write_excel(folder / "worklist.xlsx", lines, mode)
+    counted = work_of(rows(folder))
+    return Work(counted.counts, counted.labels, missing)
+
+
+def _places(regions: list[dict[str, Any]] | None) -> str:
+    places = [f"{one['side']} lung, {one['zone']} zone" for one in regions or ()]
+    return "; ".join(dict.fromkeys(places))
+
+
+def reason(row: Mapping[str, str], kind: str, cutoff: float, positive: str | None) -> str:
+    """Why a film stands where it does, in a sentence."""
+    if kind in (REFUSED, FAILED):
+        return f"not judged: {row.get('error') or 'no reason given'}"
+    if kind == OK:
+        return "nothing was decided"
+    score, label = f"{positive} score {row['tb_score']}", row.get("label", "")
+    other = f"; likeliest {label}" if label and label != positive else ""
+    if kind == POSITIVE:
+        text = f"{score} reaches the threshold, {cutoff:g}{other}"
+    elif kind == UNSURE:
+        side = "reaches" if float(row["tb_score"]) >= cutoff else "is under"
+        text = f"{score} {side} the threshold, {cutoff:g}, too near to decide{other}"
+    else:
+        text = f"{score} is under the threshold, {cutoff:g}{other}"
+    doubts = [one for one in row.get("warnings", "").split("; ") if one and not one.startswith("unsure: ")]
+    return "; ".join([text, *doubts])
+
+
+def _write_excel(path: Path, lines: list[dict[str, str]], mode: int) -> bool:
+    """The worklist as a workbook; False where openpyxl is not installed."""
+    path.unlink(missing_ok=True)
+    try:
+        from openpyxl import Workbook
+        from openpyxl.cell import WriteOnlyCell
+        from openpyxl.styles import Font
+        from openpyxl.utils import get_column_letter
+    except ImportError:
+        return False
+    book = Workbook(write_only=True)
+    sheet = book.create_sheet("worklist")
+    sheet.freeze_panes = "A2"
+    for number, width in enumerate((7, 30, 40, 30, 10, 8, 8, 40, 90), 1):
+        sheet.column_dimensions[get_column_letter(number)].width = width
+    head = [WriteOnlyCell(sheet, name) for name in COLUMNS]
+    for cell in head:
+        cell.font = Font(bold=True)
+    sheet.append(head)
+    for line in lines[:_EXCEL_ROWS]:
+        cells = []
+        for name in COLUMNS:
+            value: Any = printable(line[name])  # a workbook cannot hold control characters
+            if name in ("place", "score") and value:
+                value = float(value) if name == "score" else int(value)
+            cell = WriteOnlyCell(sheet, value)
+            if isinstance(value, str):
+                cell.data_type = "s"  # never a formula
+            cells.append(cell)
+        sheet.append(cells)
+    written = io.BytesIO()
+    book.save(written)
+    with whole_file(path, mode=mode) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as packed:
+        for name in zipfile.ZipFile(written).namelist():  # without times: the same films give the same bytes
+            data = re.sub(rb"\d{4}-\d\d-\d\dT[\d:]+Z", b"2000-01-01T00:00:00Z", zipfile.ZipFile(written).read(name))
+            packed.writestr(zipfile.ZipInfo(name, (2000, 1, 1, 0, 0, 0)), data, zipfile.ZIP_DEFLATED)
+    return True
