@@ -24,8 +24,8 @@ from cxr_pipeline.results.heat import small_heat
 from cxr_pipeline.results.outputs import output_class, output_names
 from cxr_pipeline.results.outputs.base import JudgedFilm
 from cxr_pipeline.results.outputs.heatmaps import Heatmaps
-from cxr_pipeline.run.chain import open_chain
 from cxr_pipeline.run.inputs import find_inputs
+from cxr_pipeline.run.spec import ChainSpec
 from cxr_pipeline.stages.base import Record
 
 
@@ -38,7 +38,7 @@ def main() -> None:
     given.add_argument("--json", type=Path)
     told = given.parse_args()
     cv2.setNumThreads(1)
-    chain = open_chain("tb", "localize", threads=1)
+    chain = ChainSpec("tb", "localize", threads=1).open()
     with tempfile.TemporaryDirectory(prefix="cxr-bench-") as name:
         folder = Path(name)
         films = judged(chain, told, folder)

@@ -28,7 +28,7 @@ from cxr_pipeline.models.classifier import build_classifier
 from cxr_pipeline.models.training.losses import DiceCrossEntropy
 from cxr_pipeline.models.unet import build_unet
 from cxr_pipeline.stages.crops import encoder_input
-from cxr_pipeline.stages.segment import _arrays, _encode
+from cxr_pipeline.stages.segment_films import arrays_of, encode
 
 
 class Again(keras.utils.PyDataset):
@@ -65,11 +65,11 @@ def main() -> None:
         model = build_classifier("mobilenetv2", size, 1, 3, alpha=settings.alpha, cut=settings.cut, pool=settings.pool)
         model.compile("adam", "categorical_crossentropy", jit_compile=False)
     with tempfile.TemporaryDirectory() as cache:
-        images, masks = (np.array(array) for array in _arrays(films, size, Path(cache)))
+        images, masks = (np.array(array) for array in arrays_of(films, size, Path(cache)))
     repeats = -(-told.batches * batch_size // len(images))
     images, masks = np.tile(images, (repeats, 1, 1)), np.tile(masks, (repeats, 1, 1))
     images, masks = images[: told.batches * batch_size], masks[: told.batches * batch_size]
-    targets, encode = None, _encode
+    targets, encode = None, encode
     if told.stage == "classify":
         targets = np.eye(3, dtype=np.float32)[np.arange(len(images)) % 3]
 

@@ -7,6 +7,7 @@ from importlib.metadata import entry_points
 
 # One line for each file of models/backbones/.
 NETWORKS: dict[str, str] = {
+    "chest": "cxr_pipeline.models.backbones.chest:BACKBONE",
     "mobilenetv2": "cxr_pipeline.models.backbones.mobilenetv2:BACKBONE",
     "efficientnetb0": "cxr_pipeline.models.backbones.efficientnetb0:BACKBONE",
     "densenet121": "cxr_pipeline.models.backbones.densenet121:BACKBONE",

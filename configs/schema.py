@@ -121,6 +121,14 @@ class SegmentConfig(_Section):
         description="refuse patients under so many years, by DICOM header; null for weights of children",
     )
     loss: Literal["dice_cross_entropy", "dice", "cross_entropy", "focal"] = "dice_cross_entropy"
+    start: str | None = Field(
+        None, description="weights whose lungs training goes on from, by name or path; null: the encoder's alone"
+    )
+    heart: bool = Field(
+        False,
+        description="find the heart too: learned from the films that have a mask in the manifest's column heart_mask",
+    )
+    heart_weight: float = Field(0.5, gt=0, description="how much the heart counts in the loss, beside the lungs' 1")
     fit: SegmentFit = SegmentFit()
 
 
@@ -140,8 +148,10 @@ class ClassifyConfig(_Section):
         description="what the network sees: none the whole film, without segmentation; crop the lung box; masked the "
         "lung box with all but the lungs dimmed; channel the lung box with the mask as an extra channel",
     )
-    pool: Literal["all", "lungs", "zones"] = Field(
-        "zones", description="average features over the whole crop, the lungs, or each of the six lung zones"
+    pool: Literal["all", "lungs", "zones", "evidence"] = Field(
+        "zones",
+        description="average features over the whole crop, the lungs, or each of the six lung zones; evidence joins "
+        "the places' evidence, for the network chest",
     )
     dropout: float = Field(0.2, ge=0, lt=1)
     head_l2: float = Field(0.3, ge=0, description="penalty on the squared weights of the last layer")
@@ -165,6 +175,11 @@ class ClassifyConfig(_Section):
     )
     keep_start: float = Field(
         0.0, ge=0, lt=1, description="share of the first step's weights averaged into those after the second (WiSE-FT)"
+    )
+    head: Literal["solved", "two_steps"] = Field(
+        "solved",
+        description="the last layer: solved for all classes at once; two_steps asks whether a film is abnormal, then "
+        "of which class, and calibrates on films of sources left out in turn",
     )
     resolve_head: bool = Field(False, description="solve the last layer again on the encoder as fine-tuned")
     uncertain: Literal["ignore", "zeros", "ones"] = Field(

@@ -62,12 +62,12 @@ class LungOpacities(A.ImageOnlyTransform):
 
     @property
     def targets_as_params(self) -> list[str]:
-        """The lung mask, (H, W) uint8, not 0 inside."""
+        """The lung mask, (H, W) uint8, odd inside."""
         return ["mask"]
 
     def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
         """Draw how white each pixel becomes: `cloud` (H, W) float32 in [0, 1], and the grey level it goes to."""
-        mask = (data["mask"] > 0).astype(np.uint8)
+        mask = (data["mask"] & 1).astype(np.uint8)  # the lungs, of `models.training.losses.lungs_and_heart` too
         height, width = mask.shape
         count, labels, stats, centres = cv2.connectedComponentsWithStats(mask)
         lungs = [k for k in range(1, count) if stats[k, cv2.CC_STAT_AREA] > 0.01 * height * width]

@@ -131,8 +131,10 @@ class Manifest:
             labels: what is said of the films too (labels, findings, boxes), not only films, masks and splits.
         """
         names = ["image", "mask", "patient", "source", "split"]
+        names += [name for name in ("heart_mask",) if name in self.table.columns]
         if self.table["mask"].str.contains(IN_COLUMN, regex=False).any() or "mask_labels" in self.table.columns:
-            names += [name for name in MASK_COLUMNS if name in self.table.columns and name not in _MASK_FILES]
+            further = [name for name in MASK_COLUMNS if name in self.table.columns and name not in _MASK_FILES]
+            names += [name for name in further if name not in names]
         if labels:
             names += [n for n in ("label", "findings", "negative", "uncertain") if n in self.table.columns]
         lines = sorted(map(repr, self.table[names].itertuples(index=False, name=None)))
@@ -234,6 +236,11 @@ def _found_files(table: pd.DataFrame, root: Path, numbers: Sequence[int], rename
                 said = f"{problem} in {root}" if problem == _ABSENT else problem
                 faults.append(f"row {number}: mask {brief(part)} {said}")
         masks.append("|".join(parts))
+    if "heart_mask" in table.columns:
+        table["heart_mask"] = [
+            _heart_file(index, number, heart, root, faults)
+            for number, heart in zip(numbers, table["heart_mask"], strict=True)
+        ]
     if missing == len(table) > 20:  # a table in another folder than its films: one sentence says more than all rows
         first = os.path.abspath(root / images[0])
         return [
@@ -244,6 +251,17 @@ def _found_files(table: pd.DataFrame, root: Path, numbers: Sequence[int], rename
 
 
 _ABSENT = "does not exist"
+
+
+def _heart_file(index: FileIndex, number: int, heart: str, root: Path, faults: list[str]) -> str:
+    """The name of the file that exists of a heart mask; a fault is added where there is none."""
+    if not heart:
+        return ""
+    name, problem = index.find(heart)
+    if problem:
+        where = f" in {root}" if problem == _ABSENT else ""
+        faults.append(f"row {number}: heart_mask {brief(heart)} {problem}{where}")
+    return name
 
 
 def _with_labels(manifest: Manifest, mask_labels: Sequence[str] | None) -> Manifest:

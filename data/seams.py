@@ -10,6 +10,7 @@ _WHERE = (0.3, 0.7)  # of the width or height: a seam nearer the edge leaves no 
 _EVEN = 0.012  # standard deviation along a line that is one grey level from edge to edge
 _WIDEST = 0.12  # share of the picture that a gap between two films may be wide
 _CONTENT = 0.08  # standard deviation of grey on both sides of the seam: less is no film
+_BLACK = 0.06  # grey level of a black gap
 _STEP = 0.06  # grey level by which the two sides of a seam without a gap differ
 _ALONG = 0.6  # share of the seam along which they do
 _RIDGE = 3.0  # times the strongest step of the other lines, apart from the seam's neighbours
@@ -41,7 +42,19 @@ def _gap(picture: np.ndarray) -> bool:
         right += 1
     if right - left + 1 > _WIDEST * width or left < 0.2 * width or right > 0.8 * width:
         return False
-    return bool(picture[:, :left].std() > _CONTENT and picture[:, right + 1 :].std() > _CONTENT)
+    if not _contents(picture, left, right + 1):
+        return False
+    if picture[:, left : right + 1].mean() < _BLACK:
+        return True  # no film is black from top to bottom in its middle
+    # A spine may be even and white, but shades off: a gap has an edge.
+    level = picture[:, left : right + 1].mean(axis=1)
+    edges = [np.abs(picture[:, column] - level) > _STEP for column in (left - 2, right + 2)]
+    return any(edge.mean() >= _ALONG for edge in edges)
+
+
+def _contents(picture: np.ndarray, left: int, right: int) -> bool:
+    """Whether there is more than one grey on both sides of the columns from `left` to before `right`."""
+    return bool(picture[:, :left].std() > _CONTENT and picture[:, right:].std() > _CONTENT)
 
 
 def _step(picture: np.ndarray) -> bool:
@@ -51,4 +64,6 @@ def _step(picture: np.ndarray) -> bool:
     first, last = (round(place * picture.shape[1]) for place in _WHERE)
     best = first + int(np.argmax(share[first:last]))
     others = np.delete(share, range(max(0, best - 3), min(len(share), best + 4)))
-    return bool(share[best] >= _ALONG and share[best] >= _RIDGE * np.percentile(others, 98))
+    if share[best] < _ALONG or share[best] < _RIDGE * np.percentile(others, 98):
+        return False
+    return _contents(picture, best - 1, best + 3)

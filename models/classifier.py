@@ -68,6 +68,10 @@ def build_classifier(
         )
     if pooling.weigh is not None:
         features = pooling.weigh(features, lungs[0])
+    if pooling.pooled is not None:
+        if isinstance(backbone.head, Deep):
+            raise NetworkError(f"pool {pool!r} needs a network with an averaged head. Received: {network!r}")
+        features = pooling.pooled(features, lungs[0])
     taken = {name: value for name, value in settings.items() if name in backbone.head.settings}
     logits = backbone.head.logits(features, classes, taken, weighted=pooling.needs_lungs, multi_label=multi_label)
     name = network.replace(":", "_").replace(".", "_")

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import keras as K
 
 POOL, LOGITS = "pool", "logits"  # names of the layers that every classifier of ours has
+# Of one that pools evidence, see `models.pooling`: the map that Grad-CAM is taken on, and the lungs' share of places.
+EVIDENCE, LUNG_SHARE = "evidence", "lung_share"
 
 
 def _head(model: K.Model) -> list[K.layers.Layer]:
@@ -45,8 +47,27 @@ def has_linear_head(model: K.Model) -> bool:
     """Whether the logits are one dense layer on globally average-pooled features (dropout and scaling aside)."""
     k = keras()
     pool, *rest = _head(model)
-    averaged = isinstance(pool, k.layers.GlobalAveragePooling2D)
+    averaged = isinstance(pool, k.layers.GlobalAveragePooling2D) or _has(model, EVIDENCE)
     return averaged and sum(isinstance(layer, k.layers.Dense) for layer in rest) == 1
+
+
+def _has(model: K.Model, name: str) -> bool:
+    return any(layer.name == name for layer in model.layers)
+
+
+def _in_lungs(model: K.Model) -> K.KerasTensor | None:
+    """What maps of evidence are multiplied by, (N, h, w, 1): 1 where at least half of a place is lung, less elsewhere.
+
+    Evidence was learned inside the lungs; beside them it means nothing, and would make the strongest heat.
+    """
+    if not _has(model, EVIDENCE):
+        return None
+    return keras().ops.minimum(2.0 * model.get_layer(LUNG_SHARE).output, 1.0)
+
+
+def _features(model: K.Model) -> K.KerasTensor:
+    """The map (N, h, w, C) that Grad-CAM is taken on."""
+    return model.get_layer(EVIDENCE).output if _has(model, EVIDENCE) else model.get_layer(POOL).input
 
 
 def _scale(layer: K.layers.BatchNormalization) -> np.ndarray:
@@ -74,14 +95,15 @@ def maps_layer(model: K.Model) -> K.KerasTensor:
         ValueError: see `_head`.
     """
     k = keras()
-    features = model.get_layer(POOL).input
+    features = _features(model)
     height, width, channels = features.shape[1:]
     if has_linear_head(model):
         kernel = _channel_weights(model)
         cam = k.layers.Conv2D(kernel.shape[1], 1, use_bias=False, activation="relu", name="gradcam")
         maps = cam(features)
         cam.set_weights([kernel[None, None] / (height * width)])
-        return maps
+        inside = _in_lungs(model)
+        return maps if inside is None else maps * inside
     gradient = _gradient_of_pooled(model)  # (N, classes, pooled)
     classes = gradient.shape[1]
     if isinstance(model.get_layer(POOL), k.layers.GlobalAveragePooling2D):
@@ -133,14 +155,16 @@ def gradient_maps(model: K.Model, batch: np.ndarray) -> np.ndarray:
     import tensorflow as tf
 
     k = keras()
-    features = model.get_layer(POOL).input
-    split = k.Model(model.input, [features, model.get_layer(LOGITS).output])
+    inside = _in_lungs(model)
+    outputs = [_features(model), model.get_layer(LOGITS).output, *([] if inside is None else [inside])]
+    split = k.Model(model.input, outputs)
     with tf.GradientTape(persistent=True) as tape:
-        activations, logits = split(tf.convert_to_tensor(batch), training=False)
+        activations, logits, *lungs = split(tf.convert_to_tensor(batch), training=False)
         columns = [logits[:, c] for c in range(logits.shape[1])]
     out = []
     for column in columns:
         gradient = tape.gradient(column, activations)
         weights = tf.reduce_mean(gradient, axis=(1, 2), keepdims=True)
-        out.append(tf.nn.relu(tf.reduce_sum(weights * activations, axis=-1)))
+        heat = tf.nn.relu(tf.reduce_sum(weights * activations, axis=-1))
+        out.append(heat * lungs[0][..., 0] if lungs else heat)
     return np.stack([np.asarray(m) for m in out], axis=-1)

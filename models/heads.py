@@ -28,7 +28,7 @@ class Head(ABC):
     def logits(
         self, features: K.KerasTensor, classes: int, settings: Mapping[str, Any], *, weighted: bool, multi_label: bool
     ) -> K.KerasTensor:
-        """Logits (N, classes) of features (N, h, w, C).
+        """Logits (N, classes) of features (N, h, w, C), or of a film's vector (N, C) where a pooling made one.
 
         Args:
             settings: values in place of the defaults.
@@ -60,7 +60,7 @@ class Averaged(Head):
         """See `Head.logits`."""
         del weighted  # it averages anyway
         k, values = keras(), self.settings | dict(settings)
-        pooled = k.layers.GlobalAveragePooling2D(name=POOL)(features)
+        pooled = features if len(features.shape) == 2 else k.layers.GlobalAveragePooling2D(name=POOL)(features)
         # Channels of one scale, so that one learning rate and one penalty fit all. Its moments are set by
         # models.training.probe.solve_head and then stay; until then it changes nothing.
         scaled = k.layers.BatchNormalization(center=False, scale=False, trainable=False, name=STANDARDIZE)(pooled)

@@ -59,8 +59,8 @@ def info() -> dict[str, Any]:
     """All that `pipeline info --json` prints.
 
     Keys: program, version, python, platform, notice, runtimes (name -> version of its package, null where it is not
-    installed), packages, weights (a list of name, bytes and stages with classes and figures), presets, settings
-    (name -> default and description), exit_codes.
+    installed), packages, stages (name -> what `stages.registry.about` says of it), weights (a list of name, bytes and
+    stages with classes and figures), presets, settings (name -> default and description), exit_codes.
     """
     from cxr_pipeline.configs.schema import presets
 
@@ -72,11 +72,18 @@ def info() -> dict[str, Any]:
         "notice": NOTICE,
         "runtimes": {name: _installed(package) for name, package in RUNTIMES.items()},
         "packages": versions(),
+        "stages": _stages(),
         "weights": _weights(),
         "presets": presets(),
         "settings": _settings(),
         "exit_codes": {str(code): meaning for code, meaning in EXIT_CODES.items()},
     }
+
+
+def _stages() -> dict[str, dict[str, Any]]:
+    from cxr_pipeline.stages.registry import about
+
+    return about()
 
 
 def _weights() -> list[dict[str, Any]]:
@@ -86,7 +93,7 @@ def _weights() -> list[dict[str, Any]]:
     out = []
     for name in shipped():
         folder, described = SHIPPED / name, {}
-        for stage in stages.NAMES:
+        for stage in stages.names():
             try:
                 card = read_card(folder / stage)
             except WeightsError:
@@ -134,6 +141,8 @@ def as_text(facts: dict[str, Any]) -> str:
     ]
     lines.append("Runtimes (--runtime)")
     lines += [f"  {name:10}{value or 'not installed'}" for name, value in facts["runtimes"].items()]
+    lines += ["", "Stages (--stage)"]
+    lines += [f"  {name:10}{stage['summary']}" for name, stage in facts["stages"].items()]
     lines += ["", "Weights (--weights)"]
     for weights in facts["weights"]:
         lines.append(f"  {weights['name']}  {weights['bytes'] / 1e6:.1f} MB")

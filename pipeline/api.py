@@ -26,9 +26,10 @@ from cxr_pipeline.data.files import PRIVATE, plain_cell
 from cxr_pipeline.data.radiograph import Radiograph, read
 from cxr_pipeline.results.outputs import chosen
 from cxr_pipeline.results.reader import ResultsReader
-from cxr_pipeline.run.chain import open_chain
 from cxr_pipeline.run.inputs import find_inputs
 from cxr_pipeline.run.runner import Runner
+from cxr_pipeline.run.spec import ChainSpec
+from cxr_pipeline.stages.apply import apply
 from cxr_pipeline.stages.base import Record
 
 if TYPE_CHECKING:
@@ -124,7 +125,8 @@ class Pipeline:
 
     Args:
         weights: name of shipped weights, or the folder of trained ones.
-        stage: run the chain up to this stage.
+        stage: run the chain up to this stage; None runs all that the weights have.
+        also: further stages, such as ("measure",), which needs no weights.
         runtime: "onnx", "openvino" or "keras".
         config: YAML file or preset; of it, a run obeys the thresholds.
         site: a site file, see `pipeline calibrate`.
@@ -134,29 +136,32 @@ class Pipeline:
     Raises:
         models.store.WeightsError: the weights do not exist or cannot be opened.
         configs.schema.ConfigError: the config cannot be read.
+        stages.UnknownStageError: no stage has that name.
     """
 
     def __init__(
         self,
         weights: str | Path = "tb",
         *,
-        stage: str = "localize",
+        stage: str | None = None,
+        also: Sequence[str] = (),
         runtime: str = "onnx",
         config: str | None = None,
         site: Path | str | None = None,
         threshold: float | None = None,
         label: str | None = None,
     ) -> None:
-        self._chain = open_chain(
+        spec = ChainSpec(
             str(weights),
             stage,
+            tuple(also),
             runtime=runtime,
             config=config,
             site=Path(site) if site is not None else None,
             threshold=threshold,
             label=label,
-            arguments={"api": True, "stage": stage},
         )
+        self._chain = spec.open({"api": True, "stage": stage})
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -211,16 +216,16 @@ class Pipeline:
 
         Returns:
             The record: `status` and `error`, `mask`, `probabilities`, `label`, `screen`, `tb_score`, `abnormal`,
-            `heatmap`, `heatmap_label` (the class that it is of), `regions`.
+            `heatmap`, `heatmap_label` (the class that it is of), `regions`, `measures`. Where a stage raised, `status`
+            is "failed" and `crash` says where and why.
 
         Raises:
             data.radiograph.RadiographError: the file cannot be read.
             ValueError: an array that is no grey picture.
         """
         record = Record(_of_array(film) if isinstance(film, np.ndarray) else read(film))
-        for stage in self._chain.stages:
-            (record,) = stage.run([record])
-        return record
+        (judged,) = apply(self._chain.stages, [record])
+        return judged
 
 
 def open_results(folder: str | Path) -> Results:

@@ -1,15 +1,24 @@
-"""The contract that all three stages keep, and the record that travels through them."""
+"""The contract that all stages keep, and the record that travels through them.
+
+A stage says of itself, as class data, what it needs and what it fills in, which settings a run may change in it, and
+what it is judged by. Nothing outside of `stages/` asks a stage for its name to learn such a thing. `stages.registry`
+lists the stages; `tests/stages/test_contract.py` tests each of them.
+"""
 
 from __future__ import annotations
 
+import copy
+import hashlib
+import json
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 
+from cxr_pipeline.configs.errors import CxrError
 from cxr_pipeline.data.geometry import Box, Frame
 from cxr_pipeline.data.radiograph import Radiograph
 
@@ -18,6 +27,10 @@ if TYPE_CHECKING:  # pandas and pydantic are not needed to run a stage
     from cxr_pipeline.data.manifest import Manifest
 
 OK, REFUSED, FAILED = "ok", "refused", "failed"
+
+
+class StageError(CxrError, ValueError):
+    """A stage that does not exist, does not fit into the chain, or does not know a setting."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +48,20 @@ class Region:
     zone: str
 
 
+@dataclass(frozen=True)
+class Crash:
+    """An exception that nobody foresaw, as plain text: `step` is the stage (or "reading") that raised it.
+
+    `place` is the file and line that raised; unlike `message` and `trace` it never quotes what is in a film's header.
+    """
+
+    step: str
+    kind: str
+    message: str
+    place: str
+    trace: str
+
+
 @dataclass
 class Record:
     """One film on its way through the chain. Each stage fills in its own part.
@@ -43,7 +70,7 @@ class Record:
     later stages pass such a record on untouched.
     """
 
-    radiograph: Radiograph
+    radiograph: Radiograph | None  # None: the file could not be read
     status: str = OK
     error: str = ""
     # segment
@@ -64,6 +91,16 @@ class Record:
     heatmap_label: str | None = None  # the class that it, and the regions, are of
     regions: list[Region] | None = None
     extra: dict[str, Any] = field(default_factory=dict)
+    # segment, of weights that know the heart
+    heart_mask: np.ndarray | None = None  # (H, W) uint8, 0 or 1, native size
+    # of any stage: what its `columns` declare: a number, rounded as it shall be shown; a text; None where it is unknown
+    measures: dict[str, float | str | None] | None = None
+    id: str = ""  # name of the film in the run; by default the radiograph's
+    crash: Crash | None = None  # where something raised that should not
+
+    def __post_init__(self) -> None:
+        if not self.id and self.radiograph is not None:
+            self.id = self.radiograph.id
 
     @property
     def heatmap(self) -> np.ndarray | None:
@@ -81,10 +118,47 @@ class Record:
         """Whether later stages have something to judge."""
         return self.status == OK
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the film in pixels, (0, 0) where it could not be read."""
+        return self.radiograph.size if self.radiograph is not None else (0, 0)
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a reader of the results should know of the film: from its file, then from the stages."""
+        found = self.radiograph.meta.get("warnings", ()) if self.radiograph is not None else ()
+        return [*found, *self.extra.get("warnings", ())]
+
+    def warn(self, *texts: str) -> None:
+        """Add warnings of a stage; they do not stop the film."""
+        if texts:
+            self.extra["warnings"] = [*self.extra.get("warnings", ()), *texts]
+
     def refuse(self, why: str) -> Record:
         """Mark the film as one that the chain cannot judge."""
         self.status, self.error = REFUSED, why
         return self
+
+
+class Column(NamedTuple):
+    """A further column of `results.csv` that a stage fills in, under this name in `Record.measures`."""
+
+    name: str
+    meaning: str
+
+
+class Monitor(NamedTuple):
+    """The column of `history.csv` that picks the best epoch, and whether "min" or "max" of it is best."""
+
+    column: str
+    mode: str
+
+
+class Truth(NamedTuple):
+    """What a film needs for a stage to be judged on it: `what`, in words, and `where` a manifest holds it."""
+
+    what: str
+    where: str
 
 
 class Stage(ABC):
@@ -92,14 +166,58 @@ class Stage(ABC):
 
     A stage is loaded from its bundle (`load`), enriches records (`run`) and is judged against a manifest
     (`evaluate`); `train` makes the bundle. `run` on a batch of n records equals n runs on one.
+
+    Attributes:
+        name: in commands, folders and files.
+        summary: one line for lists of stages.
+        needs: fields of a record that another stage has to fill in first.
+        uses: fields that the stage takes into account where another stage fills them in.
+        fills: fields that the stage fills in. The order of a chain follows from `needs`, `uses` and `fills`.
+        columns: further columns of `results.csv`, of what the stage puts into `Record.measures`.
+        has_weights: False for a stage that needs no bundle: it runs on any weights, where `--stage` or `--also` names
+            it or `belongs` says so.
+        run_settings: settings of the stage's section of a config that a trained stage obeys when it runs.
+        call_settings: settings that only a call changes, by an option or a site file.
+        truth: what a film needs for the stage to be judged on it.
+        headline_figures: names in `metrics.json` of the figures that stand for the stage, best known first.
+        worst: name in `films.csv` of the figure that tells the worst films, and how a table heads it; None where the
+            stage has a way of its own.
+        monitor: what picks the best epoch of a training; None where there are no epochs.
+        card: what `card.json` of the bundle says; `card["decisions"]` is all that running obeys.
+        fingerprint: of the bundle, 16 hex digits; settings of a call do not change it.
+        classes: names that the stage answers with, in their order; empty where it has none.
+        settings: what `with_settings` changed.
     """
 
     name: ClassVar[str]
+    summary: ClassVar[str] = ""
+    needs: ClassVar[tuple[str, ...]] = ()
+    uses: ClassVar[tuple[str, ...]] = ()
+    fills: ClassVar[tuple[str, ...]] = ()
+    columns: ClassVar[tuple[Column, ...]] = ()
+    has_weights: ClassVar[bool] = True
+    run_settings: ClassVar[tuple[str, ...]] = ()
+    call_settings: ClassVar[tuple[str, ...]] = ()
+    truth: ClassVar[Truth] = Truth("what the stage is judged against", "manifest")
+    headline_figures: ClassVar[tuple[str, ...]] = ()
+    worst: ClassVar[tuple[str, str] | None] = None
+    monitor: ClassVar[Monitor | None] = None
+
+    card: Mapping[str, Any] = {"decisions": {}}
+    fingerprint: str = ""
+    classes: Sequence[str] = ()
+    settings: Mapping[str, Any] = {}
 
     @classmethod
     @abstractmethod
     def load(cls, bundle: Path, *, runtime: str = "onnx", threads: int | None = None) -> Stage:
-        """The stage as stored in the folder `bundle`. `runtime`, `threads`: see `models.store.open_network`."""
+        """The stage as stored in the folder `bundle`. `runtime`, `threads`: see `models.store.open_network`.
+
+        A stage without weights (`has_weights` is False) loads from a folder that does not exist, too.
+
+        Raises:
+            models.store.WeightsError: the bundle is incomplete or damaged.
+        """
 
     @classmethod
     @abstractmethod
@@ -111,6 +229,16 @@ class Stage(ABC):
         """
 
     @classmethod
+    def belongs(cls, decisions: Mapping[str, Mapping[str, Any]]) -> bool:
+        """Whether a chain has this stage unasked.
+
+        Args:
+            decisions: by name of the stage, the sections of a config, or what the cards of trained stages decide.
+        """
+        del decisions
+        return cls.has_weights
+
+    @classmethod
     def require(cls, data: Manifest, config: Config) -> None:
         """Refuse films that the stage cannot be trained on, before any training begins.
 
@@ -119,9 +247,62 @@ class Stage(ABC):
         """
         del data, config  # a stage without a network does with none
 
+    def obey(self, decisions: Mapping[str, Any]) -> None:
+        """Take over what a card decides, with the settings of a call on top: set the attributes that `run` reads."""
+        del decisions  # a stage without decisions has none to take over
+
+    def with_settings(self, **settings: Any) -> Stage:
+        """A new stage with other settings; this one stays as it is.
+
+        Args:
+            settings: of `run_settings` and `call_settings`.
+
+        Raises:
+            StageError: the stage has no such setting.
+        """
+        allowed = (*self.run_settings, *self.call_settings)
+        unknown = [name for name in settings if name not in allowed]
+        if unknown:
+            raise StageError(
+                f"the stage {self.name!r} has no setting {unknown[0]!r} for a run. It has "
+                f"{', '.join(allowed) or 'none'}"
+            )
+        changed = copy.copy(self)
+        changed.card = {**self.card, "decisions": {**self.card["decisions"], **settings}}
+        changed.settings = {**self.settings, **settings}
+        changed.obey(changed.card["decisions"])
+        return changed
+
+    @property
+    def decisions(self) -> Mapping[str, Any]:
+        """All that running obeys: what the card decides, with the settings of this call."""
+        return self.card["decisions"]
+
+    @property
+    def identity(self) -> str:
+        """16 hex digits over all that decides the answers: the fingerprint, with the settings of this call."""
+        return fingerprint_of(self.fingerprint, self.settings)
+
+    def unchecked(self) -> str | None:
+        """For the first stage of a chain: why it cannot tell a chest X-ray from anything else; None where it can."""
+        return "have no segmentation, which checks them"
+
     def films_with_truth(self, data: Manifest) -> Manifest:
         """The films of `data` that the stage can be judged on: those of which is known what it answers."""
         return data
+
+    def truth_of(self) -> Truth:
+        """What a film needs for this loaded stage to be judged on it; `truth`, in more detail where there is some."""
+        return self.truth
+
+    @property
+    def restorable(self) -> bool:
+        """Whether `restore` can take the place of `run`."""
+        return type(self).restore is not Stage.restore
+
+    def restore(self, record: Record, mask: np.ndarray) -> Record:
+        """Take over a mask (H, W) uint8 0/1 that this stage found before, with all that follows from it; not `run`."""
+        raise NotImplementedError(f"the stage {self.name!r} fills in no mask")
 
     @abstractmethod
     def run(self, records: Sequence[Record]) -> list[Record]:
@@ -130,3 +311,13 @@ class Stage(ABC):
     @abstractmethod
     def evaluate(self, data: Manifest, out: Path, chain: Sequence[Stage] = ()) -> dict[str, Any]:
         """Figures on the films of `data` (see `models.figures.metrics.Figure`); plots are written into `out`."""
+
+
+def fingerprint_of(bundle: str, settings: Mapping[str, Any] | None) -> str:
+    """What names a stage's answers, 16 hex digits: its bundle's fingerprint, with the settings that a call changed."""
+    if not settings:
+        return bundle
+    return hashlib.sha256((bundle + json.dumps(settings, sort_keys=True)).encode()).hexdigest()[:16]
+
+
+Timed = Callable[[str], Any]  # called with a stage's name, gives a context that counts the seconds of a block

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from cxr_pipeline.models.store import fingerprint, open_network, read_card
-from cxr_pipeline.stages.base import Record, Stage
+from cxr_pipeline.stages.base import Monitor, Record, Stage, StageError, Truth
 from cxr_pipeline.stages.classify_films import require_films, usable_films
 from cxr_pipeline.stages.classify_targets import several_labels as targets_of
 from cxr_pipeline.stages.crops import encoder_input, lung_crop
@@ -31,11 +31,25 @@ class Classify(Stage):
     """The classification stage, loaded from its bundle."""
 
     name: ClassVar[str] = "classify"
+    summary: ClassVar[str] = "what the lungs look like: calibrated probabilities of the classes, and a TB score"
+    uses: ClassVar[tuple[str, ...]] = ("mask", "lung_box")
+    fills: ClassVar[tuple[str, ...]] = ("probabilities", "label", "screen", "tb_score", "abnormal", "maps", "frame")
+    call_settings: ClassVar[tuple[str, ...]] = (
+        *("refuse", "cutoff"),
+        *("temperature", "offsets", "threshold", "threshold_ci95", "score", "sets"),  # of a site
+    )
+    truth: ClassVar[Truth] = Truth("a class as its label", "column `label` or `findings`")
+    headline_figures: ClassVar[tuple[str, ...]] = ("accuracy", "auroc")
+    monitor: ClassVar[Monitor | None] = Monitor("val_loss", "min")
 
-    def __init__(self, network: Network, card: dict[str, Any], fingerprint: str = "") -> None:
+    def __init__(self, network: Network, card: Mapping[str, Any], fingerprint: str = "") -> None:
         self.network, self.card, self.fingerprint = network, card, fingerprint
-        self.refuse = True  # without segmentation: False judges films too that their header speaks against
-        decisions = card["decisions"]
+        self.obey(card["decisions"])
+
+    def obey(self, decisions: Mapping[str, Any]) -> None:
+        """Take over the card's decisions, with the settings of a call, such as those of a site file."""
+        # Without segmentation: False lets films go on that their header speaks against.
+        self.refuse: bool = decisions.get("refuse", True)
         self.classes: list[str] = decisions["classes"]
         self.positive: str | None = decisions["positive"]
         self.multi_label: bool = decisions.get("multi_label", False)
@@ -52,6 +66,16 @@ class Classify(Stage):
         self.cutoff: float = decisions.get("cutoff", AT_THRESHOLD)  # a person's own, of the score
         # Added to the logits divided by the temperature; a site brings its own, see train.calibration.
         self.offsets = np.array([decisions.get("offsets", {}).get(name, 0.0) for name in self.classes])
+
+    def with_settings(self, **settings: Any) -> Stage:
+        """See `Stage.with_settings`; `cutoff`, a score, is for stages that give one.
+
+        Raises:
+            StageError: the stage has no such setting, or gives no score.
+        """
+        if settings.get("cutoff") is not None and (self.positive is None or self.multi_label):
+            raise StageError("--threshold: these weights give no score. Leave it out")
+        return super().with_settings(**settings)
 
     @classmethod
     def load(cls, bundle: Path, *, runtime: str = "onnx", threads: int | None = None) -> Classify:
@@ -86,8 +110,8 @@ class Classify(Stage):
         against = by_header(record.radiograph, MIN_SIDE, None)
         if against and self.refuse:
             record.refuse(str(against[0]))
-        elif against:
-            record.extra["warnings"] = [*record.extra.get("warnings", ()), *map(str, against)]
+        else:
+            record.warn(*map(str, against))
 
     def _judge(self, record: Record, logits: np.ndarray) -> None:
         """Calibrated probabilities from a film's logits (classes,), and what they decide: see `stages.decisions`.
@@ -100,8 +124,8 @@ class Classify(Stage):
         if self.positive is not None:
             record.extra["positive"] = self.positive
         if self.multi_label:
-            there = [name for name in self.classes if record.probabilities[name] >= self.thresholds[name]]
-            record.label = "|".join(there)
+            present = [name for name in self.classes if record.probabilities[name] >= self.thresholds[name]]
+            record.label = "|".join(present)
             if self.positive is not None:
                 record.tb_score = 100.0 * record.probabilities[self.positive]
             return
@@ -111,8 +135,7 @@ class Classify(Stage):
         doubts = list(answer.doubts)
         if self.sets is None:  # a card of before
             doubts = uncertain(record.probabilities[self.positive], self.threshold, self.threshold_ci95)
-        if doubts:
-            record.extra["warnings"] = [*record.extra.get("warnings", ()), *doubts]
+        record.warn(*doubts)
 
     @classmethod
     def require(cls, data: Manifest, config: Config) -> None:
@@ -129,6 +152,14 @@ class Classify(Stage):
 
         cls.require(data, config)
         return ClassifyTraining(data, config, out, chain).run()
+
+    def unchecked(self) -> str | None:
+        """It looks at size and header alone."""
+        return "have no segmentation, which checks them"
+
+    def truth_of(self) -> Truth:
+        """One of the classes, by name."""
+        return Truth(f"one of the classes {', '.join(self.classes)}", self.truth.where)
 
     def films_with_truth(self, data: Manifest) -> Manifest:
         """Those with one of the classes, or, where they may have several, of which any is known."""
@@ -153,9 +184,9 @@ class Classify(Stage):
                     tiles.append((entry, lung_crop(record, 160)[0]))
                     tiles = worst_first(tiles, self.positive, lambda tile: tile[0])[:SHOWN]
             if self.multi_label:
-                told = targets_of([row], self.classes)[0]
+                known = targets_of([row], self.classes)[0]
                 entry |= {
-                    f"true_{name}": int(value) for name, value in zip(self.classes, told, strict=True) if value >= 0
+                    f"true_{name}": int(value) for name, value in zip(self.classes, known, strict=True) if value >= 0
                 }
             rows.append(entry)
         if self.multi_label:

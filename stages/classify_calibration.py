@@ -107,21 +107,21 @@ def several_labels(
     """
     from scipy.optimize import minimize_scalar
 
-    known, there = targets >= 0, targets == 1
+    known, present = targets >= 0, targets == 1
 
     def log_loss(exponent: float) -> float:
         z = logits / np.exp(exponent) + offsets
-        return float((np.logaddexp(0, z) - there * z)[known].mean()) if known.any() else 0.0
+        return float((np.logaddexp(0, z) - present * z)[known].mean()) if known.any() else 0.0
 
     found = minimize_scalar(log_loss, bounds=(np.log(0.05), np.log(20)), method="bounded")
     temperature = round(float(np.exp(found.x)), 4)
     scores = 1 / (1 + np.exp(-(logits / temperature + offsets)))
-    thresholds = {
-        name: float(f"{best_f1_threshold(there[known[:, k], k], scores[known[:, k], k]):.9g}") if learned[k] else NEVER
-        for k, name in enumerate(classes)
-    }
+    thresholds = dict.fromkeys(classes, NEVER)
+    for k, name in enumerate(classes):
+        if learned[k]:
+            thresholds[name] = float(f"{best_f1_threshold(present[known[:, k], k], scores[known[:, k], k]):.9g}")
     if not all(learned):
-        names = ", ".join(name for name, told in zip(classes, learned, strict=True) if not told)
+        names = ", ".join(name for name, is_learned in zip(classes, learned, strict=True) if not is_learned)
         log.warning("train has no films with, or none without: %s. These labels are never given", names)
     log.info("temperature %.3f, thresholds %s on %d val films", temperature, thresholds, len(targets))
     return {"temperature": temperature, "threshold": 0.5, "thresholds": thresholds}

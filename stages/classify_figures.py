@@ -165,9 +165,9 @@ def _draw(
     )
     if tiles:
         captions = [caption(film, positive) for film, _ in tiles]
-        told = "Wrong labels first, the most wrong of each kind in turn; "
-        told += "then right ones, the least probable first. Number: probability of the class named."
-        plots.contact_sheet([crop for _, crop in tiles], captions, out / "worst.png", legend=[(told, None)])
+        legend_text = "Wrong labels first, the most wrong of each kind in turn; "
+        legend_text += "then right ones, the least probable first. Number: probability of the class named."
+        plots.contact_sheet([crop for _, crop in tiles], captions, out / "worst.png", legend=[(legend_text, None)])
 
 
 def worst_first(
@@ -204,5 +204,5 @@ def worst_first(
 def caption(film: dict[str, Any], positive: str) -> str:
     """Truth, answer, and the probability that decided: of the positive class, or of the truth where neither is it."""
     name = positive if positive in (film["label"], film["predicted"]) else film["label"]
-    said = f"truth {film['label']}, answer {film['predicted']}"
-    return f"{said}\n{name} {float(film[f'p_{name}']):.2f}: {Path(film['image']).stem}"
+    verdict = f"truth {film['label']}, answer {film['predicted']}"
+    return f"{verdict}\n{name} {float(film[f'p_{name}']):.2f}: {Path(film['image']).stem}"

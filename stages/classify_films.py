@@ -54,7 +54,7 @@ def require_films(data: Manifest, config: Config) -> None:
     chosen, advice = _chosen(config), ""
     if config.classify.fit.sources is not None:
         advice = ". To train on all sources: --set classify.fit.sources=null"
-    there = sorted(set(data.table["source"]))
+    names = sorted(set(data.table["source"]))
     what = "of which any class is known" if config.multi_label else "with a class as its label"
     for split, part in parts_of(data, config).items():
         if not len(part):
@@ -62,7 +62,7 @@ def require_films(data: Manifest, config: Config) -> None:
             labels = sorted({name for cell in data.table[column] for name in cell.split("|")} - {""})
             raise TrainingError(
                 f"no film of split {split!r}{chosen} {what}. Classes: {', '.join(config.classes)}; "
-                f"{column} there: {_few(labels)}; sources there: {_few(there)}{advice}"
+                f"{column} there: {_few(labels)}; sources there: {_few(names)}{advice}"
             )
         if config.multi_label:
             continue

@@ -59,15 +59,15 @@ def label_weights(targets: np.ndarray) -> np.ndarray:
     return np.stack([negative, positive], axis=1).astype(np.float32)
 
 
-def balance_weights(rows: Sequence[dict[str, Any]], how: str) -> np.ndarray | None:
+def balance_weights(rows: Sequence[dict[str, Any]], balance: str) -> np.ndarray | None:
     """Weight of each film in the loss, (N,) float32 with mean 1; None where `how` is "none".
 
     A film weighs by one over the square root of how many share its class ("class") or its class and source
     ("class_source"): between every film alike, and every group alike, which would let a handful of films rule.
     """
-    if how == "none":
+    if balance == "none":
         return None
-    groups = [row["label"] if how == "class" else (row["label"], row["source"]) for row in rows]
+    groups = [row["label"] if balance == "class" else (row["label"], row["source"]) for row in rows]
     counts = {group: groups.count(group) for group in set(groups)}
     weights = np.array([counts[group] ** -0.5 for group in groups], np.float32)
     return weights / weights.mean()
@@ -108,9 +108,9 @@ def zones_with_lesions(lungs: np.ndarray, boxes: Sequence[Box], frame: Frame) ->
     Args:
         lungs: (S, S) uint8, 0 or 1. boxes: in native pixels. frame: from native pixels to the crop.
     """
-    told = np.full(6, UNKNOWN, np.uint8)
+    known = np.full(6, UNKNOWN, np.uint8)
     if not boxes:
-        return told
+        return known
     size = lungs.shape[0]
     covered = np.zeros(lungs.shape, bool)
     for box in boxes:
@@ -120,6 +120,6 @@ def zones_with_lesions(lungs: np.ndarray, boxes: Sequence[Box], frame: Frame) ->
     areas, drawn = zones.sum((0, 1)), (zones * covered[..., None]).sum((0, 1))
     share = drawn / np.maximum(areas, 1)
     enough = areas > 0.01 * size * size
-    told[enough & (share > 0.25)] = 1
-    told[enough & (share < 0.02)] = 0
-    return told
+    known[enough & (share > 0.25)] = 1
+    known[enough & (share < 0.02)] = 0
+    return known

@@ -19,10 +19,12 @@ from cxr_pipeline.models.export import save_bundle
 from cxr_pipeline.models.gradcam import has_linear_head
 from cxr_pipeline.models.pooling import ZONES, find_pooling
 from cxr_pipeline.models.store import LICENCE, open_network, write_card
+from cxr_pipeline.models.training.errors import TrainingError
 from cxr_pipeline.models.training.features import FeatureCache
 from cxr_pipeline.models.training.fit import PHASE_SETTINGS, Objective, Phase, Training, set_batchnorm_momentum
 from cxr_pipeline.models.training.log import summary, training_bar
 from cxr_pipeline.models.training.probe import Lesions, solve_head
+from cxr_pipeline.models.training.two_steps import TwoSteps, solve_in_two_steps
 from cxr_pipeline.stages.classify_films import Crops, crops_of, parts_of, warn_of_gaps
 from cxr_pipeline.stages.classify_tasks import OneClass, SeveralLabels, Task
 from cxr_pipeline.stages.crops import VERSION, encoder_input
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
     from cxr_pipeline.stages.base import Stage
 
 NAME = "classify"
+LEFT_OUT = "left_out.npy"  # logits of train's films by heads that never saw their source
+_MOST = 300  # films of a source and class that calibration takes
 MACHINE = ("cache", "distribute", "precision")  # settings of how a training runs, not of what it learns
 
 
@@ -100,6 +104,8 @@ class ClassifyTraining:
     def start(self) -> dict[str, float]:
         """Solve the last layer on the encoder's features as they are; returns the loss."""
         key = [VERSION, self.settings.lungs, self.settings.pool]
+        if self.settings.head == "two_steps":
+            return self._start_in_two_steps(FeatureCache(self.cache / "features", json.dumps(key)))
         with progress_bar(f"{NAME} head", None) as update:
             loss = solve_head(
                 self.model,
@@ -112,6 +118,22 @@ class ClassifyTraining:
                 several=self.task.several,
                 on_batch=lambda done, total: update(done, f"{NAME} head", total),
             )
+        return {"loss": loss}
+
+    def _start_in_two_steps(self, cache: FeatureCache) -> dict[str, float]:
+        """Solve the last layer in two steps, and keep the answers to films of sources left out, for calibration."""
+        task = TwoSteps(
+            self.config.classes, str(self.config.normal), np.array([r["source"] for r in self.crops["train"].rows])
+        )
+        with progress_bar(f"{NAME} head", None) as update:
+            loss, left_out = solve_in_two_steps(
+                self.model,
+                self._batches(self.crops["train"]),
+                cache,
+                task,
+                on_batch=lambda done, total: update(done, f"{NAME} head", total),
+            )
+        np.save(self.out / LEFT_OUT, left_out)  # beside the checkpoint: a training that goes on calibrates on them too
         return {"loss": loss}
 
     def fine_tune(self) -> list[dict[str, Any]]:
@@ -171,6 +193,8 @@ class ClassifyTraining:
         Args:
             offsets: of each class, added to its logit divided by the temperature.
         """
+        if self.settings.head == "two_steps":
+            return self._calibrate_on_left_out(offsets)
         network, val = open_network(self.out), self.crops["val"]
         pairs = list(zip(val.crops, val.lungs, strict=True))
         batches = (np.stack([self._encode(*pair) for pair in pairs[i : i + 32]]) for i in range(0, len(pairs), 32))
@@ -179,6 +203,27 @@ class ClassifyTraining:
         learned = (targets == 1).any(axis=0) & (targets == 0).any(axis=0)
         added = np.array([offsets.get(name, 0.0) for name in self.config.classes])
         return self.task.calibrated(logits, val.targets, val.rows, added, learned)
+
+    def _calibrate_on_left_out(self, offsets: dict[str, float]) -> dict[str, Any]:
+        """As `calibrate`, on the films of train, each as answered by a head that never saw its source.
+
+        A source with thousands of films of a class counts as one with `_MOST`: it is hospitals that are to be many.
+        """
+        logits, train = np.load(self.out / LEFT_OUT), self.crops["train"]
+        known = np.isfinite(logits).all(axis=1)
+        groups = np.array([f"{row['source']}|{row['label']}" for row in train.rows])
+        draw = np.random.default_rng(self.config.seed)
+        kept = [draw.permutation(np.nonzero(known & (groups == name))[0])[:_MOST] for name in sorted(set(groups))]
+        chosen = np.sort(np.concatenate(kept))
+        if not len(chosen):
+            raise TrainingError(
+                "a head in two steps is calibrated on films of sources left out in turn, and no source could be left "
+                "out: each class must have films in two sources. Set classify.head to solved"
+            )
+        added = np.array([offsets.get(name, 0.0) for name in self.config.classes])
+        learned = train.targets.astype(bool).any(axis=0)
+        rows = [train.rows[i] for i in chosen]
+        return self.task.calibrated(logits[chosen], train.targets[chosen], rows, added, learned)
 
     @property
     def _encode(self) -> partial[np.ndarray]:

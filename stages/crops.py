@@ -37,7 +37,7 @@ def lung_crop(record: Record, size: int) -> tuple[np.ndarray, np.ndarray, Frame]
     return np.round(np.clip(scaled, 0, 1) * 255).astype(np.uint8), lungs, frame
 
 
-def encoder_input(crop: np.ndarray, lungs: np.ndarray, how: str, pool: str = "all") -> np.ndarray:
+def encoder_input(crop: np.ndarray, lungs: np.ndarray, mode: str, pool: str = "all") -> np.ndarray:
     """The network's input of a crop and its lungs, second half of the preprocessing (after augmentation in training).
 
     Args:
@@ -50,9 +50,9 @@ def encoder_input(crop: np.ndarray, lungs: np.ndarray, how: str, pool: str = "al
         (H, W, 1 or 2) float32 in [0, 1].
     """
     grey = crop.astype(np.float32) / 255.0
-    if how == "masked":
+    if mode == "masked":
         grey = grey * soft_lungs(lungs)
-    if how == "channel" or pool != "all":
+    if mode == "channel" or pool != "all":
         return np.stack([grey, lungs.astype(np.float32)], axis=-1)
     return grey[..., None]
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cxr_pipeline.data.progress import track
-from cxr_pipeline.data.radiograph import Radiograph, RadiographError, read
+from cxr_pipeline.data.radiograph import RadiographError, read
+from cxr_pipeline.stages.apply import apply
 from cxr_pipeline.stages.base import FAILED, REFUSED, Record, Stage
 
 if TYPE_CHECKING:
@@ -26,8 +27,8 @@ def stream(
 ) -> Iterator[tuple[dict[str, Any], Record]]:
     """Each row of the manifest as a dict, with its record after the stages of `chain`, in the manifest's order.
 
-    A film that cannot be read, or that a stage cannot judge, comes out with its status and error set; it is logged and
-    costs only itself. At most two batches are in memory.
+    A film that cannot be read, or that a stage cannot judge or breaks on, comes out with its status and error set; it
+    is logged and costs only itself. At most two batches are in memory.
     """
     rows = data.table.to_dict("records")
 
@@ -36,12 +37,7 @@ def stream(
         try:
             return Record(read(path, id=Path(row["image"]).stem))
         except RadiographError as error:
-            empty = Radiograph(
-                np.zeros((1, 1), np.float32), Path(row["image"]).stem, str(path), (0, 0), None, "", 0, {}
-            )
-            if error.refused:
-                return Record(empty, REFUSED, f"{error.code}: {error}")
-            return Record(empty, FAILED, str(error))
+            return unread(Path(row["image"]).stem, error)
 
     def batches() -> Iterator[tuple[dict[str, Any], Record]]:
         with ThreadPoolExecutor(4) as pool:
@@ -50,14 +46,19 @@ def stream(
                 records = [future.result() for future in pending[:batch_size]]
                 ahead = start + 2 * batch_size
                 pending = pending[batch_size:] + [pool.submit(load, row) for row in rows[ahead : ahead + batch_size]]
-                for stage in chain:
-                    records = stage.run(records)
-                yield from zip(rows[start : start + batch_size], records, strict=True)
+                yield from zip(rows[start : start + batch_size], apply(chain, records), strict=True)
 
     for row, record in track(batches(), description, len(rows)):
         if not record.ok:
             log.warning("%s: %s: %s", row["image"], record.status, record.error)
         yield row, record
+
+
+def unread(name: str, why: RadiographError | str) -> Record:
+    """The record of a film that could not be read, under its name in the run: refused or failed, as the error says."""
+    if isinstance(why, RadiographError) and why.refused:
+        return Record(None, REFUSED, f"{why.code}: {why}", id=name)
+    return Record(None, FAILED, str(why), id=name)
 
 
 def sources_of(data: Manifest, fit: Fit) -> list[str]:

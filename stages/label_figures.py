@@ -58,7 +58,7 @@ def _pooled(films: list[dict[str, Any]], classes: Sequence[str], thresholds: dic
     p = np.array([[film[f"p_{name}"] for name in classes] for film in films], float).reshape(-1, len(classes))
     limits = np.array([thresholds[name] for name in classes])
 
-    def one(k: int, statistic: Callable[[np.ndarray, np.ndarray], float]) -> Figure:
+    def figure(k: int, statistic: Callable[[np.ndarray, np.ndarray], float]) -> Figure:
         where = np.flatnonzero(truth[:, k] >= 0)
         return bootstrap(lambda i: statistic(truth[where[i], k] == 1, p[where[i], k]), patients[where])
 
@@ -77,15 +77,15 @@ def _pooled(films: list[dict[str, Any]], classes: Sequence[str], thresholds: dic
     for k, name in enumerate(classes):
         limit, known = limits[k], truth[:, k] >= 0
         per_class[name] = {
-            "auc": one(k, metrics.auroc),
-            "average_precision": one(k, metrics.average_precision),
-            "accuracy": one(k, lambda y, s, t=limit: _accuracy(y, s, t)),
-            "sensitivity": one(k, lambda y, s, t=limit: metrics.sensitivity(y, s, t)),
-            "specificity": one(k, lambda y, s, t=limit: metrics.specificity(y, s, t)),
-            "precision": one(k, lambda y, s, t=limit: _precision(y, s, t)),
-            "f1": one(k, lambda y, s, t=limit: _f1(y, s, t)),
+            "auc": figure(k, metrics.auroc),
+            "average_precision": figure(k, metrics.average_precision),
+            "accuracy": figure(k, lambda y, s, t=limit: _accuracy(y, s, t)),
+            "sensitivity": figure(k, lambda y, s, t=limit: metrics.sensitivity(y, s, t)),
+            "specificity": figure(k, lambda y, s, t=limit: metrics.specificity(y, s, t)),
+            "precision": figure(k, lambda y, s, t=limit: _precision(y, s, t)),
+            "f1": figure(k, lambda y, s, t=limit: _f1(y, s, t)),
             "ece": metrics.bootstrap_ece(p[known, k], truth[known, k] == 1, patients[known]),
-            "prevalence": one(k, lambda y, s: float(y.mean()) if len(y) else float("nan")),
+            "prevalence": figure(k, lambda y, s: float(y.mean()) if len(y) else float("nan")),
             "threshold": float(limit),
             "support": int((truth[:, k] == 1).sum()),
         }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -13,9 +13,10 @@ import numpy as np
 from cxr_pipeline.data.files import csv_text, write_text
 from cxr_pipeline.data.geometry import Box, Frame, bounding_box, resize
 from cxr_pipeline.models.store import LICENCE, fingerprint, read_card, write_card
-from cxr_pipeline.stages.base import Record, Region, Stage
+from cxr_pipeline.stages.base import Record, Region, Stage, StageError, Truth
 from cxr_pipeline.stages.decisions import POSITIVE, UNSURE
 from cxr_pipeline.stages.films import stream
+from cxr_pipeline.stages.lungs import split_lungs
 
 if TYPE_CHECKING:
     from cxr_pipeline.configs.schema import Config
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("cxr.localize")
 
 _REACH = 0.02  # the lungs are grown by this share of the crop, some 6 mm on an adult, so that pleural lesions stay
-_LONE_LUNG = 0.7  # a single component narrower than this share of its height is one lung, not two that touch
+_FAINT = 0.025  # share of the films with lesions whose map may stay under the floor of a box
 _WORTH = 0.005  # mean best IoU that a larger minimum area may cost: best IoU itself cannot see false boxes
 
 
@@ -35,6 +36,11 @@ class Focus(NamedTuple):
     lungs: tuple[np.ndarray, np.ndarray]  # the patient's right and left lung, bool; one may be empty
     raw: np.ndarray  # float32, not negative: the map before lungs and scaling
     frame: Frame
+
+    @property
+    def strongest(self) -> float:
+        """The largest value of the map in the lungs before scaling; 0 where there is none."""
+        return float(np.max(self.raw, where=self.heat > 0, initial=0.0))
 
 
 class Spot(NamedTuple):
@@ -68,33 +74,6 @@ def focus(record: Record, channel: int) -> Focus:
     peak = float(heat.max())
     heat = heat / peak if peak > 0 else np.zeros_like(heat)
     return Focus(heat.astype(np.float32), lungs, raw, frame)
-
-
-def split_lungs(lungs: np.ndarray, frame: Frame) -> tuple[np.ndarray, np.ndarray]:
-    """A lung mask (h, w) bool on the grid, as the patient's right lung (left in the picture) and left lung.
-
-    The two largest components are the lungs, if they lie side by side. Otherwise the mask is cut at its vertical
-    midline; but one that is far higher than wide in native pixels is a lone lung, whole on its side of the film's
-    midline.
-    """
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(lungs.astype(np.uint8), connectivity=8)
-    order = 1 + np.argsort(-stats[1:, cv2.CC_STAT_AREA], kind="stable")[:2]
-    nothing = np.zeros_like(lungs)
-    if count < 2:
-        return nothing, nothing
-    if len(order) == 2:
-        first, second = sorted(order, key=lambda k: stats[k, cv2.CC_STAT_LEFT] + stats[k, cv2.CC_STAT_WIDTH] / 2)
-        overlap = stats[first, cv2.CC_STAT_LEFT] + stats[first, cv2.CC_STAT_WIDTH] - stats[second, cv2.CC_STAT_LEFT]
-        if overlap <= 0.5 * min(stats[first, cv2.CC_STAT_WIDTH], stats[second, cv2.CC_STAT_WIDTH]):
-            return labels == first, labels == second
-    box = bounding_box(lungs)
-    native = frame.box_to_native(box)
-    if native.w < _LONE_LUNG * native.h:
-        on_left_of_film = native.x + native.w / 2 < frame.native[1] / 2
-        return (lungs, nothing) if on_left_of_film else (nothing, lungs)
-    right = lungs.copy()
-    right[:, round(box.x + box.w / 2) :] = False
-    return right, lungs & ~right
 
 
 def spots(heat: np.ndarray, threshold: float) -> list[Spot]:
@@ -156,10 +135,32 @@ class Localize(Stage):
     """The localization stage: decisions only, no network of its own."""
 
     name: ClassVar[str] = "localize"
+    summary: ClassVar[str] = "where the classifier looked: regions with the patient's side and a zone"
+    needs: ClassVar[tuple[str, ...]] = ("maps", "frame", "probabilities", "label")
+    uses: ClassVar[tuple[str, ...]] = ("mask",)
+    fills: ClassVar[tuple[str, ...]] = ("heatmap", "heatmap_label", "regions")
+    run_settings: ClassVar[tuple[str, ...]] = ("threshold", "min_area", "max_regions", "label")
+    truth: ClassVar[Truth] = Truth("a lesion box", "file boxes.csv beside the manifest")
+    headline_figures: ClassVar[tuple[str, ...]] = ("hit_rate", "iou", "ap50", "cam_in_lungs")
+    worst: ClassVar[tuple[str, str] | None] = ("iou", "IoU")
 
-    def __init__(self, card: dict[str, Any], fingerprint: str = "") -> None:
+    def __init__(self, card: Mapping[str, Any], fingerprint: str = "") -> None:
         self.card, self.fingerprint = card, fingerprint
-        decisions = card["decisions"]
+        self.obey(card["decisions"])
+
+    def with_settings(self, **settings: Any) -> Stage:
+        """See `Stage.with_settings`; `label` has to be one of the classes, or None for the predicted one.
+
+        Raises:
+            StageError: no such setting, or no such class.
+        """
+        label = settings.get("label")
+        if label is not None and label not in self.classes:
+            raise StageError(f"--label must be one of {', '.join(self.classes)}. Received: {label!r}")
+        return super().with_settings(**settings)
+
+    def obey(self, decisions: Mapping[str, Any]) -> None:
+        """Take over the card's decisions, with the settings of a call."""
         self.classes: list[str] = decisions["classes"]
         self.positive: str | None = decisions["positive"]
         self.normal: str | None = decisions["normal"]
@@ -168,6 +169,7 @@ class Localize(Stage):
         self.multi_label: bool = decisions.get("multi_label", self.positive is None)
         self.threshold: float = decisions["threshold"]
         self.min_area: float = decisions["min_area"]
+        self.floor: float = decisions.get("floor", 0.0)  # of a map before scaling, for a box
         self.max_regions: int = decisions["max_regions"]
 
     @classmethod
@@ -208,12 +210,14 @@ class Localize(Stage):
     def regions(self, seen: Focus, label: str, probability: float) -> list[Region]:
         """The regions of one class on one film, best first.
 
-        A region's score is the map's maximum in it (1 for the best) times the probability of the class.
+        A region's score is the map's maximum in it (1 for the best) times the probability of the class. There is none
+        where the map before scaling stays under `floor`: a map is scaled to its own maximum, and next to no evidence
+        would make boxes too.
         """
         out = []
         for spot in keep(spots(seen.heat, self.threshold), seen, self.min_area, self.max_regions):
             box = native_box(spot, seen.frame)
-            if box.area > 0:
+            if box.area > 0 and spot.peak * seen.strongest >= self.floor:
                 out.append(Region(box, spot.peak * probability, label, *side_and_zone(spot, seen.lungs)))
         return out
 
@@ -246,7 +250,8 @@ class Localize(Stage):
         stage = cls({"decisions": decisions})
         films = films_with_lesions(data.select(split="val"), stage)
         pairs = [(t, a) for t in sorted(settings.thresholds) for a in sorted(settings.min_areas)]
-        best = np.array(list(_best_ious(films, stage, chain, pairs))).reshape(-1, len(pairs))
+        judged = list(_best_ious(films, stage, chain, pairs))
+        best = np.array([ious for _, ious in judged]).reshape(-1, len(pairs))
         table = [
             {"threshold": t, "min_area": a, "iou": float(column.mean()), "iou50_rate": float((column >= 0.5).mean())}
             for (t, a), column in zip(pairs, best.T, strict=True)
@@ -254,6 +259,7 @@ class Localize(Stage):
         ]
         if table:
             decisions["threshold"], decisions["min_area"] = choose(table)
+            decisions["floor"] = float(f"{np.quantile([strongest for strongest, _ in judged], _FAINT):.4g}")
             fitted = f"on {len(best)} val films with boxes"
         else:
             fitted = "not fitted: no val film with boxes could be judged; threshold and min_area are the config's"
@@ -264,7 +270,7 @@ class Localize(Stage):
             "n": len(best),
             "tried": table,
             "split_hash": data.split_hash(),
-            "chain": {s.name: getattr(s, "fingerprint", "") for s in chain},
+            "chain": {s.name: s.fingerprint for s in chain},
             "settings": settings.model_dump(mode="json"),
             "constant_guess": fit_constant_guess(films_with_lesions(data.select(split="train"), stage)),
         }
@@ -293,8 +299,8 @@ def choose(table: Sequence[dict[str, float]]) -> tuple[float, float]:
 
 def _best_ious(
     films: Manifest, stage: Localize, chain: Sequence[Stage], pairs: Sequence[tuple[float, float]]
-) -> Iterator[list[float]]:
-    """The best IoU of a box with a lesion for each pair of threshold and minimum area, film by film.
+) -> Iterator[tuple[float, list[float]]]:
+    """A map's maximum, and the best IoU of a box with a lesion for each pair of threshold and minimum area, by film.
 
     The chain runs once over the films, and each film is dropped when it has been judged.
     """
@@ -307,10 +313,13 @@ def _best_ious(
         label, truths = lesions_of(films, row, stage)
         seen = focus(record, stage.classes.index(label))
         found = {threshold: spots(seen.heat, threshold) for threshold, _ in pairs}
-        yield [
-            best_iou([native_box(s, seen.frame) for s in keep(found[t], seen, a, stage.max_regions)], truths)
-            for t, a in pairs
-        ]
+        yield (
+            seen.strongest,
+            [
+                best_iou([native_box(s, seen.frame) for s in keep(found[t], seen, a, stage.max_regions)], truths)
+                for t, a in pairs
+            ],
+        )
 
 
 def _csv(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> str:

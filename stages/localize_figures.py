@@ -97,16 +97,16 @@ def evaluate(stage: Localize, data: Manifest, out: Path, chain: Sequence[Stage])
     random = set(np.random.default_rng(0).permutation(len(films))[:_SHOWN].tolist())
     judged, worst, drawn = [], [], []
     for number, (row, record) in enumerate(stream(films, chain, description="localize")):
-        if min(record.radiograph.size) < 1:
-            continue  # not read
+        if record.radiograph is None:
+            continue
         label, truths = lesions_of(films, row, stage)
         seen = focus(record, stage.classes.index(label)) if record.ok and record.maps is not None else None
         regions = stage.regions(seen, label, record.probabilities[label]) if seen else []
-        one = _judge(stage, row, record, label, truths, seen, regions)
-        judged.append(one)
+        case = _judge(stage, row, record, label, truths, seen, regions)
+        judged.append(case)
         status = "" if record.ok else f", {record.status}"
-        caption = f"IoU {one.iou:.2f}{status}: {record.radiograph.id}"
-        tile = (one.iou, _tile(record, truths, regions, seen), caption)
+        caption = f"IoU {case.iou:.2f}{status}: {record.radiograph.id}"
+        tile = (case.iou, _tile(record, truths, regions, seen), caption)
         worst = sorted([*worst, tile], key=lambda case: case[0])[:_SHOWN]
         if number in random:
             drawn.append(tile)
@@ -122,14 +122,14 @@ def evaluate(stage: Localize, data: Manifest, out: Path, chain: Sequence[Stage])
         for name, tiles in (("worst", worst), ("random", drawn)):
             contact_sheet([t[1] for t in tiles], [t[2] for t in tiles], out / f"{name}.png", legend=legend)
     guess = stage.card.get("training", {}).get("constant_guess")
-    labels = sorted({one.row["label"] for one in judged})
+    labels = sorted({case.row["label"] for case in judged})
     top = [stage.positive] if stage.positive in labels else labels
     return {
         "judged_labels": top,
-        **_figures([one for one in judged if one.row["label"] in top], guess),
+        **_figures([case for case in judged if case.row["label"] in top], guess),
         "by_source": _grouped(judged, "source", guess),
         "by_label": _grouped(judged, "label", guess),
-        "films": [one.row for one in judged],
+        "films": [case.row for case in judged],
     }
 
 
@@ -152,7 +152,7 @@ def _judge(
         name, _ = stage.judged(record)
         shown = seen if name == label else focus(record, stage.classes.index(name))
         predicted = hit(hottest(shown), truths)
-    one = Judged(
+    case = Judged(
         row={},
         hit=hit(hottest(seen), truths) if seen else 0.0,
         iou=best_iou([region.box for region in regions], truths),
@@ -163,19 +163,21 @@ def _judge(
         truths=truths,
         size=record.radiograph.size,
     )
-    told = {k: row[k] for k in ("image", "patient", "source")} | {"label": label, "status": record.status}
-    told |= {"predicted": record.label or "", "lesions": len(truths), "regions": len(regions)}
-    return replace(one, row=told | {k: getattr(one, k) for k in ("hit", "iou", "cam_in_lungs", "cam_in_lungs_ungated")})
+    shown = {k: row[k] for k in ("image", "patient", "source")} | {"label": label, "status": record.status}
+    shown |= {"predicted": record.label or "", "lesions": len(truths), "regions": len(regions)}
+    return replace(
+        case, row=shown | {k: getattr(case, k) for k in ("hit", "iou", "cam_in_lungs", "cam_in_lungs_ungated")}
+    )
 
 
 def _grouped(judged: Sequence[Judged], column: str, guess: dict[str, Any] | None) -> dict[str, dict[str, Any]]:
-    groups = sorted({one.row[column] for one in judged})
-    return {group: _figures([one for one in judged if one.row[column] == group], guess) for group in groups}
+    groups = sorted({case.row[column] for case in judged})
+    return {group: _figures([case for case in judged if case.row[column] == group], guess) for group in groups}
 
 
 def _figures(judged: Sequence[Judged], guess: dict[str, Any] | None) -> dict[str, Any]:
     """The figures of a group of films, and those of the constant guess (None where none was fitted)."""
-    patients = np.array([one.row["patient"] for one in judged])
+    patients = np.array([case.row["patient"] for case in judged])
 
     def mean(values: Sequence[float]) -> Figure:
         return bootstrap_mean(np.array(values, float), patients)
@@ -185,26 +187,26 @@ def _figures(judged: Sequence[Judged], guess: dict[str, Any] | None) -> dict[str
 
     constant = None
     if guess is not None:
-        hits, ious = zip(*(_guess(guess, one) for one in judged), strict=True) if judged else ((), ())
+        hits, ious = zip(*(_guess(guess, case) for case in judged), strict=True) if judged else ((), ())
         constant = {"hit_rate": mean(hits), "iou": mean(ious), "iou50_rate": mean([iou >= 0.5 for iou in ious])}
     return {
-        "hit_rate": mean([one.hit for one in judged]),
-        "hit_rate_predicted": mean([one.hit_predicted for one in judged]),
-        "iou": mean([one.iou for one in judged]),
-        "iou50_rate": mean([one.iou >= 0.5 for one in judged]),
+        "hit_rate": mean([case.hit for case in judged]),
+        "hit_rate_predicted": mean([case.hit_predicted for case in judged]),
+        "iou": mean([case.iou for case in judged]),
+        "iou50_rate": mean([case.iou >= 0.5 for case in judged]),
         "ap50": bootstrap(ap50, patients),
-        "cam_in_lungs": mean([one.cam_in_lungs for one in judged]),
-        "cam_in_lungs_ungated": mean([one.cam_in_lungs_ungated for one in judged]),
+        "cam_in_lungs": mean([case.cam_in_lungs for case in judged]),
+        "cam_in_lungs_ungated": mean([case.cam_in_lungs_ungated for case in judged]),
         "constant_guess": constant,
     }
 
 
-def _guess(guess: dict[str, Any], one: Judged) -> tuple[float, float]:
+def _guess(guess: dict[str, Any], case: Judged) -> tuple[float, float]:
     """Whether the constant point hits, and the constant box's best IoU, on one film."""
-    height, width = one.size
+    height, width = case.size
     (px, py), (x, y, w, h) = guess["point"], guess["box"]
     box = Box(x * width, y * height, w * width, h * height)
-    return hit((px * width, py * height), one.truths), best_iou([box], one.truths)
+    return hit((px * width, py * height), case.truths), best_iou([box], case.truths)
 
 
 def fit_constant_guess(films: Manifest, cells: int = 100) -> dict[str, Any] | None:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import cv2
 import numpy as np
 
 from cxr_pipeline.data.geometry import Box, Frame, bounding_box
 from cxr_pipeline.data.radiograph import Radiograph, RadiographError
 from cxr_pipeline.models.store import LICENCE, fingerprint, open_network, read_card, write_card
-from cxr_pipeline.stages.base import Record, Stage
-from cxr_pipeline.stages.films import sources_of, stream
+from cxr_pipeline.stages.base import Monitor, Record, Stage, Truth
+from cxr_pipeline.stages.films import read_mask, sources_of, stream
+from cxr_pipeline.stages.lungs import clean, largest
 from cxr_pipeline.stages.quality import MIN_SIDE, Finding, Quality, View, by_header, shown
+from cxr_pipeline.stages.segment_films import FOUND, TRUE, arrays_of, encode, stretch, tile_of
 
 if TYPE_CHECKING:
     from cxr_pipeline.configs.schema import Config
@@ -24,77 +25,50 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("cxr.segment")
 
-_TRUE, _FOUND = (80, 220, 80), (60, 60, 255)  # BGR, of the outlines in worst.png
-_SMALLEST_SHARE = 0.05  # a second component smaller than this share of the first is no lung
-
-
-def preprocess(pixels: np.ndarray, size: int, aspect: float = 1.0) -> tuple[np.ndarray, Frame]:
-    """What the network sees of a film, in training, running and evaluation alike.
-
-    The film is letterboxed (its aspect ratio kept) and its grey levels stretched from the 1st to the 99th percentile of
-    what is not black border, because exposure differs between hospitals far more than anatomy does.
-
-    Args:
-        pixels: (H, W) float32 in [0, 1].
-        size: side of the network's square.
-        aspect: height of a pixel divided by its width.
-
-    Returns:
-        (size, size) float32 in [0, 1], and the frame that leads back to native pixels.
-    """
-    frame = Frame.letterbox(pixels.shape, size, aspect)
-    return stretch(frame.to_grid(pixels)), frame
-
-
-def stretch(grid: np.ndarray) -> np.ndarray:
-    """Grey levels (h, w) from the 1st to the 99th percentile of what is not black border; float32 in [0, 1]."""
-    film = grid[grid > 0.02]
-    if film.size == 0:
-        return grid
-    low, high = np.percentile(film, [1, 99])
-    return np.clip((grid - low) / max(high - low, 1e-3), 0.0, 1.0).astype(np.float32)
-
-
-def clean(mask: np.ndarray) -> np.ndarray:
-    """The two largest components of a mask (H, W), their holes filled; uint8, 0 or 1.
-
-    A second component under 5 % of the first is dropped too.
-    """
-    outlines, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-    outlines = sorted(outlines, key=cv2.contourArea, reverse=True)[:2]
-    if len(outlines) == 2 and cv2.contourArea(outlines[1]) < _SMALLEST_SHARE * cv2.contourArea(outlines[0]):
-        outlines = outlines[:1]
-    out = np.zeros(mask.shape, np.uint8)
-    cv2.drawContours(out, outlines, -1, 1, cv2.FILLED)
-    return out
-
 
 def postprocess(probability: np.ndarray, frame: Frame, threshold: float) -> np.ndarray:
     """Lung probability on the network's grid (h, w), as a clean mask (H, W) uint8 0/1 at native size.
 
     The probability is brought to native size and thresholded there, so outlines are smooth on large films.
     """
-    levels = np.round(probability * 255.0).astype(np.uint8)
-    return clean(frame.to_native(levels) >= round(threshold * 255.0))
+    return clean(frame.to_native(levels_of(probability)) >= round(threshold * 255.0))
+
+
+def levels_of(probability: np.ndarray) -> np.ndarray:
+    """Probabilities in [0, 1] as uint8 levels, 0 to 255."""
+    return np.round(probability * 255.0).astype(np.uint8)
 
 
 class Segment(Stage):
     """The segmentation stage, loaded from its bundle."""
 
     name: ClassVar[str] = "segment"
+    summary: ClassVar[str] = "where the lungs are, and whether the film can be judged"
+    fills: ClassVar[tuple[str, ...]] = ("mask", "lung_box", "lung_fraction", "heart_mask")
+    run_settings: ClassVar[tuple[str, ...]] = ("threshold", "margin", "min_fraction", "min_side", "min_age")
+    call_settings: ClassVar[tuple[str, ...]] = ("refuse",)
+    truth: ClassVar[Truth] = Truth("a lung mask", "column `mask`")
+    headline_figures: ClassVar[tuple[str, ...]] = ("dice", "iou", "hd95_px")
+    worst: ClassVar[tuple[str, str] | None] = ("dice", "Dice")
+    monitor: ClassVar[Monitor | None] = Monitor("val_dice", "max")
 
     def __init__(
-        self, network: Network, card: dict[str, Any], fingerprint: str = "", quality: Quality | None = None
+        self, network: Network, card: Mapping[str, Any], fingerprint: str = "", quality: Quality | None = None
     ) -> None:
         self.network, self.card, self.fingerprint, self.quality = network, card, fingerprint, quality
-        self.refuse = True  # False: films that cannot be judged go on, with what speaks against them as warnings
-        decisions = card["decisions"]
+        self.obey(card["decisions"])
+
+    def obey(self, decisions: Mapping[str, Any]) -> None:
+        """Take over the card's decisions, with the settings of a call."""
+        # False: films that cannot be judged go on, with what speaks against them as warnings.
+        self.refuse: bool = decisions.get("refuse", True)
         self.size: int = decisions["size"]
         self.threshold: float = decisions["threshold"]
         self.margin: float = decisions["margin"]
         self.min_fraction: float = decisions["min_fraction"]
         self.min_side: int = decisions.get("min_side", MIN_SIDE)
         self.min_age: float | None = decisions.get("min_age", 15)
+        self.heart: bool = decisions.get("heart", False)
 
     @classmethod
     def load(cls, bundle: Path, *, runtime: str = "onnx", threads: int | None = None) -> Segment:
@@ -105,34 +79,51 @@ class Segment(Stage):
     def run(self, records: Sequence[Record]) -> list[Record]:
         """Fill in `mask`, `lung_box` and `lung_fraction`; refuse films that cannot be judged (see `stages.quality`)."""
         todo = [record for record in records if record.ok]
-        for record, view in zip(todo, self.views([record.radiograph for record in todo]), strict=True):
+        views, hearts = self._answered([record.radiograph for record in todo])
+        for record, view, heart in zip(todo, views, hearts, strict=True):
             frame = Frame.letterbox(record.radiograph.size, self.size, record.radiograph.aspect)
             self._fill(record, postprocess(view.lungs, frame, self.threshold))
-            against, besides = by_header(record.radiograph, self.min_side, self.min_age), []
+            if heart is not None:
+                record.heart_mask = largest(frame.to_native(levels_of(heart)) >= round(self.threshold * 255.0))
+            reasons, hints = by_header(record.radiograph, self.min_side, self.min_age), []
             if self.quality is not None:
-                found, besides = self.quality.findings(record.radiograph, view, self._seen)
-                against += found
-            self._conclude(record, [*against, *self._too_little_lung(record)], besides)
+                found, hints = self.quality.findings(record.radiograph, view, self._seen)
+                reasons += found
+            self._conclude(record, [*reasons, *self._too_little_lung(record)], hints)
         return list(records)
+
+    @property
+    def restorable(self) -> bool:
+        """A results folder holds the lungs alone: where the heart is looked for too, both are found again."""
+        return not self.heart
 
     def views(self, films: Sequence[Radiograph]) -> list[View]:
         """Films as the network sees them, with what it answers."""
+        return self._answered(films)[0]
+
+    def _answered(self, films: Sequence[Radiograph]) -> tuple[list[View], list[np.ndarray | None]]:
+        """The views of films, and the heart's probability (s, s) on the same grid; None where it is not looked for."""
         frames = [Frame.letterbox(film.size, self.size, film.aspect) for film in films]
         raws = [frame.to_grid(film.pixels) for film, frame in zip(films, frames, strict=True)]
-        return self._seen(raws, [shown(frame) for frame in frames])
+        return self._looked(raws, [shown(frame) for frame in frames])
 
     def _seen(self, raws: Sequence[np.ndarray], places: Sequence[tuple[slice, slice]]) -> list[View]:
         """The views of grids (s, s), each with the rows and columns of it that the film covers."""
+        return self._looked(raws, places)[0]
+
+    def _looked(
+        self, raws: Sequence[np.ndarray], places: Sequence[tuple[slice, slice]]
+    ) -> tuple[list[View], list[np.ndarray | None]]:
         if not raws:
-            return []
+            return [], []
         greys = [stretch(raw) for raw in raws]
-        answers = self.network(np.stack(greys)[..., None])["lungs"][..., 0]
+        answers = self.network(np.stack(greys)[..., None])["lungs"]
         views = []
-        for raw, grey, lungs, place in zip(raws, greys, answers, places, strict=True):
+        for raw, grey, lungs, place in zip(raws, greys, answers[..., 0], places, strict=True):
             mask = np.zeros(lungs.shape, np.uint8)
             mask[place] = clean(lungs >= self.threshold)[place]
             views.append(View(raw, grey, lungs, mask, place))
-        return views
+        return views, list(answers[..., 1]) if self.heart else [None] * len(views)
 
     def restore(self, record: Record, mask: np.ndarray) -> Record:
         """Take over a mask (H, W) 0/1 of a film that nothing spoke against: all that this stage fills in follows."""
@@ -159,12 +150,23 @@ class Segment(Stage):
             )
         ]
 
-    def _conclude(self, record: Record, against: Sequence[Finding], besides: Sequence[Finding]) -> None:
+    def _conclude(self, record: Record, reasons: Sequence[Finding], hints: Sequence[Finding]) -> None:
         """Refuse a film that something speaks against; or go on with warnings, if there is lung to go on with."""
-        if against and (self.refuse or record.lung_box is None):
-            record.refuse(str(against[0]))
-        elif against or besides:
-            record.extra["warnings"] = [*record.extra.get("warnings", ()), *map(str, (*against, *besides))]
+        if reasons and (self.refuse or record.lung_box is None):
+            record.refuse(str(reasons[0]))
+        else:
+            record.warn(*map(str, (*reasons, *hints)))
+
+    @classmethod
+    def belongs(cls, decisions: Mapping[str, Mapping[str, Any]]) -> bool:
+        """Unless the classifier sees whole films."""
+        return decisions.get("classify", {}).get("lungs") != "none"
+
+    def unchecked(self) -> str | None:
+        """It can tell a chest film where the training had enough films for `stages.quality` to be fitted."""
+        if self.quality is None:
+            return "were trained on fewer films with lung masks than a check can be fitted on"
+        return None
 
     @classmethod
     def _parts(cls, data: Manifest, config: Config) -> dict[str, Manifest]:
@@ -175,7 +177,7 @@ class Segment(Stage):
 
     @classmethod
     def require(cls, data: Manifest, config: Config) -> None:
-        """Films with lung masks in train and in val, and weights that the encoder can start from."""
+        """Films with lung masks in train and val, and with hearts where these are learned; weights for the encoder."""
         from cxr_pipeline.models.training.fit import TrainingError
         from cxr_pipeline.models.unet import require_encoder
 
@@ -187,6 +189,11 @@ class Segment(Stage):
                     f"no film of split {split!r} and the sources trained on has a lung mask. Name masks in the column "
                     "`mask` of the manifest, or take a segmentation that is trained already: --set segment.weights=tb"
                 )
+            if config.segment.heart and not ("heart_mask" in part.table and (part.table["heart_mask"] != "").any()):
+                raise TrainingError(
+                    f"segment.heart is true, but no film of split {split!r} and the sources trained on has a mask of "
+                    "the heart. Name them in the column `heart_mask` of the manifest, or set segment.heart to false"
+                )
 
     @classmethod
     def train(cls, data: Manifest, config: Config, out: Path, chain: Sequence[Stage] = ()) -> Path:
@@ -197,15 +204,16 @@ class Segment(Stage):
         from cxr_pipeline.models.export import save_bundle
         from cxr_pipeline.models.training.fit import PHASE_SETTINGS, Objective, Phase, Training, set_batchnorm_momentum
         from cxr_pipeline.models.training.log import summary, training_bar
-        from cxr_pipeline.models.training.losses import DiceScore, segmentation_loss
-        from cxr_pipeline.models.unet import build_unet
+        from cxr_pipeline.models.training.losses import DiceScore, LungsAndHeart, OrganDice, segmentation_loss
+        from cxr_pipeline.models.unet import build_unet, start_from
         from cxr_pipeline.stages.quality_fit import fit_bundle
 
         cls.require(data, config)
         settings = config.segment
         parts = cls._parts(data, config)
         arrays = {
-            split: _arrays(part, settings.size, Path(config.cache or out / "cache")) for split, part in parts.items()
+            split: arrays_of(part, settings.size, Path(config.cache or out / "cache"), heart=settings.heart)
+            for split, part in parts.items()
         }
         keras().utils.set_random_seed(config.seed)
         model = build_unet(
@@ -214,10 +222,13 @@ class Segment(Stage):
             encoder_weights=settings.encoder_weights,
             decoder_filters=settings.decoder_filters,
             nearby=data.root,
+            outputs=2 if settings.heart else 1,
         )
         set_batchnorm_momentum(model)
+        if settings.start is not None:
+            start_from(model, settings.start)
         common = {
-            **{"encode": _encode, "batch_size": settings.fit.batch_size, "seed": config.seed},
+            **{"encode": encode, "batch_size": settings.fit.batch_size, "seed": config.seed},
             "replicas": replicas(),
         }
         train = Batches(
@@ -228,11 +239,16 @@ class Segment(Stage):
             shuffle=True,
         )
         val = Batches(*arrays["val"], None, **common)
+        if settings.heart:
+            loss = LungsAndHeart(settings.loss, settings.heart_weight)
+            metrics = lambda: [OrganDice(0, name="dice"), OrganDice(1, name="heart_dice")]  # noqa: E731
+        else:
+            loss, metrics = segmentation_loss(settings.loss), lambda: [DiceScore()]
         phase = Phase("fit", **settings.fit.model_dump(include=PHASE_SETTINGS))
         with training_bar(cls.name, [phase]) as on_batch:
             history = Training(
                 model,
-                Objective(segmentation_loss(settings.loss), lambda: [DiceScore()], "val_dice", "max"),
+                Objective(loss, metrics, cls.monitor.column, cls.monitor.mode),
                 train,
                 val,
                 out,
@@ -242,6 +258,8 @@ class Segment(Stage):
             ).run()
         content = save_bundle(model, out)
         decisions = settings.model_dump(include={"size", "threshold", "margin", "min_fraction", "min_side", "min_age"})
+        if settings.heart:
+            decisions["heart"] = True
         card = {"stage": cls.name, "decisions": decisions, "licence": LICENCE, "content": content}
         write_card(out, card | {"training": summary(out, parts, settings.model_dump(mode="json"), history, data)})
         fit_bundle(out, cls.load(out), data.select(split="train"))
@@ -252,16 +270,23 @@ class Segment(Stage):
         return data.select(has_mask=True)
 
     def evaluate(self, data: Manifest, out: Path, chain: Sequence[Stage] = ()) -> dict[str, Any]:
-        """Dice, IoU and HD95 at native size, on the films of `data` that have masks."""
+        """Dice, IoU and HD95 of the lungs at native size, on the films of `data` that have masks.
+
+        `heart_dice` is on those of them that have a mask of the heart, too, where the stage finds it.
+        """
         from cxr_pipeline.data.filmmasks import film_mask
         from cxr_pipeline.models.figures.metrics import bootstrap_mean, dice, hd95, iou
         from cxr_pipeline.models.figures.plots import contact_sheet
 
         rows, tiles = [], []
         for row, record in stream(self.films_with_truth(data), [self], description="segment"):
-            size = record.radiograph.size
+            size = record.size
+            if record.radiograph is None:
+                continue
             try:
                 truth = film_mask(data, row, size)
+                has_heart = self.heart and row.get("heart_mask")
+                heart = read_mask(data.path(row["heart_mask"]), size) if has_heart else None
             except RadiographError as error:
                 log.warning("%s", error)
                 continue
@@ -272,55 +297,21 @@ class Segment(Stage):
                 "iou": iou(truth, record.mask),
                 "hd95_px": min(hd95(truth, record.mask), float(np.hypot(*size))),  # nothing found: the film's diagonal
             }
+            if heart is not None:
+                found = record.heart_mask if record.heart_mask is not None else np.zeros(size, np.uint8)
+                scores["heart_dice"] = dice(heart, found)
             rows.append({**{k: row[k] for k in ("image", "patient", "source")}, "status": record.status, **scores})
-            tiles.append((scores["dice"], _tile(record, truth), f"{row['image'].split('/')[-1]} {scores['dice']:.3f}"))
+            tiles.append(
+                (scores["dice"], tile_of(record, truth), f"{row['image'].split('/')[-1]} {scores['dice']:.3f}")
+            )
             tiles = sorted(tiles, key=lambda tile: tile[0])[:20]
         if tiles:
-            legend = [("true outline", _TRUE), ("outline found", _FOUND), ("number: Dice", None)]
+            legend = [("true outline", TRUE), ("outline found", FOUND), ("number: Dice", None)]
             contact_sheet([t[1] for t in tiles], [t[2] for t in tiles], out / "worst.png", legend=legend)
-        patients = np.array([row["patient"] for row in rows])
-        figures = {k: bootstrap_mean(np.array([r[k] for r in rows]), patients) for k in ("dice", "iou", "hd95_px")}
-        return {**figures, "films": rows}
 
+        def mean(name: str) -> Any:
+            known = [row for row in rows if name in row]
+            return bootstrap_mean(np.array([row[name] for row in known]), np.array([row["patient"] for row in known]))
 
-def _encode(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    return (image.astype(np.float32) / 255.0)[..., None]
-
-
-def _arrays(data: Manifest, size: int, folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """The preprocessed films and masks of a manifest on the network's grid, two (N, size, size) uint8 arrays."""
-    from cxr_pipeline.data.cache import kept_arrays
-    from cxr_pipeline.data.filmmasks import film_mask
-
-    def rows() -> Any:
-        for number, (row, record) in enumerate(stream(data, description="reading films")):
-            if not record.ok:
-                continue
-            try:
-                mask = film_mask(data, row, record.radiograph.size)
-            except RadiographError as error:
-                log.warning("left out: %s", error)
-                continue
-            grid, frame = preprocess(record.radiograph.pixels, size, record.radiograph.aspect)
-            yield number, {"image": np.round(grid * 255).astype(np.uint8), "mask": frame.to_grid(mask, nearest=True)}
-
-    key = ["segment", 2, size, sorted(data.table["image"]), data.content_hash(labels=False), str(data.root)]
-    arrays, _ = kept_arrays(folder, key, len(data), {"image": (size, size), "mask": (size, size)}, rows)
-    return arrays["image"], arrays["mask"]
-
-
-def _tile(record: Record, truth: np.ndarray) -> np.ndarray:
-    """The film with the true outline in green and the found one in red, for the contact sheet; (h, w, 3) uint8 BGR."""
-    scale = 256 / max(truth.shape)
-    size = (max(1, round(truth.shape[1] * scale)), max(1, round(truth.shape[0] * scale)))
-    pixels = (
-        record.radiograph.pixels if record.radiograph.pixels.shape == truth.shape else np.zeros(truth.shape, np.float32)
-    )
-    tile = cv2.cvtColor(
-        (cv2.resize(pixels, size, interpolation=cv2.INTER_AREA) * 255).astype(np.uint8), cv2.COLOR_GRAY2BGR
-    )
-    for mask, colour in ((truth, _TRUE), (record.mask, _FOUND)):
-        small = cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST_EXACT)
-        outlines, _ = cv2.findContours(small, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-        cv2.drawContours(tile, outlines, -1, colour, 1)
-    return tile
+        names = ("dice", "iou", "hd95_px", *(["heart_dice"] if any("heart_dice" in row for row in rows) else []))
+        return {**{name: mean(name) for name in names}, "films": rows}

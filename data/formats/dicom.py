@@ -15,7 +15,7 @@ from cxr_pipeline.data.formats.base import Decoded, Format, RadiographError
 if TYPE_CHECKING:
     import pydicom
 
-    from cxr_pipeline.data.formats.dicom_pixels import Stored
+    from cxr_pipeline.data.formats.dicom_values import Stored
 
 
 class Dicom(Format):

@@ -89,7 +89,7 @@ def refuse_others(dataset: pydicom.Dataset, meta: dict[str, Any], name: str) -> 
 
 def facts(dataset: pydicom.Dataset, notes: list[str]) -> dict[str, Any]:
     """What the header says: modality, body_part, view, photometric, transfer_syntax, and where it says so, age_years,
-    and `lateral`, a sentence that tells which tag makes it a film from the side.
+    `portable` (taken at the bedside), and `lateral`, a sentence that tells which tag makes it a film from the side.
     """
     syntax = getattr(getattr(dataset, "file_meta", None), "TransferSyntaxUID", None)
     meta: dict[str, Any] = {
@@ -99,6 +99,8 @@ def facts(dataset: pydicom.Dataset, notes: list[str]) -> dict[str, Any]:
         "photometric": text(dataset, "PhotometricInterpretation").upper(),
         "transfer_syntax": getattr(syntax, "name", "") or "no transfer syntax",
     }
+    if _portable(dataset):
+        meta["portable"] = True
     age = _age(dataset, notes)
     if age is not None:
         meta["age_years"] = age
@@ -107,6 +109,13 @@ def facts(dataset: pydicom.Dataset, notes: list[str]) -> dict[str, Any]:
         meta["lateral"] = lateral
     _orientation(dataset, meta, notes)
     return meta
+
+
+def _portable(dataset: pydicom.Dataset) -> bool:
+    """Whether a description names a bedside film. The words themselves may name a patient, and stay behind."""
+    tags = ("SeriesDescription", "StudyDescription", "ProtocolName", "PerformedProcedureStepDescription")
+    words = " ".join(text(dataset, tag) for tag in tags).upper()
+    return "PORTABLE" in words or "BEDSIDE" in words
 
 
 def text(dataset: pydicom.Dataset, tag: str) -> str:

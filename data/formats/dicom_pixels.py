@@ -6,8 +6,6 @@ where they contradict the data set, the data are taken and a warning names the t
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 import pydicom
 from pydicom.encaps import generate_fragments
@@ -17,33 +15,10 @@ from cxr_pipeline.data.formats.base import RadiographError, check_size, short
 from cxr_pipeline.data.formats.codecs import StreamHeader, decode_j2k, decode_jpeg, j2k_header, jpeg_header
 from cxr_pipeline.data.formats.dicom_file import pixel_tag
 from cxr_pipeline.data.formats.dicom_header import text
+from cxr_pipeline.data.formats.dicom_values import Layout, Stored, settled
 
 _ITEM = b"\xfe\xff\x00\xe0"  # starts encapsulated pixel data
 _J2K = (b"\xff\x4f\xff\x51", b"\x00\x00\x00\x0cjP  ")
-_SAMPLED = 256  # rows and columns on which the roughness of two readings is compared
-
-
-class Stored(NamedTuple):
-    """Stored values: `values` (H, W) or (H, W, 3) of integers or floats, bits of them, sign, and colour space."""
-
-    values: np.ndarray
-    bits: int
-    signed: bool
-    photometric: str
-
-
-class Layout(NamedTuple):
-    """What the header says of the pixels, with what it leaves out filled in."""
-
-    rows: int
-    columns: int
-    samples: int
-    allocated: int
-    stored: int
-    high: int
-    signed: bool
-    planar: int
-    photometric: str
 
 
 def stored_values(dataset: pydicom.Dataset, name: str, notes: list[str]) -> Stored:
@@ -211,79 +186,7 @@ def _native(dataset: pydicom.Dataset, raw: bytes, layout: Layout, name: str, not
         values = values.reshape(layout.rows, layout.columns, 3)
     else:
         values = values.reshape(layout.rows, layout.columns)
-    return _settled(values, layout, notes)
-
-
-def _settled(values: np.ndarray, layout: Layout, notes: list[str]) -> Stored:
-    """Values of the container's width as those that are meant: shifted, cut to the bits stored, and signed."""
-    bits, shift = layout.stored, layout.high - layout.stored + 1
-    if values.dtype.itemsize > 4:
-        return Stored(values.astype(np.int64), bits, layout.signed, layout.photometric)
-    largest = int(values.max())
-    if shift:
-        if largest < 1 << bits and np.any(values & ((1 << shift) - 1)):
-            notes.append(f"HighBit (0028,0102) is {layout.high}, the values fill the low bits: not shifted")
-        else:
-            values = values >> shift
-            largest >>= shift
-    if largest >= 1 << bits:
-        bits, values = _excess(values, bits, layout, notes)
-    if bits <= 16:
-        values = values.astype(np.int32)
-    else:
-        values = values.astype(np.int64)
-    signed = layout.signed
-    if layout.samples == 1:
-        signed = _sign(values, bits, signed, notes)
-    if signed:
-        half = 1 << (bits - 1)
-        values = (values ^ half) - half
-    return Stored(values, bits, signed, layout.photometric)
-
-
-def _excess(values: np.ndarray, bits: int, layout: Layout, notes: list[str]) -> tuple[int, np.ndarray]:
-    """Bits and values where some lie beyond the bits stored: overlays and sign bits are cut off, and film is kept."""
-    cut = values & ((1 << bits) - 1)
-    if layout.signed:
-        above = (values >> bits).astype(np.int64)
-        full = (1 << (layout.allocated - bits)) - 1
-        sign = (cut >> (bits - 1)).astype(np.int64)
-        if np.array_equal(above, sign * full):  # the sign is carried on to the container's own
-            return bits, cut
-    if roughness(cut) <= 2 * roughness(values) * (1 << bits) / max(1, int(values.max())) or _overlay(values, bits):
-        return bits, cut
-    held = int(values.max()).bit_length()
-    notes.append(f"BitsStored (0028,0101) is {bits}, the values reach {int(values.max())}: {held} bits were taken")
-    return held, values
-
-
-def _overlay(values: np.ndarray, bits: int) -> bool:
-    """Whether the bits above are two-valued marks, as overlays in unused bits are: few, or not a film's grey levels."""
-    above = values >> bits
-    return len(np.unique(above[:: max(1, above.shape[0] // 64)])) <= 2 and float((above > 0).mean()) < 0.3
-
-
-def _sign(values: np.ndarray, bits: int, signed: bool, notes: list[str]) -> bool:
-    """Whether unsigned `values` of `bits` are meant as signed ones: by the header, unless that tears them."""
-    half = 1 << (bits - 1)
-    if int(values.max()) < half:
-        return signed  # no sign bit is set: both readings are the same
-    as_signed = (values ^ half) - half
-    plain, turned = roughness(values), roughness(as_signed)
-    if signed and plain < 0.5 * turned:
-        notes.append("PixelRepresentation (0028,0103) says signed, the values are unsigned")
-        return False
-    span = int(values.max()) - int(values.min()), int(as_signed.max()) - int(as_signed.min())
-    if not signed and turned < 0.5 * plain and span[1] <= 0.5 * span[0]:
-        notes.append("PixelRepresentation (0028,0103) says unsigned, the values are signed")
-        return True
-    return signed
-
-
-def roughness(values: np.ndarray) -> float:
-    """The mean step between neighbours of (H, W) or (H, W, C), on a part of its rows."""
-    rows = values[:: max(1, values.shape[0] // _SAMPLED)]
-    return float(np.abs(np.diff(rows.astype(np.float64), axis=1)).mean()) if values.shape[1] > 1 else 0.0
+    return settled(values, layout, notes)
 
 
 def _encapsulated(dataset: pydicom.Dataset, raw: bytes) -> bool:
@@ -363,7 +266,7 @@ def _jpeg(stream: bytes, layout: Layout, name: str, notes: list[str]) -> Stored:
     layout = layout._replace(stored=min(layout.stored, bits) if layout.stored <= bits else bits, high=0, samples=1)
     if bits < 16 or not layout.signed:
         layout = layout._replace(stored=bits)
-    return _settled(values, layout._replace(high=layout.stored - 1), notes)
+    return settled(values, layout._replace(high=layout.stored - 1), notes)
 
 
 def _says_ycbcr(stream: bytes) -> bool:
@@ -395,7 +298,7 @@ def _jpeg2000(stream: bytes, layout: Layout, name: str, notes: list[str]) -> Sto
     if header.signed and not layout.signed:
         notes.append("PixelRepresentation (0028,0103) says unsigned, the JPEG 2000 stream is signed")
         layout = layout._replace(signed=True)
-    return _settled(unsigned.astype(np.uint32), layout, notes)
+    return settled(unsigned.astype(np.uint32), layout, notes)
 
 
 def _run_lengths(stream: bytes, layout: Layout, notes: list[str]) -> Stored:
@@ -414,4 +317,4 @@ def _run_lengths(stream: bytes, layout: Layout, notes: list[str]) -> Stored:
     size = layout.allocated // 8
     values = np.frombuffer(data, f"<u{size}").reshape(layout.samples, layout.rows, layout.columns)
     values = np.moveaxis(values, 0, -1) if layout.samples == 3 else values[0]
-    return _settled(np.ascontiguousarray(values), layout, notes)
+    return settled(np.ascontiguousarray(values), layout, notes)

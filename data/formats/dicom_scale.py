@@ -13,7 +13,7 @@ import numpy as np
 import pydicom
 
 from cxr_pipeline.data.formats.dicom_header import number, text
-from cxr_pipeline.data.formats.dicom_pixels import Stored
+from cxr_pipeline.data.formats.dicom_values import Stored
 from cxr_pipeline.data.formats.grey import depth_of
 
 _STEPS = 1 << 16  # entries of the table, at most

@@ -8,7 +8,7 @@ import pydicom
 from pydicom.pixels.processing import _expand_segmented_lut
 
 from cxr_pipeline.data.formats.base import Decoded, RadiographError, short
-from cxr_pipeline.data.formats.dicom_pixels import Stored
+from cxr_pipeline.data.formats.dicom_values import Stored
 from cxr_pipeline.data.formats.grey import DEPTHS, thumbnail
 
 _COLOURS = ("Red", "Green", "Blue")

@@ -160,6 +160,16 @@ class KnownLabelsAccuracy(_keras.metrics.Metric):
         return self.right / _ops.maximum(self.count, 1.0)
 
 
+def dice_of_films(y_true: Any, y_pred: Any) -> Any:
+    """Dice (N,) of masks and probabilities (N, H, W, 1), both cut at 0.5; 1 where both are empty."""
+    axes = (1, 2, 3)
+    truth = _ops.cast(_ops.greater(y_true, 0.5), "float32")
+    guess = _ops.cast(_ops.greater(y_pred, 0.5), "float32")
+    common = _ops.sum(truth * guess, axes)
+    total = _ops.sum(truth, axes) + _ops.sum(guess, axes)
+    return _ops.where(total > 0, 2.0 * common / _ops.maximum(total, 1.0), 1.0)
+
+
 @_keras.saving.register_keras_serializable(package="cxr")
 class DiceScore(_keras.metrics.Metric):
     """Mean Dice over films of the masks thresholded at 0.5; a film empty in both counts as 1."""
@@ -172,18 +182,101 @@ class DiceScore(_keras.metrics.Metric):
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
         """Add a batch of (N, H, W, 1) masks and probabilities."""
         del sample_weight  # films weigh the same
-        axes = (1, 2, 3)
-        truth = _ops.cast(_ops.greater(y_true, 0.5), "float32")
-        guess = _ops.cast(_ops.greater(y_pred, 0.5), "float32")
-        common = _ops.sum(truth * guess, axes)
-        total = _ops.sum(truth, axes) + _ops.sum(guess, axes)
-        score = _ops.where(total > 0, 2.0 * common / _ops.maximum(total, 1.0), 1.0)
+        score = dice_of_films(y_true, y_pred)
         self.total.assign_add(_ops.sum(score))
         self.count.assign_add(_ops.cast(_ops.shape(score)[0], "float32"))
 
     def result(self) -> Any:
         """The mean so far, 0 before any film."""
         return self.total / _ops.maximum(self.count, 1.0)
+
+
+UNKNOWN = 4  # added to the codes of a film whose heart nobody drew, see `lungs_and_heart`
+
+
+def lungs_and_heart(codes: Any) -> tuple[Any, Any, Any]:
+    """The two masks in a target, and whether the second is known.
+
+    Args:
+        codes: (N, H, W, 1), at each pixel 1 for lung plus 2 for heart; plus 4 in a film whose heart is unknown.
+            (One plane, so that augmentation moves both masks alike.)
+
+    Returns:
+        Lungs and heart (N, H, W, 1) float32, 0 or 1, and (N,) float32, 1 where the film's heart is known.
+    """
+    codes = _ops.cast(codes, "float32")
+    known = _ops.cast(_ops.max(codes, (1, 2, 3)) < UNKNOWN, "float32")
+    return _ops.mod(codes, 2.0), _ops.mod(_ops.floor(codes / 2.0), 2.0), known
+
+
+@_keras.saving.register_keras_serializable(package="cxr")
+class LungsAndHeart(_keras.losses.Loss):
+    """A segmentation loss on lungs, and on the heart of the films whose heart is known.
+
+    Targets are codes (N, H, W, 1), see `lungs_and_heart`; predictions (N, H, W, 2), lungs first. The heart's part is a
+    mean over the batch's films with a known heart, so that it counts the same however few they are.
+
+    Args:
+        loss: name of the loss of each organ, see `segmentation_loss`.
+        heart_weight: what the heart's loss counts, beside the lungs' 1.
+    """
+
+    def __init__(
+        self,
+        loss: str = "dice_cross_entropy",
+        heart_weight: float = 0.5,
+        name: str = "lungs_and_heart",
+        **kwargs: object,
+    ) -> None:
+        super().__init__(name=name, **kwargs)
+        self.loss, self.heart_weight = loss, heart_weight
+        self._organ = segmentation_loss(loss)
+
+    def call(self, y_true: object, y_pred: object) -> object:
+        """One loss a film, shape (N,)."""
+        lungs, heart, known = lungs_and_heart(y_true)
+        of_lungs, of_heart = (
+            self._a_film(self._organ.call(truth, y_pred[..., place : place + 1]))
+            for place, truth in enumerate((lungs, heart))
+        )
+        known = _ops.cast(known, of_heart.dtype)
+        share = _ops.maximum(_ops.mean(known), 1e-6)
+        return of_lungs + self.heart_weight * known * of_heart / share
+
+    @staticmethod
+    def _a_film(loss: Any) -> Any:
+        """A loss as (N,): some give one a film, some one a pixel."""
+        return loss if len(loss.shape) == 1 else _ops.mean(loss, tuple(range(1, len(loss.shape))))
+
+    def get_config(self) -> dict:
+        """What the loss is made again from."""
+        return {**super().get_config(), "loss": self.loss, "heart_weight": self.heart_weight}
+
+
+@_keras.saving.register_keras_serializable(package="cxr")
+class OrganDice(DiceScore):
+    """`DiceScore` of one organ, on targets and predictions of `LungsAndHeart`; films whose heart is unknown count not.
+
+    Args:
+        organ: 0 for the lungs, 1 for the heart.
+    """
+
+    def __init__(self, organ: int = 0, name: str = "dice", **kwargs: object) -> None:
+        super().__init__(name=name, **kwargs)
+        self.organ = organ
+
+    def update_state(self, y_true: object, y_pred: object, sample_weight: object = None) -> None:
+        """Add a batch of codes (N, H, W, 1) and probabilities (N, H, W, 2)."""
+        del sample_weight  # films weigh the same
+        *masks, known = lungs_and_heart(y_true)
+        score = dice_of_films(masks[self.organ], y_pred[..., self.organ : self.organ + 1])
+        counted = known if self.organ else _ops.ones_like(known)
+        self.total.assign_add(_ops.sum(score * counted))
+        self.count.assign_add(_ops.sum(counted))
+
+    def get_config(self) -> dict:
+        """What the metric is made again from."""
+        return {**super().get_config(), "organ": self.organ}
 
 
 # By name, for one class a film and for several labels a film. A scalar alpha only scales the loss: 1 keeps it the
@@ -229,6 +322,8 @@ def classification_loss(
 
 def segmentation_loss(name: str) -> Any:
     """The segmentation network's loss on probabilities (N, H, W, 1): dice_cross_entropy, dice, cross_entropy or focal.
+
+    For a network that finds the heart too, see `LungsAndHeart`.
 
     Raises:
         ValueError: no loss of that name.

@@ -11,8 +11,11 @@ from typing import Any
 import click
 
 from cxr_pipeline.about import PROGRAM, RUNTIMES, version
+from cxr_pipeline.run import engines
+from cxr_pipeline.stages import registry
 
-STAGES = ("segment", "classify", "localize")  # stages.NAMES, which a test holds this to: nothing is imported here
+STAGES = registry.names()
+ENGINES = engines.names()
 DONE, SOME_FAILED, WRONG, INTERRUPTED = 0, 1, 2, 130
 
 _debug = bool(os.environ.get("CXR_DEBUG"))
@@ -102,7 +105,7 @@ mask_labels_option = click.option(
 _ENGINE_OPTIONS = (
     click.option(
         "--engine",
-        type=click.Choice(("local", "ray")),
+        type=click.Choice(ENGINES),
         default="local",
         show_default=True,
         help="What spreads the work: threads of this process, or workers of a Ray cluster.",

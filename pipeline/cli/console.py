@@ -47,12 +47,13 @@ class _PlainProgress:
         click.echo(f"{done} of {self._total} films done{left_text if now - self._begun > _SETTLED else ''}", err=True)
 
 
-def print_summary(summary: Summary, upto: str) -> None:
+def print_summary(summary: Summary) -> None:
     """Counts, what was not judged and why, where everything is, and what it is for; on stdout."""
     from rich.console import Console
     from rich.table import Table
 
     from cxr_pipeline.data.names import printable
+    from cxr_pipeline.results.folder import run_info
 
     table = Table(box=None, pad_edge=False)
     table.add_column("status")
@@ -74,7 +75,7 @@ def print_summary(summary: Summary, upto: str) -> None:
     if summary.others:
         click.echo(f"The folder also holds {summary.others} other films of earlier runs.")
     out = summary.out
-    if summary.work is not None and upto != "segment":
+    if summary.work is not None and run_info(out).get("classes"):  # without a classifier nothing says what to read
         click.echo(summary.work.said())
         if summary.work.excel_missing:
             click.echo("No worklist.xlsx: it needs openpyxl (pip install 'cxr-pipeline[excel]').")

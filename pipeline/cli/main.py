@@ -60,7 +60,12 @@ def _parsed_mode(_context: click.Context, _option: click.Parameter, value: str |
 @command
 @click.argument("inputs", nargs=-1, required=True, type=click.Path(exists=True), metavar="INPUT...")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the results.")
-@click.option("--stage", type=click.Choice(STAGES), help="Run the chain up to this stage.  [default: all of it]")
+@click.option(
+    "--stage", type=click.Choice(STAGES), help="Run the chain up to this stage.  [default: all that the weights have]"
+)
+@click.option(
+    "--also", multiple=True, type=click.Choice(STAGES), help="Run this stage too, such as measure. Repeatable."
+)
 @click.option("--config", metavar="FILE", help="YAML file or preset; of it, a run obeys the thresholds.")
 @weights_option
 @site_option
@@ -72,7 +77,9 @@ def _parsed_mode(_context: click.Context, _option: click.Parameter, value: str |
 @click.option(
     "--shard", metavar="I/N", callback=_parsed_shard, help="Judge the I-th of N parts, each into its own --out."
 )
-@click.option("--no-refuse", is_flag=True, help="Judge films too that should not be; why not, stands in `warnings`.")
+@click.option(
+    "--no-refuse", is_flag=True, help="Also process films that would be refused; the reason goes into `warnings`."
+)
 @click.option(
     "--outputs",
     metavar="NAMES",
@@ -94,6 +101,7 @@ def run(
     inputs: tuple[str, ...],
     out: Path,
     stage: str | None,
+    also: tuple[str, ...],
     config: str | None,
     weights: str,
     site: Path | None,
@@ -134,26 +142,21 @@ def run(
       pipeline run films/ --out part1 --shard 1/2       (and 2/2 elsewhere; then: pipeline merge)
       pipeline run films/ --out results --engine ray    (see docs/cluster.md)
     """
-    cluster = {name: value for name, value in cluster.items() if value is not None}
-    if cluster and engine != "ray":
-        options = ", ".join("--" + name.replace("_", "-") for name in cluster)
-        raise click.UsageError(f"{options}: for --engine ray only. Add it, or leave the option out")
-    if cluster.get("gpus_per_worker") and runtime != "keras":
-        raise click.UsageError(f"--gpus-per-worker: {runtime} runs on CPUs here. Add --runtime keras, or leave it out")
     from cxr_pipeline.cli.console import print_summary, run_progress
-    from cxr_pipeline.run.chain import open_chain
+    from cxr_pipeline.results.outputs import chosen
+    from cxr_pipeline.run.engines import engine_class, owner_of
     from cxr_pipeline.run.inputs import LeftOut, find_inputs, marked_equal
     from cxr_pipeline.run.listing import about_inputs, tell_of_inputs, write_left_out
-    from cxr_pipeline.run.runner import Runner
-
-    if engine == "ray":
-        from cxr_pipeline.run.engines.cluster import import_ray
-
-        import_ray()  # before all else, where it is missing
-    from cxr_pipeline.results.outputs import chosen
+    from cxr_pipeline.run.spec import ChainSpec
 
     wanted = chosen(outputs, native_heatmaps=native_heatmaps)
-    upto = stage or STAGES[-1]
+    cluster = {name: value for name, value in cluster.items() if value is not None}
+    made_by = engine_class(engine)
+    foreign = [name for name in cluster if name not in made_by.options]
+    if foreign:
+        options = ", ".join("--" + name.replace("_", "-") for name in foreign)
+        raise click.UsageError(f"{options}: for --engine {owner_of(foreign[0])} only. Add it, or leave the option out")
+    made_by.check(runtime, **cluster)
     arguments = {
         "inputs": list(inputs),
         "stage": stage,
@@ -168,11 +171,12 @@ def run(
         "native_heatmaps": native_heatmaps,
         "overwrite": overwrite,
         "engine": engine,
+        **({"also": list(also)} if also else {}),
         **cluster,
     }
     how = {"runtime": runtime, "config": config, "site": site, "label": label, "refuse": not no_refuse}
-    how["threshold"] = threshold
-    chain = open_chain(weights, upto, **how, arguments=arguments)
+    spec = ChainSpec(weights, stage, also, threshold=threshold, **how)
+    chain = spec.open(arguments)
     if chain.identity.about["unchecked"]:
         click.echo(f"note: {chain.identity.about['unchecked']}.", err=True)
     left_out: list[LeftOut] = []
@@ -187,15 +191,8 @@ def run(
             ["--threshold"] * (threshold is not None) + ["--label"] * (label is not None) + ["--no-refuse"] * no_refuse
         )
         click.echo(f"from {' and '.join(given)}, in place of what the weights decide: {name} {said}", err=True)
-    options: dict[str, Any] = {"identity": chain.identity, "batch_size": batch_size, "workers": workers}
-    options |= {"outputs": wanted, "mode": mode, "verify": verify}
-    if engine == "ray":
-        from cxr_pipeline.run.engines.ray import RayRunner, opening
-
-        again = opening(weights, upto, **how)
-        runner: Runner = RayRunner(chain.stages, out, opening=again, **options, **cluster)
-    else:
-        runner = Runner(chain.stages, out, **options)
+    options: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "outputs": wanted, "mode": mode}
+    runner = made_by.runner(chain, spec, out, verify=verify, **options, **cluster)
     try:
         with run_progress(len(found)) as progress:
             summary = runner.run(found, overwrite=overwrite, shard=shard, progress=progress)
@@ -203,7 +200,7 @@ def run(
     except KeyboardInterrupt:
         click.echo(f"\nStopped. What is finished is kept in {out}; the same command goes on from there.", err=True)
         return INTERRUPTED
-    print_summary(summary, upto)
+    print_summary(summary)
     _report_at_end(out, sum(summary.counts.values()) + summary.others, report)
     return summary.exit_code
 

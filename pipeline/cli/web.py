@@ -84,10 +84,10 @@ def serve(
         forget_after=forget_after,
     )
     settings.check()
-    from cxr_pipeline.run.chain import open_chain
+    from cxr_pipeline.run.spec import ChainSpec
     from cxr_pipeline.web.server import serve as listen
 
     log_to_stderr()
     arguments = {"serve": True, "site": str(site) if site is not None else None}
-    listen(settings, open_chain(weights, "localize", runtime=runtime, site=site, arguments=arguments))
+    listen(settings, ChainSpec(weights, runtime=runtime, site=site).open(arguments))
     return DONE

@@ -21,13 +21,6 @@ from cxr_pipeline.models.store import CARD_FILE, KERAS_FILE, SERVING_FILE, SHIPP
 from cxr_pipeline.models.training.fit import START
 
 BATCH, ROUNDS = 8, 15  # of the measurement of speed
-# The history column that picked the best epoch, and where it was to go; see `stages`.
-MONITORS = {"classify": ("val_loss", min), "segment": ("val_dice", max)}
-FIGURES = {
-    "segment": ("dice", "iou", "hd95_px"),
-    "classify": ("accuracy", "auroc"),
-    "localize": ("hit_rate", "iou", "ap50", "cam_in_lungs"),
-}
 
 
 class CompareError(CxrError, ValueError):
@@ -112,12 +105,12 @@ def _read(given: str, name: str, split: str) -> Run:
     if (folder / "metrics.json").is_file():
         metrics = _json(folder / "metrics.json")
         stage = metrics.get("stage")
-        if stage not in stages.NAMES:
+        if stage not in stages.names():
             raise CompareError(f"{folder / 'metrics.json'} names no stage. Make it again: pipeline evaluate")
         return Run(folder, name, stage, evaluation=folder, metrics=metrics)
     bundle = folder if (folder / CARD_FILE).is_file() else folder / "classify"
     if not (bundle / CARD_FILE).is_file():
-        trained = [stage for stage in stages.NAMES if (folder / stage / CARD_FILE).is_file()]
+        trained = [stage for stage in stages.names() if (folder / stage / CARD_FILE).is_file()]
         more = f"; of it {', '.join(trained)} can be compared, such as {folder / trained[0]}" if trained else ""
         raise CompareError(
             f"{folder} is not a run: it has no classify/{CARD_FILE} (a trained chain), no {CARD_FILE} (a trained stage)"
@@ -217,7 +210,7 @@ def figures_of(run: Run) -> dict[str, Any]:
         return row
     row |= {"split": metrics.get("split"), "source": metrics.get("source"), "n": metrics.get("n_judged")}
     positive = metrics.get("positive")
-    for name in FIGURES[run.stage]:
+    for name in stages.stage_class(run.stage).headline_figures:
         area = f"auc_{positive.lower()}" if positive else "auc"
         figure = metrics.get(area if name == "auroc" else name)
         if isinstance(figure, dict) and "ci95" in figure:
@@ -247,7 +240,8 @@ def _of_class(values: dict[str, Any], name: str) -> float | None:
 
 def best_epoch(history: Sequence[dict[str, Any]], stage: str) -> dict[str, Any]:
     """The row whose weights the training kept: best on val in its last phase, or its start; see `training.fit.fit`."""
-    column, better = MONITORS[stage]
+    column, mode = stages.stage_class(stage).monitor
+    better = max if mode == "max" else min
     rows = [row for row in history if row["phase"] in (START, history[-1]["phase"])]
     known = [row for row in rows if np.isfinite(row.get(column, np.nan))]
     return better(known, key=lambda row: row[column]) if known else rows[-1]

@@ -36,7 +36,6 @@ from cxr_pipeline.results.folder import REPORT
 
 _SHOWN = 20  # worst cases, as many as the pictures of them hold
 _SHEETS = ("worst", "random")  # pictures of films, packed as JPEG: a tenth of the PNG
-_WORST = {"segment": ("dice", "Dice"), "localize": ("iou", "IoU")}  # the column that tells the worst films
 _LABEL_FIGURES = {  # of `per_class` where a film may have several labels, and how the table heads them
     "support": "with it",
     "auc": "AUROC (95 % interval)",
@@ -52,7 +51,7 @@ _LABEL_FIGURES = {  # of `per_class` where a film may have several labels, and h
 
 def is_training(folder: Path) -> bool:
     """Whether `pipeline train` left the folder: a stage has been trained in it, and no run wrote there."""
-    return not (folder / "run.json").exists() and any((folder / name / CARD_FILE).is_file() for name in stages.NAMES)
+    return not (folder / "run.json").exists() and any((folder / name / CARD_FILE).is_file() for name in stages.names())
 
 
 def write_training_report(folder: Path) -> Path:
@@ -64,7 +63,7 @@ def write_training_report(folder: Path) -> Path:
     """
     if not is_training(folder):
         raise ReportError(f"{folder} holds no trained stage. Give a folder of `pipeline train --out`")
-    names = [name for name in stages.NAMES if (folder / name / CARD_FILE).is_file()]
+    names = [name for name in stages.names() if (folder / name / CARD_FILE).is_file()]
     try:
         cards = {name: read_card(folder / name) for name in names}
         with page(folder / REPORT, "Training of a chest X-ray chain") as file:
@@ -88,9 +87,9 @@ def _summary(folder: Path, cards: dict[str, dict[str, Any]]) -> str:
         rows.append([name, state, films or training.get("fitted", "not said"), training.get("epochs", "none")])
     out = '<section aria-labelledby="summary">\n<h2 id="summary">Summary</h2>\n'
     out += table(["stage", "state", "films", "epochs"], rows, "Stages")
-    missing = [name for name in stages.NAMES if name not in cards]
-    if "classify" in cards and cards["classify"]["decisions"].get("lungs") == "none":
-        missing = [name for name in missing if name != "segment"]  # the chain has no such stage
+    missing = [
+        name for name in stages.stored_names(folder) if name not in cards and stages.stage_class(name).has_weights
+    ]
     if missing:
         out += f'<p class="warning">Not trained here: {escape(", ".join(missing))}.</p>\n'
     return out + "</section>\n"
@@ -280,7 +279,10 @@ def _worst(path: Path, stage: str, metrics: dict[str, Any]) -> str:
         return ""
     if stage == "classify":
         return _worst_answers(_rows(path), _positive(metrics))
-    key, meaning = _WORST[stage]
+    worst = stages.stage_class(stage).worst
+    if worst is None:
+        return ""
+    key, meaning = worst
     judged = sorted((film for film in _rows(path) if film.get(key)), key=lambda film: float(film[key]))[:_SHOWN]
     if not judged:
         return ""

@@ -56,6 +56,7 @@ class FilmFiles:
         self.path, self.identity, self.classes = path, identity, tuple(classes)
         self.outputs = chosen() if outputs is None else tuple(outputs)
         self.mode, self.verify = mode, verify
+        self._last = identity.last
         self._asked = frozenset(one.key for one in self.outputs if one.suffixes)
         brought = [output_class(name) for name in FOLDERS]
         self._names = {one.name: one.suffixes for one in (*brought, *self.outputs) if one.suffixes}
@@ -81,9 +82,7 @@ class FilmFiles:
         """
         if entry is None or entry["row"]["sha256"] != sha256 or entry["retry"]:
             return None
-        if entry["stage"] not in stages.NAMES:
-            return None
-        reached = stages.NAMES.index(entry["stage"]) >= stages.NAMES.index(self.identity.last)
+        reached = stages.covers(entry["stage"], self._last)
         if entry["row"]["status"] == OK and not (reached and self._asked <= set(entry["outputs"])):
             return None
         fully = self.verify or random.random() < SAMPLE
@@ -113,7 +112,7 @@ class FilmFiles:
         Raises:
             OSError: the disk or the folder takes no more.
         """
-        name, image = record.radiograph.id, plain_text(image)
+        name, image = record.id, plain_text(image)
         kept: dict[str, Any] = {}
         try:
             row, regions = row_of(record), None if record.regions is None else regions_of(record, self.classes)
@@ -124,7 +123,7 @@ class FilmFiles:
             kept |= _logits(record)
             kept |= ({"heat": heat} if heat else {}) | ({"frame": frame} if frame else {})
         except Exception as error:
-            record, trace = failed(Record(record.radiograph), "writing", error)
+            record, trace = failed(Record(record.radiograph, id=name), "writing", error)
             row, files, regions, kept = row_of(record), {}, None, {}
         for output, suffixes in self._names.items():
             for suffix in suffixes:
@@ -134,7 +133,7 @@ class FilmFiles:
             write_whole(self.path / file, data, mode=self.mode)
         row |= {"image": image, "id": name, "sha256": sha256}
         return {
-            "stage": self.identity.last,
+            "stage": self._last,
             "retry": bool(trace) or not sha256,
             "row": row,
             "regions": regions,

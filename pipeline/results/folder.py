@@ -26,6 +26,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from cxr_pipeline import stages
 from cxr_pipeline.about import NOTICE, PROGRAM
 from cxr_pipeline.data.files import PRIVATE, csv_line, file_sha256, folder_mode, sweep, whole_file, write_json
 from cxr_pipeline.data.locks import LockError
@@ -202,6 +203,10 @@ class ResultsFolder:
         for name, value in self.identity.stages.items():
             if before.get("fingerprints", {}).get(name, value) != value:
                 return f"other weights or another config (stage {name})"
+        had = stages.ends(list(before.get("fingerprints", {})))
+        if not (stages.covers(had, self.identity.last) or stages.covers(self.identity.last, had)):
+            # Its rows would lose what only the other chain fills in.
+            return f"other stages (up to {had}; now up to {self.identity.last}: name them all, by --stage and --also)"
         return None
 
     def _check_identity(self, before: dict[str, Any]) -> None:

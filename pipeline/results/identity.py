@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from cxr_pipeline import stages
 from cxr_pipeline.configs.errors import CxrError
 
 
@@ -34,5 +35,5 @@ class Identity:
 
     @property
     def last(self) -> str:
-        """The stage that the chain ends with."""
-        return list(self.stages)[-1]
+        """What the chain goes up to, see `stages.ends`."""
+        return stages.ends(list(self.stages))

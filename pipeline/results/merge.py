@@ -123,7 +123,7 @@ def _opened(folder: Path) -> _Part:
     if missing or run.get("layout") != LAYOUT or "promised" not in run:
         what = f"its run.json lacks {', '.join(missing)}" if missing else "an earlier version of this program made it"
         raise ResultsError(f"{folder} cannot be merged: {what}. Run its shard again with --overwrite, then merge")
-    if any(name not in stages.NAMES for name in run["fingerprints"]):
+    if any(name not in stages.names() for name in run["fingerprints"]):
         raise ResultsError(f"{folder} names stages that this version does not have: {', '.join(run['fingerprints'])}")
     return _Part(folder, run, reader.journal, read_places(folder))
 

@@ -18,10 +18,12 @@ from typing import Any, Protocol
 import numpy as np
 
 from cxr_pipeline.data.radiograph import Radiograph, RadiographError
-from cxr_pipeline.results.outputs import failed
+from cxr_pipeline.results.outputs import logged
 from cxr_pipeline.run.inputs import Input
 from cxr_pipeline.run.isolation import IsolatedReader, Tries
-from cxr_pipeline.stages.base import FAILED, REFUSED, Record
+from cxr_pipeline.stages.apply import crashed
+from cxr_pipeline.stages.base import Record
+from cxr_pipeline.stages.films import unread
 
 # Pixels that may wait between two steps of a run. A film in work takes 4 to 9 bytes a pixel: three steps, under 1 GB
 # together, and on films of 512 px this never binds.
@@ -42,7 +44,7 @@ class Desk(Protocol):
 
 
 @dataclass
-class Film:
+class RunItem:
     """An input between two steps."""
 
     item: Input
@@ -55,7 +57,8 @@ class Film:
     @property
     def pixels(self) -> int:
         """How many are held in memory."""
-        return self.record.radiograph.pixels.size if self.record is not None else 0
+        film = self.record.radiograph if self.record is not None else None
+        return film.pixels.size if film is not None else 0
 
 
 class Reading:
@@ -101,8 +104,8 @@ class Reading:
         if self.own_reader is not None:
             self.own_reader.close()
 
-    def __iter__(self) -> Iterator[Film]:
-        waiting: deque[tuple[Input, Future[Film]]] = deque()
+    def __iter__(self) -> Iterator[RunItem]:
+        waiting: deque[tuple[Input, Future[RunItem]]] = deque()
         source = iter(self.inputs)
         recent: deque[int] = deque([PIXELS // self.workers], maxlen=32)  # so that it starts with a film a thread
         exhausted = False
@@ -116,11 +119,11 @@ class Reading:
                     waiting.append((item, self.readers.submit(self._read, item)))
             if waiting:
                 film = self._arrived(*waiting.popleft(), waiting)
-                if film.pixels > 1:
+                if film.pixels:
                     recent.append(film.pixels)
                 yield film
 
-    def _arrived(self, item: Input, coming: Future[Film], waiting: deque[tuple[Input, Future[Film]]]) -> Film:
+    def _arrived(self, item: Input, coming: Future[RunItem], waiting: deque[tuple[Input, Future[RunItem]]]) -> RunItem:
         """A film once it is read, or as failed where that takes too long: its thread is left to itself then."""
         limit = self.limit
         while True:
@@ -136,51 +139,43 @@ class Reading:
             if future.cancel():
                 waiting[number] = (other, self.readers.submit(self._read, other))
         error = f"{Path(item.path).name}: reading it took longer than {limit:g} s. Check the disk, or export it again"
-        return Film(item, record=unread(item, self.ids[item.key], FAILED, error))
+        return RunItem(item, record=unread(self.ids[item.key], error))
 
-    def _read(self, item: Input) -> Film:
+    def _read(self, item: Input) -> RunItem:
         self.reading_since[item.key] = time.monotonic()
         try:
             return self._read_now(item)
         finally:
             self.reading_since.pop(item.key, None)
 
-    def _read_now(self, item: Input) -> Film:
+    def _read_now(self, item: Input) -> RunItem:
         with self.timed():
             name = self.ids[item.key]
             if item.problem:
-                return Film(item, record=unread(item, name, FAILED, f"{item.path}: {item.problem}"))
+                return RunItem(item, record=unread(name, f"{item.path}: {item.problem}"))
             try:
                 if not stat.S_ISREG(os.stat(item.path).st_mode) and not os.path.isdir(item.path):
                     error = f"{Path(item.path).name}: this is a device or a pipe. Give a file"
-                    return Film(item, record=unread(item, name, FAILED, error))
+                    return RunItem(item, record=unread(name, error))
                 sha256 = file_hash(item.path)
             except (OSError, ValueError):
                 sha256 = ""  # the reader says why
             done = self.folder.done(item.key, sha256) if sha256 else None
             if done is not None:
-                return Film(item, sha256, done=done)
+                return RunItem(item, sha256, done=done)
             try:
                 record = Record(self.reader(item.path, id=name))
                 if item.note:
                     record.radiograph.meta["warnings"] = [*record.radiograph.meta.get("warnings", ()), item.note]
             except RadiographError as error:
-                status = REFUSED if error.refused else FAILED
-                text = f"{error.code}: {error}" if error.refused else str(error)
-                return Film(item, sha256, unread(item, name, status, text))
+                return RunItem(item, sha256, unread(name, error))
             except Exception as error:
-                record, trace = failed(unread(item, name, FAILED, ""), "reading", error)
-                return Film(item, sha256, record, trace=trace)
+                record, trace = logged(crashed(unread(name, ""), "reading", error))
+                return RunItem(item, sha256, record, trace=trace)
             mask = None
             if self.masks:
                 mask = self.folder.mask(item.key, sha256, record.radiograph.size)
-            return Film(item, sha256, record, mask=mask)
-
-
-def unread(item: Input, name: str, status: str, error: str) -> Record:
-    """The record of a film without pixels."""
-    nothing = Radiograph(np.zeros((1, 1), np.float32), name, item.path, (0, 0))
-    return Record(nothing, status, error)
+            return RunItem(item, sha256, record, mask=mask)
 
 
 def file_hash(path: str | Path) -> str:

@@ -8,7 +8,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -20,12 +20,13 @@ from cxr_pipeline.data.files import PRIVATE
 from cxr_pipeline.data.radiograph import Radiograph
 from cxr_pipeline.results.folder import Identity, ResultsFolder
 from cxr_pipeline.results.merge import write_places
-from cxr_pipeline.results.outputs import Output, failed
+from cxr_pipeline.results.outputs import Output, logged
 from cxr_pipeline.results.worklist import Work, write_worklist
 from cxr_pipeline.run.inputs import Input, assign_ids
 from cxr_pipeline.run.isolation import SECONDS, TriesFolder
-from cxr_pipeline.run.reading import PIXELS, Desk, Film, Reading
-from cxr_pipeline.stages.base import FAILED, OK, REFUSED, Record, Stage
+from cxr_pipeline.run.reading import PIXELS, Desk, Reading, RunItem
+from cxr_pipeline.stages.apply import apply
+from cxr_pipeline.stages.base import FAILED, OK, REFUSED, Stage
 
 _SHOWN = 10  # refused and failed films that a summary names
 
@@ -202,7 +203,6 @@ class _Work:
     ) -> None:
         self.runner, self.folder, self.tally = runner, folder, tally
         self.workers = runner.workers or cores()
-        self.first = runner.stages[0]
         self.reading = Reading(
             inputs,
             ids,
@@ -211,7 +211,7 @@ class _Work:
             workers=self.workers,
             ahead=runner.batch_size + self.workers,
             limit=runner.seconds_a_film,
-            masks=hasattr(self.first, "restore"),
+            masks=runner.stages[0].restorable,
             timed=lambda: runner.timed("read"),
             tries=TriesFolder(Path(runner.out) / ".trying"),
         )
@@ -222,7 +222,7 @@ class _Work:
     def go(self) -> None:
         """Read, judge and write everything."""
         try:
-            batch: list[Film] = []
+            batch: list[RunItem] = []
             for film in self.reading:
                 if film.done is not None:
                     self.tally.add(film.done["row"], already=True)
@@ -240,49 +240,25 @@ class _Work:
             self.reading.close()
             self.writers.shutdown(wait=True, cancel_futures=True)
 
-    def _judge(self, batch: list[Film]) -> None:
-        for stage in self.runner.stages:
-            with self.runner.timed(stage.name):
-                self._apply(stage, [film for film in batch if film.record.ok])
-        for film in batch:
+    def _judge(self, batch: list[RunItem]) -> None:
+        records = apply(
+            self.runner.stages,
+            [film.record for film in batch],
+            masks=[film.mask for film in batch],
+            timed=self.runner.timed,
+        )
+        for film, record in zip(batch, records, strict=True):
+            film.record, film.trace = logged(record)
             self._write(film)
 
-    def _apply(self, stage: Stage, films: list[Film]) -> None:
-        """One stage on a batch. Where it raises, the films are tried one by one, to find the one to blame."""
-        if stage is self.first:
-            alone = [film for film in films if film.mask is not None]
-            films = [film for film in films if film.mask is None]
-            for film in alone:
-                self._try(stage.name, [film], lambda records, film=film: [stage.restore(records[0], film.mask)])
-        if films and not self._try(stage.name, films, stage.run):
-            for film in films:
-                self._try(stage.name, [film], stage.run)
-
-    def _try(self, name: str, films: list[Film], step: Callable[[list[Record]], list[Record]]) -> bool:
-        """Put films through a step. If it raises, they stay as they were, and a single one becomes failed."""
-        before = [replace(film.record, extra=dict(film.record.extra)) for film in films]
-        try:
-            after = step([film.record for film in films])
-            if len(after) != len(films):
-                raise RuntimeError(f"it returned {len(after)} records for {len(films)}")
-        except Exception as error:
-            for film, record in zip(films, before, strict=True):
-                film.record = record
-            if len(films) == 1:
-                films[0].record, films[0].trace = failed(before[0], name, error)
-            return len(films) == 1
-        for film, record in zip(films, after, strict=True):
-            film.record = record
-        return True
-
-    def _write(self, film: Film) -> None:
+    def _write(self, film: RunItem) -> None:
         """Hand a film to the writers; waits while they are behind, and raises what went wrong with earlier ones."""
         while self.writing and self.writing[0].done():
             self._reap(self.writing.popleft())
         self.room.take(film.pixels)
         self.writing.append(self.writers.submit(self._save, film))
 
-    def _save(self, film: Film) -> dict[str, str]:
+    def _save(self, film: RunItem) -> dict[str, str]:
         try:
             with self.runner.timed("write"):
                 return self.folder.save(film.item.key, film.item.path, film.sha256, film.record, trace=film.trace)
@@ -315,15 +291,16 @@ class _Room:
             self._change.notify_all()
 
 
-def identity_of(stages: Iterable[Stage], **further: object) -> Identity:
+def identity_of(stages: Sequence[Stage], **further: object) -> Identity:
     """The identity of stages as they are; `further` are fields of `Identity`."""
     fields = {"version": version(), "runtime": "onnx", "classes": classes_of(stages)} | further
-    return Identity(stages={stage.name: stage.fingerprint for stage in stages}, **fields)
+    columns = tuple(column.name for stage in stages for column in stage.columns)
+    return Identity(stages={stage.name: stage.identity for stage in stages}, columns=columns, **fields)
 
 
 def classes_of(stages: Iterable[Stage]) -> tuple[str, ...]:
     """The classes of the chain's classifier, in its order; empty where it has none."""
-    return next((tuple(stage.classes) for stage in stages if stage.name == "classify"), ())
+    return next((tuple(stage.classes) for stage in stages if stage.classes), ())
 
 
 def _now() -> str:

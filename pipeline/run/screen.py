@@ -28,8 +28,7 @@ from cxr_pipeline.results.outputs import columns
 from cxr_pipeline.results.outputs.overlays import overlay_jpeg
 from cxr_pipeline.results.reader import film_file, inside, run_info
 from cxr_pipeline.results.worklist import write_worklist
-from cxr_pipeline.run.chain import fingerprint_of
-from cxr_pipeline.stages.base import OK
+from cxr_pipeline.stages.base import OK, fingerprint_of
 from cxr_pipeline.stages.decisions import AT_THRESHOLD, DOUBTS, Answer, Rules, probabilities_of, shown
 from cxr_pipeline.stages.uncertain import uncertain
 from cxr_pipeline.train.calibration import check_site, read_site

@@ -256,7 +256,8 @@ def read_site(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     """What a site file decides, and the fingerprints of the weights that it was made with.
 
     Returns:
-        Settings of `classify` (temperature, offsets, threshold with interval, score, sets), and fingerprints by stage.
+        Settings of the classifier (temperature, offsets, threshold with interval, score, sets), and fingerprints by
+        stage.
 
     Raises:
         CalibrationError: the file cannot be read.
@@ -301,25 +302,17 @@ def check_site(
         )
 
 
-def apply_site(path: Path, chain: Sequence[Stage]) -> dict[str, Any]:
-    """Make a loaded chain answer with a site's calibration.
+def apply_site(path: Path, chain: Sequence[Stage]) -> list[Stage]:
+    """A loaded chain as it answers with a site's calibration; the one given stays as it is.
 
     Returns:
-        The settings of `classify` that changed, see `read_site`; none where the chain has no classifier.
+        The stages, of which the one that has a temperature obeys what the site decides, see `read_site`.
 
     Raises:
         CalibrationError: the file cannot be read, or was made with other weights.
     """
     settings, made_with = read_site(path)
     bundles = {stage.name: stage.fingerprint for stage in chain}
-    for stage in chain:
-        if stage.name == "classify":
-            check_site(path, settings, made_with, bundles, stage.classes)
-            stage.temperature, stage.threshold = settings["temperature"], settings["threshold"]
-            stage.threshold_ci95 = settings["threshold_ci95"]
-            stage.offsets = np.array([settings["offsets"][name] for name in stage.classes])
-            stage.scale = Scale.of(settings["score"]) if "score" in settings else stage.scale
-            stage.sets = Sets.of(settings["sets"])
-            return settings
-    check_site(path, settings, made_with, bundles, list(settings["offsets"]))
-    return {}
+    calibrated = next((stage for stage in chain if "temperature" in stage.call_settings), None)
+    check_site(path, settings, made_with, bundles, calibrated.classes if calibrated else list(settings["offsets"]))
+    return [stage.with_settings(**settings) if stage is calibrated else stage for stage in chain]

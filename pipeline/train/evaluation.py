@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from cxr_pipeline import stages
 from cxr_pipeline.configs.errors import CxrError
 from cxr_pipeline.data.files import csv_text, write_text
 from cxr_pipeline.data.manifest import Manifest, read_manifest
 from cxr_pipeline.data.splits import split_by_patient
+from cxr_pipeline.run.spec import ChainSpec
 from cxr_pipeline.stages.base import Stage
 
 log = logging.getLogger("cxr.evaluate")
@@ -43,7 +43,7 @@ def evaluate(
     """Judge one stage of a chain of weights on a manifest's films and write the figures into `out`.
 
     Args:
-        stage: "segment", "classify" or "localize"; the stages before it run too.
+        stage: name of a stage; those that it builds on run too.
         data: a manifest, or a class-per-folder tree.
         split: films of this split only; None takes all.
         source: films of this source only; None takes all.
@@ -57,13 +57,7 @@ def evaluate(
     Raises:
         EvaluationError: no film matches, or none of them has what the stage is judged against.
     """
-    *chain, last = stages.load_chain(weights, stage, runtime)
-    if site is not None:
-        from cxr_pipeline.train.calibration import apply_site
-
-        apply_site(site, [*chain, last])
-    if not refuse:
-        (chain or [last])[0].refuse = False
+    *chain, last = ChainSpec(weights, stage, runtime=runtime, site=site, refuse=refuse).load()
     manifest = read_manifest(data, classes=labels_of([*chain, last]), mask_labels=mask_labels)
     how = dict(last.card.get("dealt", {}))
     if (split is not None or how) and not (manifest.table["split"] != "").any():
@@ -84,15 +78,11 @@ def evaluate(
 
 
 def _nothing_to_judge_by(stage: Stage, chosen: Manifest, manifest: Manifest) -> str:
-    needed, place = {
-        "segment": ("a lung mask", "column `mask`"),
-        "classify": (f"one of the classes {', '.join(getattr(stage, 'classes', ()))}", "column `label` or `findings`"),
-        "localize": ("a lesion box", "file boxes.csv beside the manifest"),
-    }[stage.name]
+    needed, place = stage.truth_of()
     usable = _counted(stage.films_with_truth(manifest))
     instead = f"Films that have it: {usable}" if usable else f"No film of the manifest has it: name it in the {place}"
     labels = ""
-    if stage.name == "classify":
+    if "label" in stage.fills:
         found = Counter(label or "none" for label in chosen.table["label"])
         labels = f", labels: {', '.join(f'{name} {n}' for name, n in found.most_common(10))}"
     return f"no film of the selection has {needed} ({_counted(chosen)}{labels}). {instead}"
@@ -149,7 +139,7 @@ def _warn_of(seen: Sequence[dict[str, Any]]) -> None:
 def labels_of(chain: Sequence[Stage]) -> list[str] | None:
     """The labels that a manifest may hold for a chain to be judged on it; None where any may."""
     for stage in chain:
-        if stage.name == "classify":
+        if "label" in stage.fills:
             return None if stage.multi_label or stage.class_of else stage.classes
     return None
 

@@ -42,7 +42,6 @@ from cxr_pipeline.models.store import (
 from cxr_pipeline.models.training.errors import TrainingError, full_disk_named
 from cxr_pipeline.models.training.fit import forget
 from cxr_pipeline.results.folder import REPORT
-from cxr_pipeline.run.chain import RUN_SETTINGS
 from cxr_pipeline.train.evaluation import evaluate_stage, summary_of
 
 log = logging.getLogger("cxr.train")
@@ -214,7 +213,7 @@ def _take(name: str, weights: str, config: Config, folder: Path) -> None:
     bundle = bundle_of(find(weights), name)
     card = read_card(bundle)
     section = getattr(config, name)
-    named = {key for key in RUN_SETTINGS[name] if key in section.model_fields_set}
+    named = {key for key in stages.stage_class(name).run_settings if key in section.model_fields_set}
     decisions = card["decisions"] | section.model_dump(mode="json", include=named)
     if bundle.resolve() != folder.resolve():
         for file in (KERAS_FILE, SERVING_FILE, QUALITY_FILE):
@@ -238,9 +237,9 @@ def _judged(name: str, films: Manifest, config: Config) -> Manifest:
 def _settings_of(name: str, config: Config, manifest: Manifest) -> str:
     """What the stage depends on, as YAML: a change elsewhere does not make its training stale."""
     if name == "segment" and config.segment.weights:  # neither films nor a seed change what is taken
-        taken = {"weights", *RUN_SETTINGS[name]}
+        taken = {"weights", *stages.stage_class(name).run_settings}
         return yaml.safe_dump({name: config.segment.model_dump(mode="json", include=taken)}, sort_keys=False)
-    others = {"cache", "distribute", "precision", *stages.NAMES} - {name}
+    others = {"cache", "distribute", "precision", *stages.names()} - {name}
     if name == "segment":
         others |= {"name", "classes", "positive", "normal", "multi_label", "class_of"}
     text = yaml.safe_dump(config.model_dump(mode="json", exclude=others), sort_keys=False, allow_unicode=True)

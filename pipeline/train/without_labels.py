@@ -19,6 +19,7 @@ from cxr_pipeline.models.store import write_text
 from cxr_pipeline.results.folder import run_info
 from cxr_pipeline.results.journal import JournalReader
 from cxr_pipeline.run.inputs import Input, find_inputs
+from cxr_pipeline.stages.apply import apply
 from cxr_pipeline.stages.base import OK, Record, Stage
 from cxr_pipeline.stages.classify_calibration import rounded_down
 from cxr_pipeline.stages.decisions import RISK
@@ -148,8 +149,7 @@ def _judged(inputs: Sequence[Input], chain: Sequence[Stage]) -> np.ndarray:
         done = 0
         while batch := list(islice(films, _BATCH)):
             records = [record for record in batch if record is not None]
-            for stage in chain:
-                records = stage.run(records)
+            records = apply(chain, records)
             logits += [record.extra["logits"] for record in records if record.ok]
             left += len(batch) - sum(record.ok for record in records)
             done += len(batch)

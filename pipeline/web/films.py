@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import cv2
@@ -15,6 +13,7 @@ import numpy as np
 from cxr_pipeline.data.geometry import resize
 from cxr_pipeline.data.radiograph import Radiograph, RadiographError
 from cxr_pipeline.results.drawing import stretched
+from cxr_pipeline.stages.apply import apply, crashed
 from cxr_pipeline.stages.base import FAILED, REFUSED, Record, Stage
 from cxr_pipeline.web.uploads import Upload
 
@@ -53,36 +52,20 @@ def through(film: Film, reader: Callable[..., Radiograph], stages: Sequence[Stag
         record = Record(reader(film.upload.path, id=film.id))
     except RadiographError as error:
         film.problem = error
-        return _unread(film, REFUSED if error.refused else FAILED, f"{film.id}: {error.reason}"), ""
+        status = REFUSED if error.refused else FAILED
+        return Record(None, status, f"{film.id}: {error.reason}", id=film.id), ""
     except Exception as error:
-        return _crashed(film, _unread(film, FAILED, ""), "reading", error)
-    record.radiograph.source = film.id
-    for stage in stages:
-        try:
-            (record,) = stage.run([record])
-        except Exception as error:
-            return _crashed(film, Record(record.radiograph), stage.name, error)
-    return record, ""
-
-
-def _unread(film: Film, status: str, error: str) -> Record:
-    return Record(Radiograph(np.zeros((1, 1), np.float32), film.id, film.id, (0, 0)), status, error)
-
-
-def _crashed(film: Film, record: Record, step: str, error: Exception) -> tuple[Record, str]:
+        record = crashed(Record(None, id=film.id), "reading", error)
+    else:
+        record.radiograph.source = film.id
+        (record,) = apply(stages, [record])
+    crash = record.crash
+    if crash is None:
+        return record, ""
     film.crashed = True
-    _log.error("%s raised %s", step, where(error))
-    text = f"{step}: {type(error).__name__}. The log of the server says where"
-    return replace(record, status=FAILED, error=text), "".join(traceback.format_exception(error))
-
-
-def where(error: BaseException) -> str:
-    """The type of an error and the line that raised it. Not its text: that may quote a film's header."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    place = f" at {Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}" if trace is not None else ""
-    return f"{type(error).__name__}{place}"
+    _log.error("%s raised %s", crash.step, crash.place)  # not its message: that may quote a film's header
+    text = f"{crash.step}: {crash.kind}. The log of the server says where"
+    return Record(record.radiograph, FAILED, text, id=film.id), crash.trace
 
 
 def screen_png(pixels: np.ndarray) -> bytes:

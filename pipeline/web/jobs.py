@@ -23,9 +23,10 @@ from cxr_pipeline.results.folder import ResultsFolder
 from cxr_pipeline.results.outputs import chosen, regions_of, row_of
 from cxr_pipeline.run.chain import Chain
 from cxr_pipeline.run.isolation import IsolatedReader
+from cxr_pipeline.stages.apply import where
 from cxr_pipeline.stages.base import FAILED
 from cxr_pipeline.web.answers import PICTURES, ApiError
-from cxr_pipeline.web.films import Film, screen_png, through, where
+from cxr_pipeline.web.films import Film, screen_png, through
 from cxr_pipeline.web.metrics import Metrics
 from cxr_pipeline.web.settings import Settings
 from cxr_pipeline.web.uploads import Upload
@@ -345,7 +346,7 @@ class Desk:
             film.row = job.writer.save(
                 film.id, name, sha256, record, trace=trace if self.settings.keep is not None else ""
             )
-            if record.radiograph.pixels.size > 1:
+            if record.radiograph is not None:
                 view = job.folder / "view" / f"{film.id}.png"
                 write_bytes(view, screen_png(record.radiograph.pixels), mode=PRIVATE)
         if record.regions is not None:

@@ -14,8 +14,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from cxr_pipeline.stages.apply import where
 from cxr_pipeline.web.answers import ApiError
-from cxr_pipeline.web.films import where
 from cxr_pipeline.web.metrics import Metrics
 from cxr_pipeline.web.settings import Settings
 

@@ -15,6 +15,8 @@ import numpy as np
 
 from cxr_pipeline.data.geometry import Box, Frame, bounding_box
 from cxr_pipeline.stages.base import Region, Stage
+from cxr_pipeline.stages.localize import Localize
+from cxr_pipeline.stages.segment import Segment
 
 CLASSES = ["TB", "NTB", "NORM"]
 
@@ -28,7 +30,10 @@ class Fake(Stage):
         self.card = {"decisions": {**self.decisions, **decisions}}
         self.fingerprint = fingerprint or f"fake-{self.name}"
         self.raises_on, self.delay, self.batches = raises_on, delay, []
-        for name, value in self.card["decisions"].items():
+        self.obey(self.card["decisions"])
+
+    def obey(self, decisions):
+        for name, value in decisions.items():
             setattr(self, name, value)
 
     @classmethod
@@ -59,6 +64,8 @@ class FakeSegment(Fake):
     """Lungs are what is darker than 0.4, without a border."""
 
     name = "segment"
+    run_settings = Segment.run_settings
+    call_settings = Segment.call_settings
     refuse = True
     decisions = {"threshold": 0.4, "margin": 0.05, "min_fraction": 0.05}  # noqa: RUF012
 
@@ -99,6 +106,7 @@ class FakeLocalize(Fake):
     """Heat is brightness; the region of a film that is not normal is its lung box."""
 
     name = "localize"
+    run_settings = Localize.run_settings
     decisions = {"threshold": 0.5, "min_area": 0.01, "max_regions": 5}  # noqa: RUF012
 
     def judge(self, record):
@@ -130,15 +138,14 @@ class FakeFindings(FakeClassify):
 
 def findings_chain(label=None):
     """A chain without segmentation that finds several labels a film; heat map and regions of `label`, where given."""
-    from cxr_pipeline.stages.localize import Localize
-
     decisions = {"classes": FakeFindings.decisions["classes"], "positive": None, "normal": None, "label": label}
     decisions |= {"threshold": 0.5, "min_area": 0.01, "max_regions": 5}
     return [FakeFindings(), Localize({"decisions": decisions}, f"localize {label}")]
 
 
-def chain(upto="localize", **options):
-    """The stages up to `upto`; `options` go to each."""
+def chain(upto=None, **options):
+    """The stages up to `upto`, by default all three; `options` go to each."""
+    upto = upto or "localize"
     classes = [FakeSegment, FakeClassify, FakeLocalize]
     names = [one.name for one in classes]
     return [one(**options) for one in classes[: names.index(upto) + 1]]

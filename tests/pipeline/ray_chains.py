@@ -13,8 +13,9 @@ from functools import partial
 from pathlib import Path
 
 from cxr_pipeline.results import filmfiles
-from cxr_pipeline.run.chain import Chain, open_chain
+from cxr_pipeline.run.chain import Chain
 from cxr_pipeline.run.runner import identity_of
+from cxr_pipeline.run.spec import ChainSpec
 from tests.pipeline import fake_chain
 
 
@@ -26,7 +27,7 @@ def fake(threads=None, **options):
 
 def killed_once(film, marker, threads=None):
     """The shipped chain; the first worker that comes to a film is killed there, in the middle of its block."""
-    opened = open_chain("tb", "localize", threads=threads)
+    opened = ChainSpec(threads=threads).open()
     segment = opened.stages[0]
     run = segment.run
 

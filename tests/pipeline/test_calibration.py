@@ -105,7 +105,7 @@ def test_a_run_obeys_the_site_file(site, tiny_chain, samples, tmp_path):
     assert said["site"] == "ours"
     assert said["films"]["n"] == 18
     chain = load_chain(tiny_chain)
-    apply_site(site, chain)
+    chain = apply_site(site, chain)
     assert chain[1].threshold == said["threshold"]
     command = ["run", str(samples.parent), "--weights", str(tiny_chain)]
     for name, more in (("plain", []), ("ours", ["--site", str(site)])):
@@ -135,7 +135,7 @@ def test_the_site_file_answers_as_the_fit_does(site, tiny_chain, samples):
     raw, labels, _ = _judge(read_manifest(samples), chain)
     fitted = fit(raw / chain[1].temperature + chain[1].offsets, labels)
     expected = fitted.probabilities(raw / chain[1].temperature + chain[1].offsets)
-    apply_site(site, chain)
+    chain = apply_site(site, chain)
     np.testing.assert_allclose(metrics.softmax(raw / chain[1].temperature + chain[1].offsets), expected, atol=1e-3)
 
 

@@ -36,8 +36,8 @@ def arguments(films, tmp_path, monkeypatch):
         card = one.card | {"licence": "MIT", "training": training, "figures": {"test": {"auc_tb": figure}}}
         (tmp_path / "weights" / one.name / "card.json").write_text(json.dumps(card))
 
-    def load_chain(weights, upto="localize", runtime="onnx", threads=None):
-        loaded = fake_chain.chain(upto)
+    def load_chain(weights, last_stage=None, runtime="onnx", threads=None):
+        loaded = fake_chain.chain(last_stage)
         for one in loaded:
             one.card = json.loads((tmp_path / "weights" / one.name / "card.json").read_text())
         return loaded

@@ -33,8 +33,8 @@ def weights(tmp_path, monkeypatch):
         card = one.card | {"training": {"settings": trained.get(one.name, {})}}
         (folder / one.name / "card.json").write_text(json.dumps(card))
 
-    def load_chain(weights, upto="localize", runtime="onnx", threads=None):
-        loaded = fake_chain.chain(upto)
+    def load_chain(weights, last_stage=None, runtime="onnx", threads=None):
+        loaded = fake_chain.chain(last_stage)
         for one in loaded:
             one.card = json.loads((folder / one.name / "card.json").read_text())
         return loaded
@@ -55,7 +55,7 @@ def call(*arguments):
 
 
 def test_stage_names_are_those_of_the_stages():
-    assert cli.STAGES == stages.NAMES
+    assert stages.names() == cli.STAGES
     assert {cli.DONE, cli.SOME_FAILED, cli.WRONG, cli.INTERRUPTED} == set(EXIT_CODES)
 
 
@@ -67,7 +67,7 @@ def test_all_done_is_0_and_says_where_and_what_for(films, tmp_path, weights, cap
     assert "Not a medical device" in said
     info = run_info(tmp_path / "out")
     assert info["weights"] == str(weights)
-    assert set(info["hashes"]) == set(info["config"]) == set(stages.NAMES)
+    assert set(info["hashes"]) == set(info["config"]) == {"segment", "classify", "localize"}
     assert len(info["hashes"]["segment"]["card.json"]) == 64
     assert info["config"]["segment"]["threshold"] == 0.4
     assert info["arguments"]["inputs"] == [str(films)]
@@ -217,12 +217,12 @@ def test_results_of_other_weights_are_refused_with_the_choices(films, tmp_path, 
     ],
 )
 def test_a_config_changes_what_it_names_and_a_run_obeys(text, changed, films, tmp_path, weights):
-    from cxr_pipeline.run.chain import open_chain
+    from cxr_pipeline.run.spec import ChainSpec
 
     (tmp_path / "c.yaml").write_text(text)
     plain, chain = (
-        open_chain(str(weights), "localize"),
-        open_chain(str(weights), "localize", config=tmp_path / "c.yaml"),
+        ChainSpec(str(weights)).open(),
+        ChainSpec(str(weights), config=tmp_path / "c.yaml").open(),
     )
     assert chain.settings == changed
     assert (chain.identity.stages == plain.identity.stages) == (not changed)

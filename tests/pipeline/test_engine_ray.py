@@ -17,9 +17,10 @@ from cxr_pipeline.cli import main as cli
 from cxr_pipeline.data.synthetic import write_samples
 from cxr_pipeline.results.folder import ResultsFolder, rows
 from cxr_pipeline.run.engines.cluster import EngineError, import_ray, room_for
-from cxr_pipeline.run.engines.ray import RayRunner, films_a_block, opening
+from cxr_pipeline.run.engines.ray import RayRunner, films_a_block
 from cxr_pipeline.run.inputs import find_inputs
 from cxr_pipeline.run.runner import RunError, Runner
+from cxr_pipeline.run.spec import ChainSpec
 from tests.pipeline import ray_chains
 from tests.pipeline.fake_chain import tree, write_film
 
@@ -63,7 +64,7 @@ def films(tmp_path_factory):
 def local(films, tmp_path_factory):
     """What the ordinary engine leaves of the films, by the shipped weights."""
     out = tmp_path_factory.mktemp("local") / "out"
-    chain = opening("tb", "localize")()
+    chain = ChainSpec().open()
     Runner(chain.stages, out, identity=chain.identity, batch_size=2).run(find_inputs([films]))
     return tree(out)
 
@@ -120,12 +121,11 @@ def test_options_that_cannot_be_obeyed_are_refused(films, tmp_path, capsys, opti
 def test_paths_are_absolute_for_workers_and_names_stay(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("mine.yaml").touch()
-    assert opening("tb", "segment", config="tb").args == ("tb", "segment")
-    ours = opening("w", "segment", config="mine.yaml", site=Path("s.yaml"))
-    assert ours.args == (str(tmp_path / "w"), "segment")
-    assert ours.keywords["config"] == str(tmp_path / "mine.yaml")
-    assert ours.keywords["site"] == tmp_path / "s.yaml"
-    assert opening("tb", "segment", config="tb").keywords["config"] == "tb"
+    named = ChainSpec("tb", "segment", config="tb")
+    assert named.absolute() == named
+    ours = ChainSpec("w", "segment", config="mine.yaml", site=Path("s.yaml")).absolute()
+    assert (ours.weights, ours.last_stage) == (str(tmp_path / "w"), "segment")
+    assert (ours.config, ours.site) == (str(tmp_path / "mine.yaml"), tmp_path / "s.yaml")
 
 
 @pytest.mark.slow
@@ -150,7 +150,7 @@ def test_the_command_leaves_what_the_ordinary_engine_leaves(cluster, films, tmp_
 @pytest.mark.slow
 @needs_ray
 def test_a_worker_that_is_killed_changes_nothing(cluster, films, local, tmp_path):
-    chain = opening("tb", "localize")()
+    chain = ChainSpec().open()
     marker, out = tmp_path / "killed", tmp_path / "out"
     killed = partial(ray_chains.killed_once, "synthetic_005_TB", marker)
     runner = RayRunner(chain.stages, out, identity=chain.identity, opening=killed, batch_size=1, workers=3)
@@ -249,7 +249,7 @@ def test_no_cluster_at_the_address_is_explained(films, tmp_path, capsys, monkeyp
 
 @needs_ray
 def test_two_runs_do_not_share_a_folder(films, tmp_path, capsys):
-    chain = opening("tb", "localize")()
+    chain = ChainSpec().open()
     with ResultsFolder(tmp_path / "out", chain.identity):
         assert cli._call(["run", str(films), "--out", str(tmp_path / "out"), "--engine", "ray"]) == 2
     assert "another run is working" in capsys.readouterr().err

@@ -48,14 +48,14 @@ def test_a_folder_is_walked_in_order_without_what_is_no_film(tmp_path):
 def test_what_is_left_out_of_a_folder_is_told(tmp_path):
     films(tmp_path, "a.png", "sub/no suffix", ".hidden", "out/overlays/a.png")
     (tmp_path / "notes.txt").write_text("no film")
-    (tmp_path / "sub" / "b.webp").write_bytes(b"RIFF????WEBP")
+    (tmp_path / "sub" / "b.mov").write_bytes(b"\0\0\0\x14ftypqt  ")
     left_out = []
     found = find_inputs([tmp_path, tmp_path / "a.png"], out=tmp_path / "out", left_out=left_out)
     assert paths(found, tmp_path) == ["a.png", "sub/no suffix"]
     assert [(os.path.relpath(one.file, tmp_path), one.reason) for one in left_out] == [
         (".hidden", "hidden"),
         ("notes.txt", "no_image"),
-        ("sub/b.webp", "no_image"),
+        ("sub/b.mov", "no_image"),
     ]
 
 

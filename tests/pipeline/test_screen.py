@@ -14,10 +14,10 @@ import yaml
 from cxr_pipeline.results.drawing import layout
 from cxr_pipeline.results.folder import Identity, rows, run_info
 from cxr_pipeline.results.reader import ResultsReader, wrong_files
-from cxr_pipeline.run.chain import fingerprint_of
 from cxr_pipeline.run.inputs import find_inputs
 from cxr_pipeline.run.runner import Runner
 from cxr_pipeline.run.screen import ScreenError, said, screen
+from cxr_pipeline.stages.base import fingerprint_of
 from cxr_pipeline.stages.classify import Classify
 from cxr_pipeline.train.calibration import CalibrationError
 from tests.pipeline.fake_chain import CLASSES, FakeClassify, chain, tree, write_film

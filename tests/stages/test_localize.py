@@ -45,6 +45,15 @@ def test_box_side_and_zone_of_a_planted_spot(x, y, side, zone):
     assert region.score == pytest.approx(0.8, abs=1e-6)
 
 
+def test_next_to_no_heat_makes_no_box():
+    """The same map, five times stronger, makes one: the floor is of the map before it is scaled to its maximum."""
+    for strength, boxes in ((1.0, 0), (5.0, 1)):
+        stage = Localize({"decisions": DECISIONS | {"floor": 2.0}})
+        record = stage.run([chained([(0.3, 0.3, 0.04, strength)])])[0]
+        assert len(record.regions) == boxes
+        assert record.heatmap.max() > 0.9
+
+
 def test_heatmap_is_native_and_peaks_at_the_spot():
     record = localize().run([chained([(0.3, 0.3, 0.05, 7.0)], size=(701, 530))])[0]
     assert record.heatmap.shape == (701, 530)

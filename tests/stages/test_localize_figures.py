@@ -77,6 +77,8 @@ def test_fit_finds_the_planted_threshold_and_counts_only_labelled_films_of_val(d
     assert Localize.train(dataset(rows), config, out, [FakeSegment(), classify]) == out
     assert classify.calls == 4  # the chain runs once a film
     card = json.loads((out / "card.json").read_text())
+    floor = card["decisions"].pop("floor")  # all four maps have the same height, 1
+    assert floor == pytest.approx(1.0, abs=0.05)
     assert card["decisions"] == DECISIONS | {"threshold": 0.3, "min_area": 0.001}
     assert card["training"]["n"] == 4
     assert card["training"]["chain"] == {"segment": "fake-segment", "classify": "fake-classify"}

@@ -14,7 +14,7 @@ from importlib import import_module
 from importlib.metadata import entry_points
 
 from cxr_pipeline.results.identity import ResultsError
-from cxr_pipeline.results.outputs.base import Output, failed
+from cxr_pipeline.results.outputs.base import Output, failed, logged
 from cxr_pipeline.results.outputs.regions import regions_of
 from cxr_pipeline.results.outputs.table import columns, row_of
 
@@ -108,4 +108,4 @@ def _made(name: str) -> Output:
         raise ResultsError(f"the output {name!r} cannot be used: {error}. It must need no arguments") from error
 
 
-__all__ = ["Output", "chosen", "columns", "failed", "output_class", "output_names", "regions_of", "row_of"]
+__all__ = ["Output", "chosen", "columns", "failed", "logged", "output_class", "output_names", "regions_of", "row_of"]

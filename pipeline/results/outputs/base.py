@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +11,8 @@ import cv2
 import numpy as np
 
 from cxr_pipeline.results.identity import Identity
-from cxr_pipeline.stages.base import FAILED, Record
+from cxr_pipeline.stages.apply import crashed
+from cxr_pipeline.stages.base import Record
 
 
 @dataclass(frozen=True)
@@ -97,9 +97,14 @@ def file_names(name: str, film: str, suffixes: Iterable[str]) -> list[str]:
 
 def failed(record: Record, where: str, error: Exception) -> tuple[Record, str]:
     """The record as failed by an exception that nobody foresaw, and the traceback for run.log."""
-    message = " ".join(str(error).split()) or "no message"
-    text = f"{where}: {type(error).__name__}: {message[:300]}. The traceback is in run.log"
-    return replace(record, status=FAILED, error=text), "".join(traceback.format_exception(error))
+    return logged(crashed(record, where, error))
+
+
+def logged(record: Record) -> tuple[Record, str]:
+    """The record as a run tells of it, and the traceback for run.log: empty where nothing crashed."""
+    if record.crash is None:
+        return record, ""
+    return replace(record, error=f"{record.error}. The traceback is in run.log"), record.crash.trace
 
 
 def judged_so_far(record: Record) -> bool:

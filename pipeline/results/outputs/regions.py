@@ -23,7 +23,7 @@ class Regions(Output):
 
     def wants_summary(self, run: Mapping[str, Any]) -> bool:
         """Whether the chain, or an earlier and longer one, looks for regions."""
-        return bool(run["fingerprints"].get(stages.NAMES[-1]))
+        return "regions" in stages.filled(run["fingerprints"])
 
     def write_summary(
         self, file: IO[bytes], entries: Callable[[], Iterable[dict[str, Any]]], run: Mapping[str, Any]

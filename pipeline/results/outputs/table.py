@@ -53,7 +53,7 @@ def row_of(record: Record) -> dict[str, str]:
     Raises:
         ValueError: a figure is not a finite number.
     """
-    height, width = record.radiograph.size
+    height, width = record.size
     row = {"status": record.status, "error": " ".join(record.error.split())}
     if width and height:
         row |= {"width": str(width), "height": str(height)}
@@ -70,10 +70,20 @@ def row_of(record: Record) -> dict[str, str]:
         row["screen"] = record.screen
     if record.regions is not None:
         row["regions"] = str(len(record.regions))
-    warnings = [*record.radiograph.meta.get("warnings", ()), *record.extra.get("warnings", ())]
-    if warnings:
-        row["warnings"] = "; ".join(" ".join(str(text).split()) for text in warnings)
+    for name, value in (record.measures or {}).items():
+        row[name] = _measure(value)
+    if record.warnings:
+        row["warnings"] = "; ".join(" ".join(str(text).split()) for text in record.warnings)
     return row
+
+
+def _measure(value: float | str | None) -> str:
+    """A stage's measure as text: numbers with the decimals that the stage rounded them to."""
+    if value is None or isinstance(value, str):
+        return value or ""
+    if not math.isfinite(value):
+        raise ValueError(f"a stage gave {value}, which is not a finite number")
+    return f"{value:.10g}"
 
 
 def number(value: float, digits: int) -> str:

@@ -13,15 +13,11 @@ from types import ModuleType
 from typing import Any
 
 from cxr_pipeline.about import cores
-from cxr_pipeline.configs.errors import CxrError
+from cxr_pipeline.run.engines.base import EngineError
 
 _STORE = 512 << 20  # bytes of shared memory for a cluster of our own; paths and entries pass through it, no pixels
 _ANSWER = 10.0  # seconds for a cluster to answer at its address
 _QUIET = ("ray", "ray.data")
-
-
-class EngineError(CxrError, RuntimeError):
-    """Ray is not installed, its cluster cannot be reached, or has no room for a worker."""
 
 
 def room_for(nodes: Sequence[dict[str, Any]], cpus: float, gpus: float) -> int:

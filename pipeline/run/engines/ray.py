@@ -17,29 +17,81 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import cv2
 
+from cxr_pipeline.data.files import PRIVATE
 from cxr_pipeline.results.filmfiles import FilmFiles
 from cxr_pipeline.results.folder import Identity, ResultsFolder
 from cxr_pipeline.results.outputs import Output
-from cxr_pipeline.run.chain import Chain, open_chain
+from cxr_pipeline.run.chain import Chain
+from cxr_pipeline.run.engines.base import Engine, EngineError
 from cxr_pipeline.run.engines.cluster import connected, import_ray, quiet, room_for
 from cxr_pipeline.run.inputs import Input
 from cxr_pipeline.run.isolation import IsolatedReader
-from cxr_pipeline.run.reading import unread
 from cxr_pipeline.run.runner import RunError, Runner, Tally
-from cxr_pipeline.stages.base import FAILED, Record
+from cxr_pipeline.stages.base import Record
+from cxr_pipeline.stages.films import unread
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from cxr_pipeline.run.spec import ChainSpec
+
 _BATCHES = 4  # of the networks in a block: what a killed worker loses, and what an answer carries
 _BLOCKS = 10_000  # of a run; larger runs have larger blocks, so that the driver stays light
+
+
+class RayEngine(Engine):
+    """Workers of a Ray cluster, each with a chain of its own."""
+
+    name: ClassVar[str] = "ray"
+    summary: ClassVar[str] = "workers of a Ray cluster, of this machine or many"
+    options: ClassVar[tuple[str, ...]] = ("address", "cpus_per_worker", "gpus_per_worker")
+
+    @classmethod
+    def check(cls, runtime: str, **options: Any) -> None:
+        """Ray has to be installed; GPUs are for the runtime that uses them.
+
+        Raises:
+            EngineError: which of the two it is.
+        """
+        if options.get("gpus_per_worker") and runtime != "keras":
+            raise EngineError(
+                f"--gpus-per-worker: {runtime} runs on CPUs here. Add --runtime keras, or leave the option out"
+            )
+        import_ray()
+
+    @classmethod
+    def runner(
+        cls,
+        chain: Chain,
+        spec: ChainSpec,
+        out: Path,
+        *,
+        batch_size: int = 8,
+        workers: int | None = None,
+        outputs: Sequence[Output] | None = None,
+        mode: int = PRIVATE,
+        verify: bool = False,
+        **options: Any,
+    ) -> RayRunner:
+        """See `Engine.runner`."""
+        return RayRunner(
+            chain.stages,
+            out,
+            identity=chain.identity,
+            batch_size=batch_size,
+            workers=workers,
+            outputs=outputs,
+            mode=mode,
+            verify=verify,
+            opening=spec.absolute().open,
+            **options,
+        )
 
 
 @dataclass(kw_only=True)
@@ -52,7 +104,7 @@ class RayRunner(Runner):
 
     Args:
         opening: called with `threads=n` in each worker, opens the chain that `stages` is here, for n cores; it has to
-            pickle. See `opening` of this module.
+            pickle, as `ChainSpec.open` does.
         workers: actors; by default as many as the cluster has room for.
         cpus_per_worker: cores of each, which may be a fraction; it bounds the threads of its networks too.
         gpus_per_worker: GPUs of each, which may be a fraction: networks of the runtime "keras" then run on it.
@@ -111,7 +163,7 @@ class RayRunner(Runner):
                 f"{Path(item.path).name}: the process that judged it was killed each time, {1 + self.retries} times "
                 "alone. Try it with --engine local"
             )
-            row = folder.save(item.key, item.path, "", unread(item, ids[item.key], FAILED, error))
+            row = folder.save(item.key, item.path, "", unread(ids[item.key], error))
             tally.add(row)
         folder.films.sweep()  # of killed workers
 
@@ -292,31 +344,6 @@ class _Desk:
         entry = self.films.write(self._by_key[key].image, sha256, record, trace=trace)
         self.entries.append((key, entry))  # of several threads; appending is atomic
         return entry["row"]
-
-
-def opening(
-    weights: str,
-    upto: str,
-    *,
-    runtime: str = "onnx",
-    config: str | None = None,
-    site: Path | None = None,
-    label: str | None = None,
-    refuse: bool = True,
-) -> Callable[..., Chain]:
-    """`open_chain` with these arguments, for processes in other working folders: paths are absolute, names stay."""
-    from cxr_pipeline.models.store import shipped
-
-    return partial(
-        open_chain,
-        weights if weights in shipped() else os.path.abspath(weights),
-        upto,
-        runtime=runtime,
-        config=os.path.abspath(config) if config is not None and os.path.isfile(config) else config,
-        site=Path(os.path.abspath(site)) if site is not None else None,
-        label=label,
-        refuse=refuse,
-    )
 
 
 def films_a_block(films: int, batch_size: int, workers: int) -> int:

@@ -1,0 +1,61 @@
+"""Masks of organs: cleaned of specks, and a lung mask as the patient's right and left lung."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+from cxr_pipeline.data.geometry import Frame, bounding_box
+
+_LONE_LUNG = 0.7  # a single component narrower than this share of its height is one lung, not two that touch
+_SMALLEST_SHARE = 0.05  # a second component smaller than this share of the first is no lung
+
+
+def clean(mask: np.ndarray) -> np.ndarray:
+    """The two largest components of a mask (H, W), their holes filled; uint8, 0 or 1.
+
+    A second component under 5 % of the first is dropped too.
+    """
+    outlines, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    outlines = sorted(outlines, key=cv2.contourArea, reverse=True)[:2]
+    if len(outlines) == 2 and cv2.contourArea(outlines[1]) < _SMALLEST_SHARE * cv2.contourArea(outlines[0]):
+        outlines = outlines[:1]
+    out = np.zeros(mask.shape, np.uint8)
+    cv2.drawContours(out, outlines, -1, 1, cv2.FILLED)
+    return out
+
+
+def largest(mask: np.ndarray) -> np.ndarray:
+    """The largest component of a mask (H, W), its holes filled; uint8, 0 or 1. Empty stays empty."""
+    outlines, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    out = np.zeros(mask.shape, np.uint8)
+    if outlines:
+        cv2.drawContours(out, [max(outlines, key=cv2.contourArea)], -1, 1, cv2.FILLED)
+    return out
+
+
+def split_lungs(lungs: np.ndarray, frame: Frame) -> tuple[np.ndarray, np.ndarray]:
+    """A lung mask (h, w) bool on the grid, as the patient's right lung (left in the picture) and left lung.
+
+    The two largest components are the lungs, if they lie side by side. Otherwise the mask is cut at its vertical
+    midline; but one that is far higher than wide in native pixels is a lone lung, whole on its side of the film's
+    midline.
+    """
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(lungs.astype(np.uint8), connectivity=8)
+    order = 1 + np.argsort(-stats[1:, cv2.CC_STAT_AREA], kind="stable")[:2]
+    nothing = np.zeros_like(lungs)
+    if count < 2:
+        return nothing, nothing
+    if len(order) == 2:
+        first, second = sorted(order, key=lambda k: stats[k, cv2.CC_STAT_LEFT] + stats[k, cv2.CC_STAT_WIDTH] / 2)
+        overlap = stats[first, cv2.CC_STAT_LEFT] + stats[first, cv2.CC_STAT_WIDTH] - stats[second, cv2.CC_STAT_LEFT]
+        if overlap <= 0.5 * min(stats[first, cv2.CC_STAT_WIDTH], stats[second, cv2.CC_STAT_WIDTH]):
+            return labels == first, labels == second
+    box = bounding_box(lungs)
+    native = frame.box_to_native(box)
+    if native.w < _LONE_LUNG * native.h:
+        on_left_of_film = native.x + native.w / 2 < frame.native[1] / 2
+        return (lungs, nothing) if on_left_of_film else (nothing, lungs)
+    right = lungs.copy()
+    right[:, round(box.x + box.w / 2) :] = False
+    return right, lungs & ~right
