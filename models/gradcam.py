@@ -62,7 +62,11 @@ def _in_lungs(model: K.Model) -> K.KerasTensor | None:
     """
     if not _has(model, EVIDENCE):
         return None
-    return keras().ops.minimum(2.0 * model.get_layer(LUNG_SHARE).output, 1.0)
+    layers = (
+        keras().layers
+    )  # named, so that a model that was loaded, whose operations have names already, can have them
+    twice = layers.Rescaling(2.0, name="lung_share_twice")(model.get_layer(LUNG_SHARE).output)
+    return layers.ReLU(max_value=1.0, name="in_lungs")(twice)
 
 
 def _features(model: K.Model) -> K.KerasTensor:
@@ -103,7 +107,7 @@ def maps_layer(model: K.Model) -> K.KerasTensor:
         maps = cam(features)
         cam.set_weights([kernel[None, None] / (height * width)])
         inside = _in_lungs(model)
-        return maps if inside is None else maps * inside
+        return maps if inside is None else k.layers.Multiply(name="maps_in_lungs")([maps, inside])
     gradient = _gradient_of_pooled(model)  # (N, classes, pooled)
     classes = gradient.shape[1]
     if isinstance(model.get_layer(POOL), k.layers.GlobalAveragePooling2D):

@@ -9,7 +9,9 @@ from cxr_pipeline.models.backbones.chest import CHANNELS, load_features
 from cxr_pipeline.models.backbones.encoder_weights import EncoderWeightsError
 from cxr_pipeline.models.backend import keras
 from cxr_pipeline.models.classifier import build_classifier
+from cxr_pipeline.models.export import save_bundle
 from cxr_pipeline.models.gradcam import gradient_maps, has_linear_head, maps_layer
+from cxr_pipeline.models.store import KERAS_FILE, load_keras, open_network
 from cxr_pipeline.models.training.errors import TrainingError
 from cxr_pipeline.models.training.two_steps import TwoSteps
 
@@ -42,6 +44,16 @@ def test_the_head_is_linear_and_its_maps_are_grad_cam(model, films):
     assert closed.shape == (3, SIZE // 16, SIZE // 16, 3)
     assert closed.max() > 0
     np.testing.assert_allclose(closed, gradient_maps(model, films), atol=1e-6)
+
+
+def test_a_stored_network_can_be_stored_again(model, films, tmp_path):
+    """As `pipeline export` does: its operations have names by then, which those of the maps must not take."""
+    save_bundle(model, tmp_path)
+    again = load_keras(tmp_path / KERAS_FILE)
+    save_bundle(again, tmp_path / "again")
+    answers = [open_network(folder)(films) for folder in (tmp_path, tmp_path / "again")]
+    for name in ("logits", "maps"):
+        np.testing.assert_allclose(answers[0][name], answers[1][name], atol=1e-5)
 
 
 def test_there_is_no_heat_beside_the_lungs(model, films):
