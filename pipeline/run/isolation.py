@@ -178,7 +178,7 @@ class _Helper:
 
     def __init__(self, memory: int) -> None:
         key = os.urandom(16)
-        with Listener(family=_FAMILY, authkey=key) as listener:
+        with Listener(_address(), family=_FAMILY, authkey=key) as listener:
             root = str(Path(__file__).parent.parent)
             env = os.environ | {
                 "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")])),
@@ -186,7 +186,14 @@ class _Helper:
                 "OMP_NUM_THREADS": "1",
             }
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "cxr_pipeline.run.isolation", listener.address, str(memory), str(os.getpid())],
+                [
+                    sys.executable,
+                    "-m",
+                    "cxr_pipeline.run.isolation",
+                    _shown(listener.address),
+                    str(memory),
+                    str(os.getpid()),
+                ],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
@@ -245,6 +252,16 @@ class _Helper:
         self._connection.close()
 
 
+def _address() -> str | None:
+    """A name to listen at. On Linux one without a file: a path in a deep temporary folder is too long for a socket."""
+    return f"\0cxr-{os.urandom(16).hex()}" if sys.platform.startswith("linux") else None
+
+
+def _shown(address: str | bytes) -> str:
+    """The name as an argument of a command, which cannot hold a zero byte."""
+    return os.fsdecode(address).replace("\0", "@", 1)
+
+
 def serve(address: str, key: bytes, memory: int, parent: int) -> None:
     """Read films for the process that listens at `address`, until it hangs up.
 
@@ -256,7 +273,7 @@ def serve(address: str, key: bytes, memory: int, parent: int) -> None:
     """
     end_with_parent(parent)
     _limit(memory)
-    with Client(address, authkey=key) as connection:
+    with Client(f"\0{address[1:]}" if address.startswith("@") else address, authkey=key) as connection:
         while True:
             try:
                 path, name = connection.recv()

@@ -39,7 +39,8 @@ def test_of_several_labels_a_film_each_is_counted(tmp_path):
     assert "No film has a score" not in text
     highest = max(row["p"]["Effusion"] for row in rows.values())
     assert re.search(rf'row">Effusion</th><td>1</td><td>0.500</td><td>0.\d+</td><td>{highest:.3f}</td><td><svg', text)
-    options = re.findall(r"<option[^>]*>([^<]+)</option>", text[text.index('<select id="answer">') :])
+    answers = text[text.index('<select id="answer">') :].split("</select>")[0]
+    options = re.findall(r"<option[^>]*>([^<]+)</option>", answers)
     assert options == ["all", "Mass", "Effusion", "Pleural_Thickening", "none of them"]
 
 
