@@ -60,8 +60,11 @@ class WeightsError(CxrError, ValueError):
 
 
 def shipped() -> list[str]:
-    """Names of the chains that come with the package."""
-    return sorted(p.name for p in SHIPPED.iterdir() if p.is_dir()) if SHIPPED.is_dir() else []
+    """Names of the chains that come with the package.
+
+    A folder without a stage's bundle, such as that of the features `chest`, is no chain.
+    """
+    return sorted({card.parent.parent.name for card in SHIPPED.glob(f"*/*/{CARD_FILE}")})
 
 
 def find(weights: str | Path) -> Path:

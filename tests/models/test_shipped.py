@@ -20,7 +20,9 @@ from cxr_pipeline.models.store import (
     KERAS_FILE,
     SERVING_FILE,
     SHIPPED,
+    WeightsError,
     bundle_of,
+    find,
     load_keras,
     open_network,
     read_card,
@@ -134,3 +136,19 @@ def test_maps_show_what_the_network_learned(chain):
         after = np.asarray(serving_model(model)(batch)["maps"])[..., 0]
         alike = [np.corrcoef(a.ravel(), b.ravel())[0, 1] for a, b in zip(before, after, strict=True) if b.any()]
         assert not alike or np.mean(alike) < 0.6, (layer.name, alike)
+
+
+def test_a_folder_without_stages_is_no_chain():
+    assert (SHIPPED / "chest" / "features.npz").is_file()
+    assert "chest" not in shipped()
+    assert "tb" in shipped()
+    with pytest.raises(WeightsError, match="no weights 'chest'"):
+        find("chest")
+
+
+def test_the_card_of_the_features_counts_its_films():
+    training = json.loads((SHIPPED / "chest" / "card.json").read_text(encoding="utf-8"))["training"]
+    films = training["films"]["train"]
+    assert films["n"] == sum(films["by_source"].values())
+    assert set(films["by_source"]) == set(training["taught_by"])
+    assert not set(films["by_source"]) & set(training["never_seen"])
