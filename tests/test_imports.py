@@ -1,7 +1,7 @@
 """Imports run one way between the rooms, and in no circle anywhere.
 
-The source is parsed and not run. Imports inside functions and under `if TYPE_CHECKING` are left out: neither happens when
-a module is imported, and the rooms use them to stay light and to name types.
+The source is parsed and not run. Imports inside functions and under `if TYPE_CHECKING` are left out: neither happens
+when a module is imported, and the rooms use them to stay light and to name types.
 """
 
 from __future__ import annotations
