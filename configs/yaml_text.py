@@ -7,13 +7,15 @@ from typing import Any
 
 import yaml
 
+from cxr_pipeline.configs.errors import CxrError
+
 MAX_BYTES = 64 * 1024  # a config that spells out every setting has 4 KB
 # With aliases written out. A config that spells out every setting has 300. Nine aliases of nine each, nine deep, are
 # 482 bytes, and a billion values.
 MAX_VALUES = 10_000
 
 
-class YamlError(ValueError):
+class YamlError(CxrError, ValueError):
     """A text that is not YAML, or is beyond the bounds; the message names which."""
 
 

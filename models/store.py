@@ -15,12 +15,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from cxr_pipeline.configs.errors import CxrError
+from cxr_pipeline.data.files import write_text
 from cxr_pipeline.models import runtimes
 from cxr_pipeline.models.runtimes import KERAS_FILE, SERVING_FILE, Network
 from cxr_pipeline.models.runtimes.keras import load_keras
@@ -111,14 +111,6 @@ def read_card(bundle: Path) -> dict[str, Any]:
 def write_card(bundle: Path, card: dict[str, Any]) -> None:
     """Write `card.json`, whole or not at all."""
     write_text(bundle / CARD_FILE, json.dumps(card, indent=2, ensure_ascii=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all: under a temporary name, then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
 
 
 def fingerprint(bundle: Path) -> str:

@@ -11,7 +11,6 @@ answer.probabilities, answer.regions, answer.heatmap
 
 from __future__ import annotations
 
-import csv
 import html
 import json
 from collections.abc import Iterator, Sequence
@@ -23,8 +22,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cxr_pipeline.about import NOTICE
+from cxr_pipeline.data.files import PRIVATE, plain_cell
 from cxr_pipeline.data.radiograph import Radiograph, read
-from cxr_pipeline.results.folder import ResultsError, run_info
+from cxr_pipeline.results.outputs import chosen
+from cxr_pipeline.results.reader import ResultsReader
 from cxr_pipeline.run.inputs import find_inputs
 from cxr_pipeline.run.runner import Runner
 from cxr_pipeline.run.spec import ChainSpec
@@ -44,10 +45,13 @@ class Results:
     folder: Path
 
     @cached_property
+    def _reader(self) -> ResultsReader:
+        return ResultsReader(self.folder)
+
+    @cached_property
     def rows(self) -> list[dict[str, str]]:
-        """`results.csv`, one dict an input."""
-        with (self.folder / "results.csv").open(encoding="utf-8", newline="") as file:
-            return list(csv.DictReader(file))
+        """`results.csv`, one dict per input."""
+        return list(self._reader.rows())
 
     @cached_property
     def table(self) -> pd.DataFrame:
@@ -57,7 +61,7 @@ class Results:
         text = {name: str for name in ("image", "id", "status", "error", "label", "screen", "warnings", "sha256")}
         table = pd.read_csv(self.folder / "results.csv", dtype=text)
         named = [name for name in text if name in table]
-        table[named] = table[named].fillna("")
+        table[named] = table[named].fillna("").map(plain_cell)
         return table
 
     @cached_property
@@ -75,17 +79,22 @@ class Results:
     @property
     def info(self) -> dict[str, Any]:
         """`run.json`: versions, weights and their hashes, settings, counts, seconds."""
-        return run_info(self.folder)
+        return self._reader.info
 
     def picture(self, id: str, kind: str = "overlays") -> np.ndarray:
         """A picture of one film: "overlays" (h, w, 3) RGB, "masks", "heatmaps" or "crops" (h, w), uint8.
 
         Raises:
-            FileNotFoundError: the film was not judged that far.
+            FileNotFoundError: the film was not judged that far, or the run did not write that output.
         """
         import cv2
 
-        path = self.folder / kind / f"{id}.png"
+        path = self._reader.file(id, kind)
+        if path is None:
+            raise FileNotFoundError(
+                f"there is no {id} in {self.folder / kind}. The film was not judged that far, or the run did not "
+                "write that output: see `outputs` of Pipeline.run"
+            )
         data = np.frombuffer(path.read_bytes(), np.uint8)
         image = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
         return image[..., ::-1] if image.ndim == 3 else image
@@ -167,8 +176,19 @@ class Pipeline:
         workers: int | None = None,
         batch_size: int = 8,
         overwrite: bool = False,
+        outputs: str | Sequence[str] | None = None,
+        mode: int = PRIVATE,
     ) -> Results:
         """Judge files, folders or a manifest into a results folder; goes on where an interrupted run stopped.
+
+        Args:
+            inputs: files, folders or a manifest.
+            out: the results folder.
+            workers: threads; by default one per core.
+            batch_size: films that the networks see at once.
+            overwrite: discard what another run left in the folder.
+            outputs: what is written, such as ["masks", "heatmaps"] or "all"; by default masks, overlays and regions.
+            mode: permissions of what is written.
 
         Raises:
             run.inputs.InputError: nothing to judge.
@@ -183,6 +203,7 @@ class Pipeline:
         runner = Runner(
             self._chain.stages, Path(out), identity=self._chain.identity, batch_size=batch_size, workers=workers
         )
+        runner.outputs, runner.mode = chosen(outputs), mode
         runner.run(found, overwrite=overwrite)
         return Results(Path(out))
 
@@ -211,10 +232,9 @@ def open_results(folder: str | Path) -> Results:
     """The results of an earlier run.
 
     Raises:
-        ResultsError: no run of this program left that folder.
+        results.identity.ResultsError: no run of this program left that folder.
     """
-    if not (Path(folder) / "run.json").is_file():
-        raise ResultsError(f"{folder} is no results folder: it has no run.json. Give a folder of `pipeline run`")
+    ResultsReader(Path(folder))
     return Results(Path(folder))
 
 

@@ -6,7 +6,6 @@ import json
 import platform
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 from cxr_pipeline.about import RUNTIMES, cores
 from cxr_pipeline.configs.errors import CxrError
+from cxr_pipeline.data.locks import temporary_folder
 from cxr_pipeline.run.inputs import find_inputs
 
 FILMS = 48  # synthetic ones, where no input is given
@@ -40,7 +40,8 @@ def benchmark(
         BenchmarkError: a runtime that was named cannot run, or none can.
         run.inputs.InputError: nothing to judge.
     """
-    with tempfile.TemporaryDirectory(prefix="cxr-benchmark-") as folder:
+    with temporary_folder("benchmark") as path:
+        folder = str(path)
         if not inputs:
             from cxr_pipeline.data.synthetic import write_samples
 

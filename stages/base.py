@@ -86,7 +86,8 @@ class Record:
     maps: np.ndarray | None = None  # (h, w, classes) float32, Grad-CAM of each class's logit, on `frame`
     frame: Frame | None = None
     # localize
-    heatmap: np.ndarray | None = None  # (H, W) float32 [0, 1], native size
+    heat: np.ndarray | None = None  # (h, w) float32 [0, 1], the heat map on `frame`
+    native_heat: np.ndarray | None = None  # the same at native size, see `heatmap`
     heatmap_label: str | None = None  # the class that it, and the regions, are of
     regions: list[Region] | None = None
     extra: dict[str, Any] = field(default_factory=dict)
@@ -100,6 +101,17 @@ class Record:
     def __post_init__(self) -> None:
         if not self.id and self.radiograph is not None:
             self.id = self.radiograph.id
+
+    @property
+    def heatmap(self) -> np.ndarray | None:
+        """The heat map (H, W) float32 [0, 1] at native size: drawn when first asked for, as few need it so large."""
+        if self.native_heat is None and self.heat is not None:
+            self.native_heat = np.clip(self.frame.to_native(self.heat), 0.0, 1.0)
+        return self.native_heat
+
+    @heatmap.setter
+    def heatmap(self, value: np.ndarray | None) -> None:
+        self.native_heat = value
 
     @property
     def ok(self) -> bool:

@@ -227,7 +227,7 @@ class ClassifyTraining:
 
     @property
     def _encode(self) -> partial[np.ndarray]:
-        return partial(encoder_input, how=self.settings.lungs, pool=self.settings.pool)
+        return partial(encoder_input, mode=self.settings.lungs, pool=self.settings.pool)
 
     def _batches(self, films: Crops, **options: Any) -> Batches:
         weights, priors = self.task.beside(films.rows, films.targets)

@@ -42,7 +42,7 @@ def encoder_input(crop: np.ndarray, lungs: np.ndarray, mode: str, pool: str = "a
 
     Args:
         crop: (H, W) uint8. lungs: (H, W) uint8, 0 or 1.
-        how: "none" and "crop" the crop as it is; "masked" all but the lungs faded to black; "channel" the lungs as a
+        mode: "none" and "crop" the crop as it is; "masked" all but the lungs faded to black; "channel" the lungs as a
             second channel.
         pool: "lungs" and "zones" add the lungs as the second channel too, for the network to average its features over.
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,8 +10,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import cv2
 import numpy as np
 
+from cxr_pipeline.data.files import csv_text, write_text
 from cxr_pipeline.data.geometry import Box, Frame, bounding_box, resize
-from cxr_pipeline.models.store import LICENCE, fingerprint, read_card, write_card, write_text
+from cxr_pipeline.models.store import LICENCE, fingerprint, read_card, write_card
 from cxr_pipeline.stages.base import Record, Region, Stage, StageError, Truth
 from cxr_pipeline.stages.decisions import POSITIVE, UNSURE
 from cxr_pipeline.stages.films import stream
@@ -179,7 +178,7 @@ class Localize(Stage):
         return cls(read_card(bundle), fingerprint(bundle))
 
     def run(self, records: Sequence[Record]) -> list[Record]:
-        """Fill in `heatmap`, `heatmap_label` and `regions` of the films that have maps.
+        """Fill in `heat`, `heatmap_label` and `regions` of the films that have maps.
 
         They are of the class `label`, where one was asked for, else of the predicted class; of several predicted
         labels, the likeliest. A film predicted normal gets the heat map of the positive class (without one, of the
@@ -192,8 +191,7 @@ class Localize(Stage):
                 continue
             judged, certain = self.judged(record)
             seen = focus(record, self.classes.index(judged))
-            heatmap = seen.frame.to_native(seen.heat)
-            record.heatmap = np.clip(heatmap, 0.0, 1.0, out=heatmap)
+            record.heat = seen.heat
             record.heatmap_label = judged
             record.regions = self.regions(seen, judged, record.probabilities[judged]) if certain else []
         return list(records)
@@ -325,8 +323,4 @@ def _best_ious(
 
 
 def _csv(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({k: f"{v:.6g}" for k, v in row.items()} for row in rows)
-    return text.getvalue()
+    return csv_text(columns, ({k: f"{v:.6g}" for k, v in row.items()} for row in rows))

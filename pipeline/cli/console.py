@@ -82,9 +82,8 @@ def print_summary(summary: Summary) -> None:
         click.echo()
         click.echo(f"Worklist  {out / 'worklist.csv'}")
     click.echo(f"Table     {out / 'results.csv'}")
-    click.echo(f"Overlays  {out / 'overlays'}")
-    click.echo(f"Masks     {out / 'masks'}")
-    if (out / "regions.json").is_file():
-        click.echo(f"Regions   {out / 'regions.json'}")
+    for name in ("overlays", "masks", "heatmaps", "crops", "regions.json"):
+        if (out / name).exists():
+            click.echo(f"{name.removesuffix('.json').capitalize():10}{out / name}")
     total = summary.seconds["total"]
     click.echo(f"{sum(summary.counts.values())} films in {total:.1f} s. {NOTICE}")

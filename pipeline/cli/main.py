@@ -47,6 +47,16 @@ def _parsed_shard(_context: click.Context, _option: click.Parameter, value: str 
     return int(number), int(count)
 
 
+def _parsed_mode(_context: click.Context, _option: click.Parameter, value: str | None) -> int:
+    try:
+        mode = int(value or "600", 8)
+    except ValueError:
+        mode = -1
+    if mode & ~0o666 or mode & 0o600 != 0o600:
+        raise click.BadParameter(f"it is three digits such as 600, 640 or 644, the first a 6. Received: {value!r}")
+    return mode
+
+
 @command
 @click.argument("inputs", nargs=-1, required=True, type=click.Path(exists=True), metavar="INPUT...")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the results.")
@@ -70,6 +80,16 @@ def _parsed_shard(_context: click.Context, _option: click.Parameter, value: str 
 @click.option(
     "--no-refuse", is_flag=True, help="Also process films that would be refused; the reason goes into `warnings`."
 )
+@click.option(
+    "--outputs",
+    metavar="NAMES",
+    help="What is written, with commas between: masks, overlays, heatmaps, crops, regions (and those of installed "
+    "packages), or all.  "
+    "[default: masks,overlays,regions; results.csv always is]",
+)
+@click.option("--native-heatmaps", is_flag=True, help="Write heat maps too, and at the films' own size.")
+@click.option("--mode", callback=_parsed_mode, metavar="OCTAL", help="Permissions of the results.  [default: 600]")
+@click.option("--verify", is_flag=True, help="Going on: check every file that is there, and not only a sample.")
 @click.option("--overwrite", is_flag=True, help="Discard what another run left in the folder.")
 @click.option(
     "--report/--no-report",
@@ -92,6 +112,10 @@ def run(
     runtime: str,
     shard: tuple[int, int] | None,
     no_refuse: bool,
+    outputs: str | None,
+    native_heatmaps: bool,
+    mode: int,
+    verify: bool,
     overwrite: bool,
     report: bool | None,
     engine: str,
@@ -103,7 +127,7 @@ def run(
     Leaves in the folder given by --out:
       results.csv    a row for every input, those that failed too
       worklist.csv   what to read first, and why (worklist.xlsx too, with openpyxl)
-      masks/ crops/ heatmaps/ overlays/    PNG, named after the id in results.csv
+      masks/ overlays/    PNG and JPEG, named after the id in results.csv (more: --outputs)
       regions.json   boxes in COCO format, in pixels of the original films
       run.json       versions, weights, config, counts
       report.html    one page to look at all of it, with small copies of the films: treat it like them
@@ -119,18 +143,20 @@ def run(
       pipeline run films/ --out results --engine ray    (see docs/cluster.md)
     """
     from cxr_pipeline.cli.console import print_summary, run_progress
+    from cxr_pipeline.results.outputs import chosen
     from cxr_pipeline.run.engines import engine_class, owner_of
     from cxr_pipeline.run.inputs import LeftOut, find_inputs, marked_equal
     from cxr_pipeline.run.listing import about_inputs, tell_of_inputs, write_left_out
     from cxr_pipeline.run.spec import ChainSpec
 
+    wanted = chosen(outputs, native_heatmaps=native_heatmaps)
     cluster = {name: value for name, value in cluster.items() if value is not None}
-    chosen = engine_class(engine)
-    foreign = [name for name in cluster if name not in chosen.options]
+    made_by = engine_class(engine)
+    foreign = [name for name in cluster if name not in made_by.options]
     if foreign:
         options = ", ".join("--" + name.replace("_", "-") for name in foreign)
         raise click.UsageError(f"{options}: for --engine {owner_of(foreign[0])} only. Add it, or leave the option out")
-    chosen.check(runtime, **cluster)
+    made_by.check(runtime, **cluster)
     arguments = {
         "inputs": list(inputs),
         "stage": stage,
@@ -141,6 +167,8 @@ def run(
         "workers": workers,
         "batch_size": batch_size,
         "no_refuse": no_refuse,
+        "outputs": outputs,
+        "native_heatmaps": native_heatmaps,
         "overwrite": overwrite,
         "engine": engine,
         **({"also": list(also)} if also else {}),
@@ -163,7 +191,8 @@ def run(
             ["--threshold"] * (threshold is not None) + ["--label"] * (label is not None) + ["--no-refuse"] * no_refuse
         )
         click.echo(f"from {' and '.join(given)}, in place of what the weights decide: {name} {said}", err=True)
-    runner = chosen.runner(chain, spec, out, batch_size=batch_size, workers=workers, **cluster)
+    options: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "outputs": wanted, "mode": mode}
+    runner = made_by.runner(chain, spec, out, verify=verify, **options, **cluster)
     try:
         with run_progress(len(found)) as progress:
             summary = runner.run(found, overwrite=overwrite, shard=shard, progress=progress)
@@ -225,8 +254,12 @@ def screen(folder: Path, threshold: float | None, site: Path | None, report: boo
 @command
 @click.argument("folders", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path), metavar="DIR...")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for all results.")
-def merge(folders: tuple[Path, ...], out: Path) -> int:
+@click.option("--mode", callback=_parsed_mode, metavar="OCTAL", help="Permissions of the results.  [default: 600]")
+def merge(folders: tuple[Path, ...], out: Path, mode: int) -> int:
     """Join the folders of all shards of a run: as if one run had judged all inputs.
+
+    Every part is checked first, against what it promises and by the checksums of its files. Where something is missing
+    nothing is written.
 
     \b
     Example:
@@ -234,7 +267,7 @@ def merge(folders: tuple[Path, ...], out: Path) -> int:
     """
     from cxr_pipeline.results.merge import merge as join
 
-    counts = join(folders, out)
+    counts = join(folders, out, mode=mode)
     click.echo(f"{sum(counts.values())} films in {out}: " + ", ".join(f"{n} {status}" for status, n in counts.items()))
     return SOME_FAILED if counts["refused"] or counts["failed"] else DONE
 

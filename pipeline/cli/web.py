@@ -14,6 +14,11 @@ from cxr_pipeline.cli.commands import DONE, command, log_to_stderr, runtime_opti
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes a free one.")
 @click.option("--api-key", envvar="CXR_API_KEY", show_envvar=True, metavar="KEY", help="What callers must send.")
 @click.option("--allow-host", multiple=True, metavar="NAME", help="Answer to this name too. Repeatable.")
+@click.option("--root-path", default="", metavar="/PATH", help="Where a reverse proxy puts the server.")
+@click.option("--allow-origin", multiple=True, metavar="URL", help="Web site that may use the API. Repeatable.")
+@click.option(
+    "--per-address", type=click.IntRange(1), default=64, show_default=True, help="Connections of one other machine."
+)
 @click.option(
     "--keep", type=click.Path(file_okay=False, path_type=Path), metavar="DIR", help="Keep the results of all jobs here."
 )
@@ -33,6 +38,9 @@ def serve(
     port: int,
     api_key: str | None,
     allow_host: tuple[str, ...],
+    root_path: str,
+    allow_origin: tuple[str, ...],
+    per_address: int,
     keep: Path | None,
     max_upload_mb: float,
     max_job_mb: float,
@@ -64,6 +72,9 @@ def serve(
         port=port,
         api_key=api_key,
         allow_hosts=allow_host,
+        root_path=root_path,
+        allow_origins=allow_origin,
+        per_address=per_address,
         keep=keep,
         max_upload_mb=max_upload_mb,
         max_job_mb=max_job_mb,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import os
@@ -17,6 +16,7 @@ import numpy as np
 
 from cxr_pipeline import stages
 from cxr_pipeline.configs.errors import CxrError
+from cxr_pipeline.data.files import csv_rows
 from cxr_pipeline.models.store import CARD_FILE, KERAS_FILE, SERVING_FILE, SHIPPED, open_network, read_card, shipped
 from cxr_pipeline.models.training.fit import START
 
@@ -151,7 +151,7 @@ def _json(path: Path) -> dict[str, Any]:
 def read_table(path: Path) -> list[dict[str, str]]:
     """The rows of a CSV file."""
     with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+        return list(csv_rows(file))
 
 
 def _history(path: Path) -> list[dict[str, Any]]:

@@ -11,14 +11,12 @@ The folder that `--out DIR` names::
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from cxr_pipeline.compare.compare import BATCH, Comparison, curve_names
-from cxr_pipeline.models.store import write_text
+from cxr_pipeline.data.files import csv_text, write_text
 
 _WORDS = {
     "best_epoch": "best epoch",
@@ -106,10 +104,8 @@ def write(comparison: Comparison, out: Path) -> None:
 
 
 def _csv(rows: Sequence[dict[str, Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
+    def cells(row: dict[str, Any]) -> dict[str, Any]:
         blank = {key: "" for key, value in row.items() if value is None or value != value}
-        writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} | blank)
-    return text.getvalue()
+        return {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} | blank
+
+    return csv_text(list(dict.fromkeys(key for row in rows for key in row)), map(cells, rows))

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from cxr_pipeline.data.duplicates import ALIKE, near_duplicates, thumbnails_of
+from cxr_pipeline.data.files import csv_text, write_text
 from cxr_pipeline.data.filmmasks import box_faults, mask_faults
 from cxr_pipeline.data.manifest import Manifest, read_manifest
 from cxr_pipeline.data.names import printable
 from cxr_pipeline.data.progress import progress_bar
 from cxr_pipeline.data.splits import leaking_patients
-from cxr_pipeline.models.store import write_text
 
 _SHOWN = 10
 
@@ -139,14 +137,13 @@ def _verdict(findings: Findings) -> str:
 
 def write_pairs(findings: Findings, path: Path) -> None:
     """All pairs of films that look alike, as a CSV."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    columns = ("image", "patient", "source", "label", "split")
-    writer.writerow(["correlation", "leak", *(f"{name}_{n}" for n in (1, 2) for name in columns)])
+    names = ("image", "patient", "source", "label", "split")
+    columns = ["correlation", "leak", *(f"{name}_{n}" for n in (1, 2) for name in names)]
+    rows = []
     for pair in findings.alike:
-        films = [film[name] for film in (pair.first, pair.second) for name in columns]
-        writer.writerow([f"{pair.correlation:.4f}", pair.leak, *films])
-    write_text(path, text.getvalue())
+        films = [film[name] for film in (pair.first, pair.second) for name in names]
+        rows.append(dict(zip(columns, [f"{pair.correlation:.4f}", pair.leak, *films], strict=True)))
+    write_text(path, csv_text(columns, rows))
 
 
 def _named(film: dict[str, str]) -> str:

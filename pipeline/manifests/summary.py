@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from cxr_pipeline.data.files import csv_text, write_text
 from cxr_pipeline.data.manifest import SPLITS, Manifest
-from cxr_pipeline.models.store import write_text
 
 _FINDINGS_SHOWN = 20
 NO_SPLIT, NO_LABEL = "no split", "no label"
@@ -55,17 +55,21 @@ def as_text(manifest: Manifest) -> str:
     return "\n".join(lines)
 
 
+def _csv(table: pd.DataFrame) -> str:
+    return csv_text(list(table), table.fillna("").to_dict("records"))
+
+
 def write(manifest: Manifest, folder: Path) -> list[Path]:
     """summary.csv, findings.csv where there are any, and summary.png in `folder`."""
     from cxr_pipeline.models.figures.plots import films_by_class
 
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / "summary.csv"]
-    write_text(paths[0], counts(manifest).to_csv(index=False, lineterminator="\n"))
+    write_text(paths[0], _csv(counts(manifest)))
     found = findings(manifest)
     if len(found):
         paths.append(folder / "findings.csv")
-        write_text(paths[-1], found.to_csv(index=False, lineterminator="\n"))
+        write_text(paths[-1], _csv(found))
     bars = {
         (source, split): dict(zip(part["label"], part["films"], strict=True))
         for (source, split), part in counts(manifest).groupby(["source", "split"])

@@ -17,10 +17,10 @@ import numpy as np
 from cxr_pipeline.data.geometry import resize
 from cxr_pipeline.data.radiograph import Radiograph
 from cxr_pipeline.results.drawing import layout, stretched
+from cxr_pipeline.results.reader import film_bytes
 from cxr_pipeline.run.reading import file_hash
 
 LONGEST = 384  # of the embedded film, in pixels; long sides of 256, 384, 512: 9, 16, 24 KB as text
-CELLS = 64  # a side of the embedded heat map; the network's own has 9 to 18
 _LARGE = 10_000_000  # pixels; of films above it, which take 4 to 9 bytes a pixel to read, one is read at a time
 _alone = threading.Lock()
 _JPEG = [cv2.IMWRITE_JPEG_QUALITY, 80]
@@ -35,28 +35,24 @@ def pieces(folder: Path, entry: dict[str, Any], reader: Reader) -> dict[str, Any
     what was judged) or "overlay" (the overlay, with outline, heat and boxes drawn in), `lungs` (outlines as an SVG path
     in native pixels), `heat` (PNG, grey, of the whole film). Pictures are base64 text.
     """
-    row, files = entry["row"], entry["files"]
+    row = entry["row"]
     size = size_of(row)
     if size is None:
         return {}
-    name = f"{row['id']}.png"
     out: dict[str, Any] = {}
     film = _source(row, size, reader)
     if film is not None:
         out |= {"film": _text(cv2.imencode(".jpg", film, _JPEG)[1]), "from": "source"}
-    elif "overlays" in files:
-        drawn = _open(folder / "overlays" / name, cv2.IMREAD_COLOR)
+    else:
+        drawn = _decoded(film_bytes(folder, entry, "overlays"), cv2.IMREAD_COLOR)
         if drawn is not None:
             h, w, _ = layout(*size)
             out |= {"film": _text(cv2.imencode(".jpg", _small(drawn[:h, :w], LONGEST), _JPEG)[1]), "from": "overlay"}
-    if "masks" in files:
-        mask = _open(folder / "masks" / name, cv2.IMREAD_GRAYSCALE)
-        if mask is not None and mask.shape == size:
-            out["lungs"] = outline(mask)
-    if "heatmaps" in files:
-        heat = _open(folder / "heatmaps" / name, cv2.IMREAD_GRAYSCALE)
-        if heat is not None:
-            out["heat"] = _text(cv2.imencode(".png", _small(heat, CELLS), [cv2.IMWRITE_PNG_COMPRESSION, 9])[1])
+    mask = _decoded(film_bytes(folder, entry, "masks"), cv2.IMREAD_GRAYSCALE)
+    if mask is not None and mask.shape == size:
+        out["lungs"] = outline(mask)
+    if entry.get("heat"):
+        out["heat"] = entry["heat"]
     return out
 
 
@@ -119,11 +115,7 @@ def _small(image: np.ndarray, longest: int) -> np.ndarray:
     return resize(image, *(max(1, round(side * scale)) for side in image.shape[:2]))
 
 
-def _open(path: Path, how: int) -> np.ndarray | None:
-    try:
-        data = path.read_bytes()
-    except OSError:
-        return None
+def _decoded(data: bytes | None, how: int) -> np.ndarray | None:
     return cv2.imdecode(np.frombuffer(data, np.uint8), how) if data else None
 
 

@@ -14,7 +14,7 @@ from typing import IO, Any
 
 from cxr_pipeline.about import NOTICE, PROGRAM
 from cxr_pipeline.configs.errors import CxrError
-from cxr_pipeline.results.journal import whole_file
+from cxr_pipeline.data.files import mode_like, whole_file
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -64,7 +64,7 @@ def page(path: Path, title: str, script: str = "", *, linked: bool = False) -> I
     before, _, after = text.partition("\0")
     if not code:
         after = after.replace("<script></script>\n", "")
-    with whole_file(path) as file:
+    with whole_file(path, mode=mode_like(path.with_name("run.json"))) as file:
         file.write(before.encode())
         yield file
         file.write(after.encode())

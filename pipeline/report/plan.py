@@ -25,11 +25,11 @@ from typing import Any
 import numpy as np
 
 from cxr_pipeline.configs.errors import CxrError
+from cxr_pipeline.data.files import whole_file
 from cxr_pipeline.data.manifest import Manifest, read_manifest
 from cxr_pipeline.models.store import write_text
 from cxr_pipeline.report.page import data_block, escape, page, table
 from cxr_pipeline.results.folder import rows, run_info
-from cxr_pipeline.results.journal import whole_file
 from cxr_pipeline.stages.base import OK
 from cxr_pipeline.stages.decisions import AT_THRESHOLD, Scale, probability_at
 

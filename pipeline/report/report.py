@@ -32,6 +32,7 @@ from cxr_pipeline.results.drawing import FAINT, HEAT
 from cxr_pipeline.results.folder import REPORT, run_info
 from cxr_pipeline.results.journal import FolderLock, JournalReader
 from cxr_pipeline.results.outputs import columns
+from cxr_pipeline.results.reader import film_file
 from cxr_pipeline.run.isolation import IsolatedReader
 from cxr_pipeline.stages.base import FAILED, OK, REFUSED
 from cxr_pipeline.stages.decisions import AT_THRESHOLD, Scale, probability_at
@@ -183,7 +184,7 @@ def _row(entry: dict[str, Any], embedded: bool) -> dict[str, Any]:
         "sha256": row.get("sha256"),
         "further": {k: v for k, v in row.items() if k not in _KNOWN and not k.startswith("p_") and v},
         "embedded": embedded,
-        "overlay": "overlays" in entry["files"],
+        "overlay": film_file(entry, "overlays"),
     }
     return {key: value for key, value in out.items() if value or value == 0 or key == "regions"}
 

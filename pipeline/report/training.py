@@ -7,7 +7,6 @@ that works from disk and without a network. The same folder gives the same bytes
 from __future__ import annotations
 
 import base64
-import csv
 import json
 import math
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ import cv2
 import numpy as np
 
 from cxr_pipeline import stages
+from cxr_pipeline.data.files import csv_rows
 from cxr_pipeline.models.store import CARD_FILE, WeightsError, read_card
 from cxr_pipeline.report.page import (
     ReportError,
@@ -319,7 +319,7 @@ def _worst_answers(films: list[dict[str, str]], positive: str) -> str:
 
 def _rows(path: Path) -> list[dict[str, str]]:
     with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+        return list(csv_rows(file))
 
 
 def _short(text: str) -> str:

@@ -1,30 +1,26 @@
-"""The folder that `pipeline run` leaves: its one writer and reader. What lies in it of each film: `FilmFiles`.
+"""The folder that `pipeline run` leaves: its writer. What reads it: `results.reader`; what lies in it: `FilmFiles`.
 
 ::
 
     DIR/
-      results.csv      one row an input, failures included; see `results.outputs.columns`
-      worklist.csv     what to read first, and why; worklist.xlsx too with openpyxl: see `results.worklist`
+      results.csv      one row per input, failures included; see `results.outputs.columns`
+      worklist.csv     what to read first, and why, see `results.worklist`; worklist.xlsx too, with openpyxl
       regions.json     COCO: images, categories, annotations with bbox (native pixels), score, side and zone
       run.json         what made it: versions, weights and their hashes, config, counts, seconds
-      masks/  crops/  heatmaps/  overlays/      <id>.png
-      journal.jsonl    one line a finished input: what a killed or repeated run goes on from
+      masks/<id>.png  overlays/<id>.jpg      and what else `--outputs` names, see `results.outputs`
+      journal.jsonl    one line per finished input, with the checksums of its files: what a run goes on from
       run.log          tracebacks of films that failed in a way nobody foresaw; absent where there are none
       report.html      all of it to look at, made from the files above by `report.report`
+      left_out.csv     files among the inputs that are no films, with the reason; absent where all are
       shard.csv        of a shard only: the key of each of its inputs, and its place among all of them
 """
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-import math
 import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -32,54 +28,33 @@ import numpy as np
 
 from cxr_pipeline import stages
 from cxr_pipeline.about import NOTICE, PROGRAM
-from cxr_pipeline.configs.errors import CxrError
+from cxr_pipeline.data.files import PRIVATE, csv_line, file_sha256, folder_mode, sweep, whole_file, write_json
+from cxr_pipeline.data.locks import LockError
+from cxr_pipeline.results.entries import read_places
 from cxr_pipeline.results.filmfiles import FOLDERS, FilmFiles
-from cxr_pipeline.results.journal import FolderLock, Journal, sweep, whole_file, write_whole
-from cxr_pipeline.results.outputs import columns, csv_line, write_coco
+from cxr_pipeline.results.identity import Identity, ResultsError
+from cxr_pipeline.results.journal import FolderLock, Journal
+from cxr_pipeline.results.outputs import Output, chosen, columns, output_class, output_names
+from cxr_pipeline.results.outputs.table import Table
+from cxr_pipeline.results.reader import rows, run_info
 from cxr_pipeline.stages.base import Record
 
 REPORT = "report.html"
+LAYOUT = 2  # of the folder; those of another layout are not gone on with
 
 _FILES = (
     "results.csv",
+    "worklist.csv",
+    "worklist.xlsx",
     "regions.json",
     "journal.jsonl",
     "run.log",
     "shard.csv",
-    "worklist.csv",
-    "worklist.xlsx",
+    "left_out.csv",
     REPORT,
 )
 
-
-class ResultsError(CxrError, ValueError):
-    """A results folder that this run cannot go on in; says what to do."""
-
-
-@dataclass(frozen=True)
-class Identity:
-    """What decides a run's answers. Results of different identities are never mixed in one folder.
-
-    Attributes:
-        version: of this program.
-        runtime: what runs the networks.
-        stages: fingerprint by name, in the order of the chain, settings of the run included.
-        classes: of the classifier, in its order; empty where the chain has none.
-        about: what else `run.json` says of them (not compared): weights, files and their hashes, decisions.
-        columns: further columns of `results.csv` that the stages declare (not compared: they follow from the stages).
-    """
-
-    version: str
-    runtime: str
-    stages: dict[str, str]
-    classes: tuple[str, ...] = ()
-    about: dict[str, Any] = field(default_factory=dict)
-    columns: tuple[str, ...] = ()
-
-    @property
-    def last(self) -> str:
-        """What the chain goes up to, see `stages.ends`."""
-        return stages.ends(list(self.stages))
+__all__ = ["FOLDERS", "REPORT", "Identity", "ResultsError", "ResultsFolder", "rows", "run_info"]
 
 
 class ResultsFolder:
@@ -90,6 +65,9 @@ class ResultsFolder:
         identity: what makes the results.
         overwrite: discard what another run left there, whatever made it.
         shard: (i, n) where it holds the i-th of n parts of `total` inputs.
+        outputs: what is written of each film; by default what a reader needs, see `results.outputs.chosen`.
+        mode: permissions of files, of which a stricter umask takes away; films are patients.
+        verify: read again every file of the films that are done, and not only a sample.
 
     Raises:
         ResultsError: another run is working in it, it holds results of another identity, or files that no run made.
@@ -104,16 +82,26 @@ class ResultsFolder:
         overwrite: bool = False,
         shard: tuple[int, int] | None = None,
         total: int = 0,
+        outputs: Sequence[Output] | None = None,
+        mode: int = PRIVATE,
+        verify: bool = False,
     ) -> None:
         self.path, self.identity = path, identity
+        self.outputs = chosen() if outputs is None else tuple(outputs)
+        self.mode, self._verify = mode, verify
         self._shard = {"number": shard[0], "of": shard[1], "inputs": total} if shard else None
         self._guard = threading.Lock()
-        self._lock = FolderLock(path)
+        self._lock = FolderLock(path, mode)
         self._csv: IO[bytes] | None = None
         self.columns = columns(identity.classes, identity.columns)
         self._check_owner()
-        path.mkdir(parents=True, exist_ok=True)
-        if not self._lock.acquire():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.mkdir(mode=folder_mode(mode), exist_ok=True)
+        try:
+            alone = self._lock.acquire()
+        except LockError as error:
+            raise ResultsError(str(error)) from None
+        if not alone:
             raise ResultsError(f"another run is working in {path}. Wait for it, or choose another --out")
         try:
             self._begin(overwrite)
@@ -157,7 +145,7 @@ class ResultsFolder:
     def _begin(self, overwrite: bool) -> None:
         before = self._check_owner()  # again: it may have changed before the lock was ours
         if before is not None and (before.get("clearing") or (overwrite and not self._goes_on(before))):
-            write_whole(self.path / "run.json", _json({"program": PROGRAM, "clearing": True}), durable=True)
+            self._write_run({"program": PROGRAM, "clearing": True})
             self._clear()
             before = None
         about = self.identity.about
@@ -169,10 +157,12 @@ class ResultsFolder:
             "program": PROGRAM,
             "notice": NOTICE,
             "finished": False,
+            "layout": LAYOUT,
             "version": self.identity.version,
             "runtime": self.identity.runtime,
             "classes": list(self.identity.classes) or (before or {}).get("classes", []),
             "fingerprints": {**(before or {}).get("fingerprints", {}), **self.identity.stages},
+            "outputs": sorted({*(before or {}).get("outputs", []), *(one.key for one in self.outputs)}),
             "started_with_overwrite": overwrite,
             **({"shard": self._shard} if self._shard else {}),
             **about,
@@ -181,15 +171,21 @@ class ResultsFolder:
         if further:
             self._run["columns"] = further
         self.columns = columns(self._run["classes"], further)
-        write_whole(self.path / "run.json", _json(self._run), durable=True)
-        for name in FOLDERS if "heatmap" in stages.filled(self.identity.stages) else ("masks", "crops", "overlays"):
-            (self.path / name).mkdir(exist_ok=True)
+        self.films = self._film_files(self._run["classes"])
+        self._write_run(self._run)
+        self.films.make_folders()
         sweep(self.path)
-        self.films = FilmFiles(self.path, self.identity.last, self._run["classes"])
         self.films.sweep()
-        self.journal = Journal(self.path / "journal.jsonl")
+        self.journal = Journal(self.path / "journal.jsonl", mode=self.mode)
         self._write_table(self.journal.keys())
         self._csv = open(self.path / "results.csv", "ab", buffering=0)  # noqa: SIM115  (held until close)
+
+    def _film_files(self, classes: Sequence[str] = ()) -> FilmFiles:
+        how = {"outputs": self.outputs, "mode": self.mode, "verify": self._verify}
+        return FilmFiles(self.path, self.identity, classes, **how)
+
+    def _write_run(self, run: dict[str, Any]) -> None:
+        write_json(self.path / "run.json", run, durable=True, mode=self.mode)
 
     def _goes_on(self, before: dict[str, Any]) -> bool:
         """Whether a run with --overwrite was killed and is called again: then it goes on, like any other."""
@@ -197,6 +193,8 @@ class ResultsFolder:
         return same and not before.get("finished") and bool(before.get("started_with_overwrite"))
 
     def _difference(self, before: dict[str, Any]) -> str | None:
+        if before.get("layout") != LAYOUT:
+            return "an earlier version of this program, whose folders looked otherwise"
         for name, value in (("version", self.identity.version), ("runtime", self.identity.runtime)):
             if before.get(name) != value:
                 return f"another {name} ({before.get(name)}; now {value})"
@@ -220,15 +218,8 @@ class ResultsFolder:
             )
 
     def _clear(self) -> None:
-        for name in FOLDERS:
-            folder = self.path / name
-            if folder.is_dir():
-                for file in folder.glob("*.png"):
-                    file.unlink()
-                sweep(folder)
-                with suppress(OSError):  # a person put something of theirs into it
-                    folder.rmdir()
-        for name in _FILES:
+        self._film_files().clear()
+        for name in (*_FILES, *(one.summary for one in self.outputs if one.summary)):
             (self.path / name).unlink(missing_ok=True)
 
     def ids(self) -> dict[str, str]:
@@ -266,31 +257,53 @@ class ResultsFolder:
         Returns:
             Number of rows by status.
         """
+        promised = self._promise(keys)
         current = set(keys)
         order = [key for key in self.journal.keys() if key not in current] + list(keys)  # noqa: SIM118
         self._csv.close()
         counts = self._write_table(order)
         self._write_log(order)
-        if "regions" in stages.filled(self._run["fingerprints"]):
-            self._write_regions(order)
+        for one in self._summaries():
+            if one.wants_summary(self._run):
+                with whole_file(self.path / one.summary, durable=True, mode=self.mode) as file:
+                    one.write_summary(file, lambda: self.journal.entries(order), self._run)
         self.journal.rewrite(order)
         run = {key: value for key, value in self._run.items() if key != "started_with_overwrite"} | {
             "finished": True,
+            **promised,
             "counts": {"total": len(order), **counts},
             "seconds": {name: round(value, 3) for name, value in seconds.items()},
             "started": started,
             "ended": ended,
         }
-        write_whole(self.path / "run.json", _json(run), durable=True)
+        self._write_run(run)
         return counts
+
+    def _summaries(self) -> list[Output]:
+        """The outputs with a file of all films: those asked for now, and those that an earlier run left here."""
+        mine = {one.name: one for one in self.outputs}
+        names = [*mine, *(name for name in self._run["outputs"] if name not in mine and name in output_names())]
+        made = [mine.get(name) or output_class(name)() for name in names]
+        return [one for one in made if one.summary and one.name != "table"]
+
+    def _promise(self, keys: Sequence[str]) -> dict[str, Any]:
+        """What a shard promises to `merge`: its films, and the checksum of its list of them."""
+        if self._shard is None:
+            return {}
+        if set(read_places(self.path)) != set(keys):
+            raise ResultsError(f"{self.path / 'shard.csv'} does not list what was judged. Run this shard again")
+        return {"promised": {"films": len(keys), "sha256": file_sha256(self.path / "shard.csv")}}
 
     def _write_table(self, keys: list[str]) -> dict[str, int]:
         counts: Counter[str] = Counter()
-        with whole_file(self.path / "results.csv", durable=True) as file:
-            file.write(csv_line(self.columns, {name: name for name in self.columns}))
+
+        def entries() -> Iterator[dict[str, Any]]:
             for entry in self.journal.entries(keys):
                 counts[entry["row"]["status"]] += 1
-                file.write(csv_line(self.columns, entry["row"]))
+                yield entry
+
+        with whole_file(self.path / "results.csv", durable=True, mode=self.mode) as file:
+            Table().write_summary(file, entries, self._run)
         return {status: counts[status] for status in ("ok", "refused", "failed")}
 
     def _write_log(self, keys: list[str]) -> None:
@@ -299,69 +312,22 @@ class ResultsFolder:
         if first is None:
             (self.path / "run.log").unlink(missing_ok=True)
             return
-        with whole_file(self.path / "run.log") as file:
+        with whole_file(self.path / "run.log", mode=self.mode) as file:
             file.write((first + "\n").encode("utf-8", "backslashreplace"))
             for text in traces:
                 file.write((text + "\n").encode("utf-8", "backslashreplace"))
-
-    def _write_regions(self, keys: list[str]) -> None:
-        info = {"description": f"Regions to look at, by {PROGRAM} {self.identity.version}. {NOTICE}"}
-        with whole_file(self.path / "regions.json", durable=True) as file:
-            write_coco(file, lambda: self.journal.entries(keys), self._run["classes"], info)
 
 
 def _merged(before: dict[str, Any], about: dict[str, Any]) -> dict[str, Any]:
     """What run.json says of the stages, with those that an earlier, longer chain ran."""
     out = dict(about)
     for key, value in about.items():
-        if key in ("config", "hashes") and isinstance(before.get(key), dict):
+        if key in ("config", "hashes", "bundles") and isinstance(before.get(key), dict):
             out[key] = {**before[key], **value}
+    if "classify" not in about.get("bundles", {"classify": ""}) and "decided" in before:
+        out["decided"] = before["decided"]
     return out
-
-
-def _json(value: Any) -> bytes:
-    return (json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode(
-        "utf-8", "backslashreplace"
-    )
-
-
-def _plain(value: Any) -> Any:
-    """The value with null for numbers that JSON does not have: a card may hold NaN for what could not be fitted."""
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _said(shard: dict[str, int] | None) -> str:
     return f"{shard['number']}/{shard['of']} of {shard['inputs']} inputs" if shard else "all of them"
-
-
-def run_info(folder: Path) -> dict[str, Any]:
-    """`run.json` of a results folder.
-
-    Raises:
-        FileNotFoundError: there is none.
-        ValueError: it is damaged, or another program's.
-    """
-    info = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    if not isinstance(info, dict) or info.get("program") != PROGRAM:
-        raise ValueError("it does not name this program")
-    return info
-
-
-def rows(folder: Path) -> Iterator[dict[str, str]]:
-    """The rows of `results.csv` as text by column; a last line that a kill tore is left out."""
-    with open(folder / "results.csv", "rb") as file:
-        file.seek(0, io.SEEK_END)
-        file.seek(max(0, file.tell() - 1))
-        torn = file.read() != b"\n"
-    with open(folder / "results.csv", encoding="utf-8", errors="replace", newline="") as table:
-        last = None
-        for row in csv.DictReader(table):
-            if last is not None:
-                yield last
-            last = row
-        if last is not None and not torn:
-            yield last

@@ -1,94 +1,26 @@
-"""What makes a results folder safe to kill: files written whole or not at all, a lock, a journal of finished inputs."""
+"""The journal of finished inputs: what a killed or repeated run goes on from."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
-import secrets
+import re
 import threading
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
-_PART = ".part"
+from cxr_pipeline.data.files import PRIVATE, open_regular, whole_file
+from cxr_pipeline.data.files import sweep as sweep
+from cxr_pipeline.data.locks import FolderLock as FolderLock
+from cxr_pipeline.data.names import printable
+from cxr_pipeline.results.entries import parse_entry
 
-
-@contextmanager
-def whole_file(path: Path, *, durable: bool = False) -> Iterator[IO[bytes]]:
-    """A file to write that takes the name `path` only when the block ends without an error.
-
-    It is written under a temporary name in the same folder and renamed, so nobody ever sees half of it; the name is one
-    that no other process takes, should two write the same file. `durable` also waits until the disk has it, so that not
-    even a power cut takes it back.
-    """
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_PART}")
-    try:
-        with open(part, "wb") as file:
-            yield file
-            if durable:
-                file.flush()
-                os.fsync(file.fileno())
-        os.replace(part, path)
-    except BaseException:
-        with suppress(OSError):
-            part.unlink()
-        raise
-
-
-def write_whole(path: Path, data: bytes, *, durable: bool = False) -> None:
-    """Write `data` to `path`, whole or not at all."""
-    with whole_file(path, durable=durable) as file:
-        file.write(data)
-
-
-def sweep(folder: Path) -> None:
-    """Remove the temporary files that a killed run left in `folder`."""
-    with os.scandir(folder) as entries:
-        leftovers = [e.path for e in entries if e.name.startswith(".") and e.name.endswith(_PART)]
-    for leftover in leftovers:
-        os.unlink(leftover)
-
-
-class FolderLock:
-    """One run a folder: a lock that the operating system lets go of when its process ends, however it ends.
-
-    The file `.lock` stays behind, empty; it means nothing by itself. On file systems without locks nothing is locked.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / ".lock"
-        self._file: IO[bytes] | None = None
-
-    def acquire(self) -> bool:
-        """Take the lock; False where another process, or another run of this one, holds it."""
-        self._file = open(self._path, "ab")  # noqa: SIM115  (held until release)
-        try:
-            _lock(self._file.fileno())
-        except (BlockingIOError, PermissionError):
-            self.release()
-            return False
-        except OSError:  # no locks on this file system
-            pass
-        return True
-
-    def release(self) -> None:
-        """Give the lock back."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-
-
-def _lock(descriptor: int) -> None:
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        import msvcrt
-
-        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-    else:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+_log = logging.getLogger("cxr.results")
+_NAMED = 20  # damaged lines that a warning names one by one
 
 
 def key_of(path: str | Path) -> str:
@@ -97,18 +29,30 @@ def key_of(path: str | Path) -> str:
 
 
 class Journal:
-    """Entries by key in a file of one JSON object a line; the last entry of a key counts.
+    """Entries by key in a file of one JSON object per line; the last entry of a key counts.
 
     Only the places of the entries are kept in memory, so it stays small on any number of inputs. A last line that a
-    kill tore, and any line that is no JSON, is dropped when the file is opened. Safe to use from several threads.
+    kill tore is dropped when the file is opened; so is any other line that is no entry, with a warning that names its
+    film, which then is judged again. Safe to use from several threads.
+
+    Args:
+        path: the file; made where it does not exist.
+        parse: gives the entry of a line, or raises ValueError.
+        mode: permissions of the file.
+
+    Raises:
+        OSError: the file cannot be read or written, or is no regular file.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(
+        self, path: Path, *, parse: Callable[[bytes], dict[str, Any]] = parse_entry, mode: int = PRIVATE
+    ) -> None:
+        self._path, self._parse, self._mode = path, parse, mode
         self._guard = threading.RLock()
         self._places: dict[str, tuple[int, int]] = {}  # key -> offset, length; in the order of the file
         self._file: IO[bytes] | None = None
-        path.touch()
+        with suppress(FileExistsError):
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode))
         if self._index():
             self.rewrite(list(self._places))
         else:
@@ -116,16 +60,18 @@ class Journal:
 
     def _index(self) -> bool:
         """Find the entries; True where some line is none."""
-        damaged, offset = False, 0
-        with open(self._path, "rb") as file:
-            for line in file:
-                key = _key_in(line)
-                if key is None:
-                    damaged = True
+        damaged, offset, films = [], 0, {}
+        with open_regular(self._path) as file:
+            for number, line in enumerate(file, 1):
+                entry = _parsed(line, self._parse)
+                film = (entry or {}).get("row", {}).get("id")
+                if entry is None or (films.setdefault(film, entry["key"]) != entry["key"] and film is not None):
+                    damaged.append((number, line))
                 else:
-                    self._place(key, offset, len(line))
+                    self._place(entry["key"], offset, len(line))
                 offset += len(line)
-        return damaged
+        _warn(self._path, [one for one in damaged if one[1].endswith(b"\n")])
+        return bool(damaged)
 
     def _place(self, key: str, offset: int, length: int) -> None:
         self._places.pop(key, None)  # so that the newest stands last
@@ -184,7 +130,7 @@ class Journal:
         with self._guard:
             places: dict[str, tuple[int, int]] = {}
             self._close()  # an open file cannot be replaced on Windows
-            with whole_file(self._path, durable=True) as new, open(self._path, "rb") as old:
+            with whole_file(self._path, durable=True, mode=self._mode) as new, open(self._path, "rb") as old:
                 for key in keys:
                     offset, length = self._places[key]
                     old.seek(offset)
@@ -211,40 +157,81 @@ class Journal:
 class JournalReader:
     """The entries of a journal in their order, for reading only: iterate as often as needed.
 
-    Only the places of the entries are kept in memory. Torn lines, and entries that a newer one replaced, are left out.
+    Only the places of the entries are kept in memory. Torn and damaged lines, and entries that a newer one replaced,
+    are left out.
+
+    Attributes:
+        damaged: how many whole lines are no entries.
 
     Raises:
-        OSError: the file cannot be read.
+        OSError: the file cannot be read, or is no regular file.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, parse: Callable[[bytes], dict[str, Any]] = parse_entry) -> None:
         self._path = path
-        places: dict[str, int] = {}
+        self.damaged = 0
+        self._places: dict[str, int] = {}
         offset = 0
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             for line in file:
-                key = _key_in(line)
-                if key is not None:
-                    places.pop(key, None)  # so that the newest stands last, as in `Journal`
-                    places[key] = offset
+                entry = _parsed(line, parse)
+                if entry is not None:
+                    self._places.pop(entry["key"], None)  # so that the newest stands last, as in `Journal`
+                    self._places[entry["key"]] = offset
+                elif line.endswith(b"\n"):
+                    self.damaged += 1
                 offset += len(line)
-        self._offsets = list(places.values())
 
     def __len__(self) -> int:
-        return len(self._offsets)
+        return len(self._places)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         with open(self._path, "rb") as file:
-            for offset in self._offsets:
+            for offset in self._places.values():
                 file.seek(offset)
                 yield json.loads(file.readline())
 
+    def keys(self) -> list[str]:
+        """The keys, in the order of the entries."""
+        return list(self._places)
 
-def _key_in(line: bytes) -> str | None:
-    if not line.endswith(b"\n"):
-        return None
+    def get(self, key: str) -> dict[str, Any] | None:
+        """The newest entry of a key; None where there is none."""
+        if key not in self._places:
+            return None
+        with open(self._path, "rb") as file:
+            file.seek(self._places[key])
+            return json.loads(file.readline())
+
+
+def any_entry(line: bytes) -> dict[str, Any]:
+    """An object with a text `key`, from its line: the least that a journal needs.
+
+    Raises:
+        ValueError: the line is none.
+    """
+    entry = json.loads(line)
+    if not line.endswith(b"\n") or not isinstance(entry, dict) or not isinstance(entry.get("key"), str):
+        raise ValueError("no entry")
+    return entry
+
+
+def _parsed(line: bytes, parse: Callable[[bytes], dict[str, Any]]) -> dict[str, Any] | None:
     try:
-        key = json.loads(line)["key"]
-    except (ValueError, KeyError, TypeError):
+        return parse(line)
+    except (ValueError, RecursionError):
         return None
-    return key if isinstance(key, str) else None
+
+
+def _warn(path: Path, damaged: list[tuple[int, bytes]]) -> None:
+    """Name the films whose lines are no entries, as far as the lines still tell."""
+    if not damaged:
+        return
+    named = []
+    for number, line in damaged[:_NAMED]:
+        found = re.search(rb'"id":\s*"([^"\\]{1,200})"', line)
+        film = f" (film {printable(found[1].decode('utf-8', 'replace'))})" if found else ""
+        named.append(f"{number}{film}")
+    more = f" and {len(damaged) - _NAMED} more" if len(damaged) > _NAMED else ""
+    shown = printable(str(path))
+    _log.warning("%s: damaged lines are left out, and their films judged again: %s%s", shown, ", ".join(named), more)

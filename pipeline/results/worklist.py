@@ -15,16 +15,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cxr_pipeline.results.folder import rows, run_info
-from cxr_pipeline.results.journal import JournalReader, whole_file
-from cxr_pipeline.results.outputs import csv_line
+from cxr_pipeline.data.files import mode_like, whole_file, write_csv
+from cxr_pipeline.data.names import printable
+from cxr_pipeline.results.journal import JournalReader
+from cxr_pipeline.results.reader import rows, run_info
 from cxr_pipeline.stages.base import FAILED, OK, REFUSED
 from cxr_pipeline.stages.decisions import AT_THRESHOLD, NEGATIVE, POSITIVE, UNSURE
 
 COLUMNS = ("place", "file", "folder", "id", "screen", "score", "label", "where", "reason")
 _ORDER = (POSITIVE, UNSURE, REFUSED, FAILED, NEGATIVE, OK)
 _EXCEL_ROWS = 1_048_575  # that a sheet holds below its head
-_HARMFUL = tuple("=+-@\t\r")  # how a cell begins that a spreadsheet would calculate
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,10 @@ def _films(count: int) -> str:
 
 def kind_of(row: Mapping[str, str]) -> str:
     """Positive, unsure, negative, refused or failed; ok where nothing was decided."""
-    return row["status"] if row["status"] != OK else row.get("screen") or OK
+    if row["status"] != OK:
+        return row["status"]
+    screen = row.get("screen", "")
+    return screen if screen in (POSITIVE, UNSURE, NEGATIVE) else OK
 
 
 def work_of(table: Iterable[Mapping[str, str]]) -> Work:
@@ -82,6 +85,8 @@ def work_of(table: Iterable[Mapping[str, str]]) -> Work:
 
 def write_worklist(folder: Path) -> Work:
     """Write the worklist of a results folder, each file at once, and count what is in it.
+
+    Who may read run.json may read the worklist. Names that a spreadsheet would take for a formula are marked.
 
     Raises:
         OSError: a file cannot be read or written.
@@ -111,11 +116,9 @@ def write_worklist(folder: Path) -> Work:
         table.append(((_ORDER.index(kind), -(score if score is not None else -1.0), number), line))
     table.sort(key=lambda item: item[0])
     lines = [{"place": str(place), **line} for place, (_, line) in enumerate(table, 1)]
-    with whole_file(folder / "worklist.csv") as file:
-        file.write(csv_line(COLUMNS, {name: name for name in COLUMNS}))
-        for line in lines:
-            file.write(csv_line(COLUMNS, {name: _harmless(text) for name, text in line.items()}))
-    missing = not _write_excel(folder / "worklist.xlsx", lines)
+    mode = mode_like(folder / "run.json")
+    write_csv(folder / "worklist.csv", COLUMNS, lines, mode=mode)
+    missing = not _write_excel(folder / "worklist.xlsx", lines, mode)
     counted = work_of(rows(folder))
     return Work(counted.counts, counted.labels, missing)
 
@@ -144,12 +147,7 @@ def reason(row: Mapping[str, str], kind: str, cutoff: float, positive: str | Non
     return "; ".join([text, *doubts])
 
 
-def _harmless(text: str) -> str:
-    """Text that a spreadsheet takes as text: a file may be called =1+1."""
-    return f"'{text}" if text.startswith(_HARMFUL) else text
-
-
-def _write_excel(path: Path, lines: list[dict[str, str]]) -> bool:
+def _write_excel(path: Path, lines: list[dict[str, str]], mode: int) -> bool:
     """The worklist as a workbook; False where openpyxl is not installed."""
     path.unlink(missing_ok=True)
     try:
@@ -171,7 +169,7 @@ def _write_excel(path: Path, lines: list[dict[str, str]]) -> bool:
     for line in lines[:_EXCEL_ROWS]:
         cells = []
         for name in COLUMNS:
-            value: Any = _printable(line[name])
+            value: Any = printable(line[name])  # a workbook cannot hold control characters
             if name in ("place", "score") and value:
                 value = float(value) if name == "score" else int(value)
             cell = WriteOnlyCell(sheet, value)
@@ -181,13 +179,8 @@ def _write_excel(path: Path, lines: list[dict[str, str]]) -> bool:
         sheet.append(cells)
     written = io.BytesIO()
     book.save(written)
-    with whole_file(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as packed:
+    with whole_file(path, mode=mode) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as packed:
         for name in zipfile.ZipFile(written).namelist():  # without times: the same films give the same bytes
             data = re.sub(rb"\d{4}-\d\d-\d\dT[\d:]+Z", b"2000-01-01T00:00:00Z", zipfile.ZipFile(written).read(name))
             packed.writestr(zipfile.ZipInfo(name, (2000, 1, 1, 0, 0, 0)), data, zipfile.ZIP_DEFLATED)
     return True
-
-
-def _printable(text: str) -> str:
-    """Text without the control characters and lone surrogates that a workbook cannot hold."""
-    return re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f]|[\ud800-\udfff]", "�", text)

@@ -21,6 +21,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from cxr_pipeline.data.locks import end_with_parent
 from cxr_pipeline.data.radiograph import Radiograph, RadiographError, read
 
 SECONDS = 120.0  # far above what any film takes that is sound
@@ -253,7 +254,7 @@ def serve(address: str, key: bytes, memory: int, parent: int) -> None:
         memory: bytes that reading a film may take.
         parent: the listener's process; this one ends with it.
     """
-    _end_with(parent)
+    end_with_parent(parent)
     _limit(memory)
     with Client(address, authkey=key) as connection:
         while True:
@@ -297,19 +298,6 @@ def _limit(memory: int) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (held + memory, held + memory))
     except (ImportError, OSError, ValueError):
         return
-
-
-def _end_with(parent: int) -> None:
-    """Have the system end this process when its parent ends, whatever ends it (Linux)."""
-    if not sys.platform.startswith("linux"):
-        return
-    import ctypes
-    import signal
-
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    if os.getppid() != parent:  # it ended before
-        sys.exit(0)
 
 
 if __name__ == "__main__":

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from cxr_pipeline.data.files import mode_like, write_csv
 from cxr_pipeline.data.names import brief, printable
-from cxr_pipeline.results.journal import write_whole
 from cxr_pipeline.run.inputs import Input, LeftOut, left_out_in_words
 
 LEFT_OUT = "left_out.csv"
 _NAMED = 5  # files of each reason that run.json names
-_FORMULA = ("=", "+", "-", "@")  # a spreadsheet takes cells that begin so for formulas
 
 
 def about_inputs(inputs: Sequence[Input], left_out: Sequence[LeftOut]) -> dict[str, Any]:
@@ -49,10 +46,5 @@ def write_left_out(out: Path, left_out: Sequence[LeftOut]) -> None:
     if not left_out:
         (out / LEFT_OUT).unlink(missing_ok=True)
         return
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["file", "reason"])
-    for one in left_out:
-        file = printable(one.file)
-        writer.writerow([f"'{file}" if file.startswith(_FORMULA) else file, one.reason])
-    write_whole(out / LEFT_OUT, text.getvalue().encode("utf-8", "backslashreplace"))
+    rows = ({"file": printable(one.file), "reason": one.reason} for one in left_out)
+    write_csv(out / LEFT_OUT, ("file", "reason"), rows, mode=mode_like(out / "run.json"))

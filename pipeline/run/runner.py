@@ -16,10 +16,11 @@ import cv2
 
 from cxr_pipeline.about import cores, version
 from cxr_pipeline.configs.errors import CxrError
+from cxr_pipeline.data.files import PRIVATE
 from cxr_pipeline.data.radiograph import Radiograph
 from cxr_pipeline.results.folder import Identity, ResultsFolder
 from cxr_pipeline.results.merge import write_places
-from cxr_pipeline.results.outputs import logged
+from cxr_pipeline.results.outputs import Output, logged
 from cxr_pipeline.results.worklist import Work, write_worklist
 from cxr_pipeline.run.inputs import Input, assign_ids
 from cxr_pipeline.run.isolation import SECONDS, TriesFolder
@@ -92,6 +93,9 @@ class Runner:
         reader: reads a film; raises RadiographError where it cannot. By default `data.radiograph.read` in
             processes of its own.
         seconds_a_film: what reading one may take; a film that takes longer is failed, and the run goes on.
+        outputs: what is written of each film; by default what a reader needs, see `results.outputs.chosen`.
+        mode: permissions of what is written; a stricter umask takes bits away.
+        verify: read again every file of the films that are done, and not only a sample.
     """
 
     stages: Sequence[Stage]
@@ -101,6 +105,9 @@ class Runner:
     workers: int | None = None
     reader: Callable[..., Radiograph] | None = None
     seconds_a_film: float = 2 * SECONDS
+    outputs: Sequence[Output] | None = None
+    mode: int = PRIVATE
+    verify: bool = False
     _seconds: Counter = field(default_factory=Counter, init=False, repr=False)
     _guard: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
 
@@ -133,11 +140,14 @@ class Runner:
         threads = cv2.getNumThreads()
         cv2.setNumThreads(1)  # our threads take a film each; OpenCV's own would only get in their way
         try:
-            with ResultsFolder(self.out, identity, overwrite=overwrite, shard=shard, total=len(inputs)) as folder:
+            how = {"outputs": self.outputs, "mode": self.mode, "verify": self.verify}
+            with ResultsFolder(
+                self.out, identity, overwrite=overwrite, shard=shard, total=len(inputs), **how
+            ) as folder:
                 ids = assign_ids(inputs, folder.ids())  # of all inputs, so that shards agree on them
                 if shard is not None:
                     places = {one.key: place for place, one in enumerate(inputs) if one.shard(shard[1]) == shard[0]}
-                    write_places(self.out, places)
+                    write_places(self.out, places, mode=self.mode)
                     inputs = [one for one in inputs if one.key in places]
                 tally = Tally(progress)
                 self.judge(folder, inputs, ids, tally)

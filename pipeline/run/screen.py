@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,15 +18,23 @@ import cv2
 import numpy as np
 
 from cxr_pipeline.configs.errors import CxrError
+from cxr_pipeline.data.files import csv_line, mode_like, read_regular, sha256_of, whole_file, write_bytes, write_json
+from cxr_pipeline.data.locks import FolderLock
 from cxr_pipeline.results.drawing import answers, layout, strip_of
-from cxr_pipeline.results.folder import REPORT, run_info
-from cxr_pipeline.results.journal import FolderLock, Journal, whole_file, write_whole
-from cxr_pipeline.results.outputs import columns, csv_line, png
+from cxr_pipeline.results.folder import LAYOUT, REPORT
+from cxr_pipeline.results.identity import ResultsError
+from cxr_pipeline.results.journal import Journal
+from cxr_pipeline.results.outputs import columns
+from cxr_pipeline.results.outputs.overlays import overlay_jpeg
+from cxr_pipeline.results.reader import film_file, inside, run_info
 from cxr_pipeline.results.worklist import write_worklist
 from cxr_pipeline.stages.base import OK, fingerprint_of
 from cxr_pipeline.stages.decisions import AT_THRESHOLD, DOUBTS, Answer, Rules, probabilities_of, shown
 from cxr_pipeline.stages.uncertain import uncertain
 from cxr_pipeline.train.calibration import check_site, read_site
+
+_OVERLAY = 50_000_000  # bytes that an overlay may have
+_END = b"\xff\xd9"  # of a whole JPEG
 
 
 class ScreenError(CxrError, ValueError):
@@ -69,13 +77,15 @@ def screen(folder: Path, *, threshold: float | None = None, site: Path | None = 
     if threshold is None and site is None:
         raise ScreenError("give --threshold SCORE, or --site FILE, or both")
     run = _finished(folder)
-    lock = FolderLock(folder)
+    mode = mode_like(folder / "run.json")
+    lock = FolderLock(folder, mode)
     if not lock.acquire():
         raise ScreenError(f"a run is working in {folder}. Wait for it, then decide again")
-    journal = Journal(folder / "journal.jsonl")
+    journal = Journal(folder / "journal.jsonl", mode=mode)
     try:
+        before = Rules.of(run["config"]["classify"])
         decisions = _decisions(folder, run, threshold, site)
-        return _write(folder, run, decisions, journal)
+        return _write(folder, run, before, decisions, journal)
     finally:
         journal.close()
         lock.release()
@@ -92,6 +102,8 @@ def _finished(folder: Path) -> dict[str, Any]:
         raise ScreenError(f"{folder / 'run.json'} is not a run of this program ({error})") from None
     if not run.get("finished"):
         raise ScreenError(f"the run in {folder} has not finished. Give its command again, then decide")
+    if run.get("layout") != LAYOUT:
+        raise ScreenError(f"{folder} was made by an earlier version of this program. Run it again, with --overwrite")
     classify = run.get("config", {}).get("classify", {})
     if not classify.get("positive") or classify.get("multi_label"):
         raise ScreenError(f"the films in {folder} have no score: its chain ends before the classifier, or has none")
@@ -108,7 +120,7 @@ def _decisions(folder: Path, run: dict[str, Any], threshold: float | None, site:
         check_site(site, calibrated, made_with, bundles, decisions["classes"])
         settings = {key: value for key, value in settings.items() if key == "refuse"} | calibrated
     if threshold is not None:
-        settings["cutoff"] = threshold
+        settings["cutoff"] = float(threshold)  # 40 and 40.0 are one, in a fingerprint too
     elif site is not None:
         decisions.pop("cutoff", None)
     decisions = {**decisions, **settings}
@@ -118,16 +130,18 @@ def _decisions(folder: Path, run: dict[str, Any], threshold: float | None, site:
     return decisions
 
 
-def _write(folder: Path, run: dict[str, Any], decisions: dict[str, Any], journal: Journal) -> Screened:
+def _write(folder: Path, run: dict[str, Any], previous: Rules, decisions: dict[str, Any], journal: Journal) -> Screened:
     rules = Rules.of(decisions)
     offsets = np.array([decisions.get("offsets", {}).get(name, 0.0) for name in decisions["classes"]])
     names = columns(run["classes"], run.get("columns", ()))
+    mode = mode_like(folder / "run.json")
     before: Counter[str] = Counter()
     now: Counter[str] = Counter()
     changed = 0
     keys = journal.keys()
     lines, table = folder / "journal.jsonl", folder / "results.csv"
-    with whole_file(table, durable=True) as rows, whole_file(lines, durable=True) as entries:
+    how: dict[str, Any] = {"durable": True, "mode": mode}
+    with whole_file(table, **how) as rows, whole_file(lines, **how) as entries:
         rows.write(csv_line(names, {name: name for name in names}))
         for entry in journal.entries(keys):
             row = entry["row"]
@@ -139,8 +153,11 @@ def _write(folder: Path, run: dict[str, Any], decisions: dict[str, Any], journal
                         "--overwrite"
                     )
                 p = probabilities_of(np.array(entry["logits"]), decisions["temperature"], offsets)
+                shown_before = _texts(row, previous)
                 _decide(row, dict(zip(decisions["classes"], map(float, p), strict=True)), rules, decisions)
-                _caption(folder, entry, rules)
+                texts = _texts(row, rules)
+                if texts != shown_before:
+                    _caption(folder, entry, texts, mode)
                 before[old] += 1
                 now[row["screen"]] += 1
                 changed += old != row["screen"]
@@ -148,8 +165,7 @@ def _write(folder: Path, run: dict[str, Any], decisions: dict[str, Any], journal
             entries.write((json.dumps(entry, separators=(",", ":")) + "\n").encode())
         journal.close()
     (folder / REPORT).unlink(missing_ok=True)  # it tells of what was decided before
-    text = json.dumps(run, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    write_whole(folder / "run.json", text.encode("utf-8", "backslashreplace"), durable=True)
+    write_json(folder / "run.json", run, **how)
     write_worklist(folder)
     return Screened(len(keys), dict(before), dict(now), changed, rules.cutoff)
 
@@ -171,24 +187,34 @@ def _decide(row: dict[str, str], p: Mapping[str, float], rules: Rules, decisions
     return answer
 
 
-def _caption(folder: Path, entry: dict[str, Any], rules: Rules) -> None:
-    """The overlay's strip as it reads now."""
-    row = entry["row"]
-    if "overlays" not in entry["files"]:
+def _texts(row: Mapping[str, str], rules: Rules) -> list[str]:
+    """What an overlay's caption says of a film, the longest form first."""
+    extra = {"positive": rules.positive, "cutoff": rules.cutoff}
+    return answers(row["label"], row.get("screen") or None, float(row["tb_score"]), extra)
+
+
+def _caption(folder: Path, entry: dict[str, Any], texts: Sequence[str], mode: int) -> None:
+    """Draw the overlay's strip anew, and note the file's new size and checksum. The film above it is packed again.
+
+    An overlay that is missing or cut is left to the next run, which sees that, and draws it again.
+    """
+    name, row = film_file(entry, "overlays"), entry["row"]
+    if name is None:
         return
-    path = folder / "overlays" / f"{row['id']}.png"
     try:
-        drawn = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_COLOR)
-    except (OSError, cv2.error):
-        return  # the next run draws it again
+        path = inside(folder, name)
+        packed = read_regular(path, _OVERLAY, follow=False)
+        # Not by its checksum: it may be one that a killed call has drawn already.
+        drawn = cv2.imdecode(np.frombuffer(packed, np.uint8), cv2.IMREAD_COLOR) if packed.endswith(_END) else None
+    except (OSError, ResultsError, cv2.error):
+        return
     height, width, strip = layout(int(row["height"]), int(row["width"]))
     if drawn is None or drawn.shape[:2] != (height + strip, width):
         return
-    extra = {"positive": rules.positive, "cutoff": rules.cutoff}
-    drawn[height:] = strip_of(answers(row["label"], row["screen"], float(row["tb_score"]), extra), width, strip)
-    data = png(drawn, "overlays")
-    write_whole(path, data)
-    entry["files"]["overlays"] = len(data)
+    drawn[height:] = strip_of(texts, width, strip)
+    data = overlay_jpeg(drawn)
+    write_bytes(path, data, mode=mode)
+    entry["files"][name] = {"size": len(data), "sha256": sha256_of(data)}
 
 
 def said(screened: Screened, out: Path) -> str:

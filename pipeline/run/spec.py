@@ -82,7 +82,7 @@ class ChainSpec:
 
             chain = apply_site(self.site, chain)
         if self.threshold is not None:
-            chain = [s.with_settings(cutoff=self.threshold) if "cutoff" in s.call_settings else s for s in chain]
+            chain = [s.with_settings(cutoff=float(self.threshold)) if "cutoff" in s.call_settings else s for s in chain]
         if self.label is not None:
             chain = [s.with_settings(label=self.label) if "label" in s.run_settings else s for s in chain]
         if not self.refuse:  # the first stage checks films; one behind it does where there is no such stage

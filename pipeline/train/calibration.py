@@ -29,10 +29,10 @@ import yaml
 
 from cxr_pipeline import stages
 from cxr_pipeline.configs.errors import CxrError
+from cxr_pipeline.data.files import write_text
 from cxr_pipeline.data.manifest import Manifest, read_manifest
 from cxr_pipeline.models.figures import metrics
 from cxr_pipeline.models.figures.metrics import bootstrap
-from cxr_pipeline.models.store import write_text
 from cxr_pipeline.stages.base import Stage
 from cxr_pipeline.stages.classify_calibration import rounded_down
 from cxr_pipeline.stages.decisions import Scale, Sets, fit_scale, useful_sets

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import logging
 from collections import Counter
@@ -16,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from cxr_pipeline.configs.errors import CxrError
+from cxr_pipeline.data.files import csv_text, write_text
 from cxr_pipeline.data.manifest import Manifest, read_manifest
 from cxr_pipeline.data.splits import split_by_patient
-from cxr_pipeline.models.store import write_text
 from cxr_pipeline.run.spec import ChainSpec
 from cxr_pipeline.stages.base import Stage
 
@@ -222,9 +220,7 @@ def plain(value: Any) -> Any:
 
 def _table(films: list[dict[str, Any]]) -> str:
     columns = list(dict.fromkeys(name for film in films for name in film))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n", restval="")
-    writer.writeheader()
-    for film in films:  # nine digits: scores near 1 keep their order, and figures made from the file are the same
-        writer.writerow({k: f"{v:.9g}" if isinstance(v, float) else v for k, v in film.items()})
-    return text.getvalue()
+    # Nine digits: scores near 1 keep their order, and figures made from the file are the same.
+    return csv_text(
+        columns, ({k: f"{v:.9g}" if isinstance(v, float) else v for k, v in film.items()} for film in films)
+    )

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 
 from cxr_pipeline.configs.errors import CxrError
 
-_NEEDED = {"fastapi": "fastapi", "uvicorn": "uvicorn", "python_multipart": "python-multipart"} | {
+_NEEDED = {"fastapi": "fastapi", "h11": "h11", "uvicorn": "uvicorn", "python_multipart": "python-multipart"} | {
     "prometheus_client": "prometheus-client"
 }
 

@@ -30,8 +30,9 @@ PICTURES = {
     "mask.png": "masks",
     "crop.png": "crops",
     "heatmap.png": "heatmaps",
-    "overlay.png": "overlays",
+    "overlay.jpg": "overlays",
 }
+MEDIA = {".png": "image/png", ".jpg": "image/jpeg"}
 
 
 class ApiError(Exception):
@@ -151,7 +152,7 @@ _WHEN = {
     403: "Another web site sent the request.",
     404: "There is no such job, film or picture, or it was deleted.",
     409: "The job is not finished yet.",
-    408: "The upload stalled.",
+    408: "The upload stalled, or came too slowly.",
     413: "Too many bytes, pixels or files.",
     415: "Not multipart/form-data, or the file is no image that can be read.",
     422: "What was sent does not fit: no field `file`, a film that is damaged or no chest film, or a malformed id.",

@@ -7,20 +7,20 @@ import logging
 import math
 import secrets
 import shutil
-import tempfile
 import threading
 import time
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 
+from cxr_pipeline.data.files import PRIVATE, write_bytes
+from cxr_pipeline.data.locks import temporary_folder
 from cxr_pipeline.results.folder import ResultsFolder
-from cxr_pipeline.results.journal import FolderLock, write_whole
-from cxr_pipeline.results.outputs import regions_of, row_of
+from cxr_pipeline.results.outputs import chosen, regions_of, row_of
 from cxr_pipeline.run.chain import Chain
 from cxr_pipeline.run.isolation import IsolatedReader
 from cxr_pipeline.stages.apply import where
@@ -31,7 +31,6 @@ from cxr_pipeline.web.metrics import Metrics
 from cxr_pipeline.web.settings import Settings
 from cxr_pipeline.web.uploads import Upload
 
-_PREFIX = "cxr-web-"
 _SWEEP = 2.0  # seconds between two looks at what is to be deleted
 _SPARE = 200_000_000  # bytes that the disk has free at least when an upload begins
 _STUCK = 300.0  # seconds on one film, above --timeout, after which the server calls itself stuck
@@ -77,28 +76,20 @@ class Job:
     def picture(self, film: Film, name: str) -> Path | None:
         """The file of a picture, `name` as in `PICTURES`; None where there is none."""
         root = self.folder if name == "film.png" else self.results
-        path = None if root is None or film.state != "done" else root / PICTURES[name] / f"{film.id}.png"
+        file = film.id + name[name.index(".") :]
+        path = None if root is None or film.state != "done" else root / PICTURES[name] / file
         return path if path is not None and path.is_file() else None
 
 
 class Places:
-    """Room in the queue, taken before an upload is read and given back if nothing comes of it. Use as a context."""
+    """Room in the queue, taken when an upload is there and given back if nothing comes of it. Use as a context."""
 
-    def __init__(self, desk: Desk) -> None:
-        self._desk, self._count, self.kept = desk, 0, False
+    def __init__(self, desk: Desk, count: int) -> None:
+        self._desk, self._count, self.kept = desk, count, False
 
     def __enter__(self) -> Places:
-        self.grow(1)
+        self._desk.take(self._count)
         return self
-
-    def grow(self, count: int) -> None:
-        """Hold `count` places.
-
-        Raises:
-            ApiError: the queue is full.
-        """
-        self._desk.take(count - self._count)
-        self._count = count
 
     def __exit__(self, *_: object) -> None:
         if not self.kept:
@@ -125,14 +116,14 @@ class Desk:
         self._average = 0.5  # seconds a film, of the last ones
         self._since: float | None = None  # when the film in work was begun
         self._reader = IsolatedReader(settings.timeout)
-        self._thread = threading.Thread(target=self._work, name="cxr-web", daemon=True)
+        self._in_work: tuple[Job, Film] | None = None
+        self._outputs = chosen("masks,overlays,crops,regions", native_heatmaps=True)  # the page draws them all
+        self._temporary = ExitStack()
+        self._thread = threading.Thread(target=self._run, name="cxr-web", daemon=True)
 
     def start(self) -> None:
         """Make the temporary folder, delete those that killed servers left, begin to work."""
-        _sweep_leftovers()
-        self.root = Path(tempfile.mkdtemp(prefix=_PREFIX))
-        self._lock = FolderLock(self.root)
-        self._lock.acquire()
+        self.root = self._temporary.enter_context(temporary_folder("web"))
         self._thread.start()
 
     def stop(self) -> None:
@@ -146,8 +137,7 @@ class Desk:
             if not job.finished.done():
                 job.finished.set_exception(ApiError(503, "stopping", "the server is stopping. Try again later"))
         self._reader.close()
-        self._lock.release()
-        shutil.rmtree(self.root, ignore_errors=True)
+        self._temporary.close()
 
     @property
     def healthy(self) -> bool:
@@ -176,9 +166,22 @@ class Desk:
                 )
             self.waiting += count
 
-    def places(self) -> Places:
-        """Room for an upload."""
-        return Places(self)
+    def check_room(self) -> None:
+        """Turn a request away before its films are read, where there is no room for any.
+
+        Raises:
+            ApiError: the queue is full, or the server is stopping.
+        """
+        self.take(1)
+        self.take(-1)
+
+    def places(self, count: int) -> Places:
+        """Room for an upload of so many films.
+
+        Raises:
+            ApiError: on entering; the queue is full.
+        """
+        return Places(self, count)
 
     def new_folder(self) -> Path:
         """A folder for a job, with a folder for its uploads.
@@ -260,6 +263,25 @@ class Desk:
         if not busy:
             self._end(job)
 
+    def _run(self) -> None:
+        """Work until told to stop. Whatever ends the work costs the film in work, and nothing else."""
+        while not self._stopping:
+            try:
+                self._work()
+            except BaseException as error:  # a stage that calls sys.exit, a disk that fails under a deletion
+                _log.error("the judging thread was ended and begins again: %s", where(error))
+                self._give_up()
+
+    def _give_up(self) -> None:
+        """Fail the film that was in work when the thread was ended."""
+        if self._in_work is None:
+            return
+        job, film = self._in_work
+        film.row = _lost(film, "the server failed on it. Tell who runs it")
+        film.crashed = True
+        with suppress(Exception):
+            self._conclude(job, film, 0.0)
+
     def _work(self) -> None:
         swept = time.monotonic()
         while True:
@@ -272,7 +294,7 @@ class Desk:
                 if self._turns:
                     job = self._turns.popleft()
                     film = job.pending.popleft()
-                    film.state, self._since = "running", time.monotonic()
+                    film.state, self._since, self._in_work = "running", time.monotonic(), (job, film)
                     if job.pending:
                         self._turns.append(job)  # behind the other jobs: a large one keeps nobody waiting
             if film is not None:
@@ -289,16 +311,22 @@ class Desk:
             _log.error("a film failed outside of the chain: %s", where(error))
             full = isinstance(error, OSError) and error.errno == errno.ENOSPC
             why = "the server's disk is full. Try again later" if full else "the server failed on it. Tell who runs it"
-            film.row = {"image": film.upload.name, "id": film.id, "status": FAILED, "error": f"{film.id}: {why}"}
+            film.row = _lost(film, why)
             film.crashed = True
-        film.upload.path.unlink(missing_ok=True)
-        took = time.monotonic() - begun
+        self._conclude(job, film, time.monotonic() - begun)
+
+    def _conclude(self, job: Job, film: Film, took: float) -> None:
+        """Count a film as done and give its place back; once, whatever happened to it."""
+        if film.state == "done":
+            return
+        with suppress(OSError):
+            film.upload.path.unlink(missing_ok=True)
         self._average += 0.1 * (took - self._average)
         self.metrics.films.labels(film.row["status"]).inc()
         self.metrics.film_seconds.observe(took)
         job.seconds += took
         with self._change:
-            film.state, self._since = "done", None
+            film.state, self._since, self._in_work = "done", None, None
             self.waiting -= 1
             over = job.discarded or all(other.state == "done" for other in job.films)
         if over:
@@ -312,12 +340,15 @@ class Desk:
         else:
             if job.writer is None:
                 job.started = _now()
-                job.writer = ResultsFolder(job.results, self.chain.identity, total=len(job.films))
+                job.writer = ResultsFolder(
+                    job.results, self.chain.identity, total=len(job.films), outputs=self._outputs
+                )
             film.row = job.writer.save(
                 film.id, name, sha256, record, trace=trace if self.settings.keep is not None else ""
             )
             if record.radiograph is not None:
-                write_whole(job.folder / "view" / f"{film.id}.png", screen_png(record.radiograph.pixels))
+                view = job.folder / "view" / f"{film.id}.png"
+                write_bytes(view, screen_png(record.radiograph.pixels), mode=PRIVATE)
         if record.regions is not None:
             film.boxes = regions_of(record, self.classes)
 
@@ -354,14 +385,9 @@ class Desk:
             self.discard(job)
 
 
-def _sweep_leftovers() -> None:
-    """Delete the folders of servers that were killed: those whose lock nobody holds."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
-        with suppress(OSError):
-            lock = FolderLock(folder)
-            if lock.acquire():
-                lock.release()
-                shutil.rmtree(folder, ignore_errors=True)
+def _lost(film: Film, why: str) -> dict[str, str]:
+    """The row of a film that the server could not finish."""
+    return {"image": film.upload.name, "id": film.id, "status": FAILED, "error": f"{film.id}: {why}"}
 
 
 def _now() -> str:

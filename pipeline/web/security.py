@@ -7,6 +7,7 @@ import errno
 import hmac
 import logging
 import time
+from collections import OrderedDict
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -22,6 +23,11 @@ OPEN = frozenset({"/", "/docs", "/openapi.json", "/healthz", "/favicon.ico"})  #
 _OVERHEAD = 64_000  # bytes of a multipart request that are not its films, for each of them
 _SMALL = 64_000  # bytes of a request that brings no film
 _IDLE = 30.0  # seconds that an upload may stall
+_GRACE = 10.0  # seconds before its rate counts
+_RATE = 8_000.0  # bytes a second that it needs at least, on the whole
+_GUESS, _LONGEST_GUESS = 0.1, 5.0  # seconds that the answer to a wrong key waits: the first, and at most
+_FORGIVEN = 300.0  # seconds after which an address's wrong keys are forgotten
+_REMEMBERED = 10_000  # addresses
 _UPLOAD = 900.0  # seconds that it may take in all
 _LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -46,6 +52,7 @@ class Guard:
     def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics) -> None:
         self.app, self.settings, self.metrics = app, settings, metrics
         self._key = settings.api_key.encode() if settings.api_key is not None else None
+        self._guesses = Guesses()
         self._names = _LOCAL_NAMES | {settings.host.strip("[]").lower(), *(n.lower() for n in settings.allow_hosts)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -53,7 +60,7 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        begun, status = time.monotonic(), 0
+        begun, status, inner = time.monotonic(), 0, scope
 
         async def guarded_send(message: Message) -> None:
             nonlocal status
@@ -66,8 +73,9 @@ class Guard:
 
         try:
             headers = Headers(scope=scope)
-            self._check_caller(scope, headers)
-            await self.app(scope, self._bounded(scope, headers, receive), guarded_send)
+            inner = self._normal(scope)
+            await self._check_caller(inner, headers)
+            await self.app(inner, self._bounded(inner, headers, receive), guarded_send)
         except ApiError as error:
             if not status:
                 await problem(error)(scope, receive, guarded_send)
@@ -76,21 +84,38 @@ class Guard:
             if not status:
                 await problem(_unforeseen(error))(scope, receive, guarded_send)
         finally:
-            self._count(scope, status, time.monotonic() - begun)
+            self._count(scope, inner, status, time.monotonic() - begun)
 
-    def _count(self, scope: Scope, status: int, seconds: float) -> None:
+    def _normal(self, scope: Scope) -> Scope:
+        """The request as the application sees it: the path below --root-path, whether or not a proxy cut that off.
+
+        HEAD is GET whose body is not sent (by uvicorn, which still sees HEAD), and never deletes a job.
+        """
+        root, path = self.settings.root_path, scope["path"]
+        if root and path != root and not path.startswith(root + "/"):
+            path = root + path
+        out = {**scope, "path": path, "root_path": root}
+        if scope["method"] == "HEAD":
+            out |= {"method": "GET", "query_string": b""}
+        return out
+
+    def _below_root(self, scope: Scope) -> str:
+        return scope["path"][len(self.settings.root_path) :] or "/"
+
+    def _count(self, scope: Scope, inner: Scope, status: int, seconds: float) -> None:
         """A log line and figures, by the route and not the path, which holds ids."""
-        route = getattr(scope.get("route"), "path", None) or "other"
+        route = getattr(inner.get("route"), "path", None) or "other"
         method = scope["method"] if scope["method"] in _METHODS else "other"
         self.metrics.requests.labels(method, route, str(status)).inc()
         self.metrics.request_seconds.labels(route).observe(seconds)
         _log.info("%s %s %d %.0f ms", method, route, status, 1000 * seconds)
 
-    def _check_caller(self, scope: Scope, headers: Headers) -> None:
+    async def _check_caller(self, scope: Scope, headers: Headers) -> None:
+        path = self._below_root(scope)
         if self._key is None:
             self._check_names(headers)
-        elif scope["path"] not in OPEN and not scope["path"].startswith("/pages/"):
-            self._check_key(headers)
+        elif path not in OPEN and not path.startswith("/pages/"):
+            await self._check_key(scope, headers)
 
     def _check_names(self, headers: Headers) -> None:
         """Without a key, a page of another site must not reach us through the browser of who runs this.
@@ -106,17 +131,22 @@ class Guard:
                 "with --allow-host NAME",
             )
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+        if origin is None or origin in self.settings.allow_origins:
+            return
+        if urlsplit(origin).netloc.lower() != host.lower():
             raise ApiError(
                 403, "other_origin", "another web site sent this request. Open the server's own page, or set an API key"
             )
 
-    def _check_key(self, headers: Headers) -> None:
+    async def _check_key(self, scope: Scope, headers: Headers) -> None:
+        """The right key is never slowed down, whoever guesses beside it: all callers of a proxy have its address."""
         given = headers.get("x-api-key")
         if given is None:
             scheme, _, value = headers.get("authorization", "").partition(" ")
             given = value.strip() if scheme.lower() == "bearer" else ""
         if not hmac.compare_digest(given.encode("utf-8", "replace"), self._key):
+            if given:
+                await asyncio.sleep(self._guesses.wait((scope.get("client") or ("",))[0]))
             raise ApiError(
                 401,
                 "no_key" if not given else "wrong_key",
@@ -129,21 +159,26 @@ class Guard:
         limit = {
             "/v1/analyze": self.settings.upload_bytes + _OVERHEAD,
             "/v1/jobs": self.settings.job_bytes + _OVERHEAD * self.settings.queue,
-        }.get(scope["path"], _SMALL)
+        }.get(self._below_root(scope), _SMALL)
         stated = headers.get("content-length", "")
         if stated.isdigit() and int(stated) > limit:
             raise _too_large(limit)
-        size, deadline, over = 0, time.monotonic() + _UPLOAD, False
+        size, over, begun = 0, False, time.monotonic()
 
         async def bounded() -> Message:
             nonlocal size, over
             if over:
                 return await receive()
+            ends = begun + min(_UPLOAD, _GRACE + size / _RATE)  # by then the next bytes must be here
             try:
-                left = deadline - time.monotonic()
-                message = await asyncio.wait_for(receive(), max(0.0, min(_IDLE, left)))
+                message = await asyncio.wait_for(receive(), max(0.0, min(_IDLE, ends - time.monotonic())))
             except (asyncio.TimeoutError, TimeoutError):
-                raise ApiError(408, "stalled", f"nothing came for {_IDLE:g} s. Send the film again") from None
+                raise ApiError(
+                    408,
+                    "stalled",
+                    f"the upload stalled, or came slower than {_RATE / 1000:g} KB/s. Send the film again",
+                    {"Connection": "close"},
+                ) from None
             if message["type"] == "http.request":
                 size += len(message.get("body", b""))
                 over = not message.get("more_body", False)
@@ -152,6 +187,23 @@ class Guard:
             return message
 
         return bounded
+
+
+class Guesses:
+    """How long the answer to a wrong key waits: longer for each of the last minutes' from the same address."""
+
+    def __init__(self) -> None:
+        self._wrong: OrderedDict[str, tuple[int, float]] = OrderedDict()  # address -> number, when
+
+    def wait(self, address: str) -> float:
+        """Count a wrong key; the seconds to wait before it is answered."""
+        now = time.monotonic()
+        number, last = self._wrong.pop(address, (0, now))
+        number = 0 if now - last > _FORGIVEN else number
+        self._wrong[address] = (number + 1, now)
+        if len(self._wrong) > _REMEMBERED:
+            self._wrong.popitem(last=False)
+        return min(_LONGEST_GUESS, _GUESS * 2 ** min(number, 30))
 
 
 def _unforeseen(error: Exception) -> ApiError:

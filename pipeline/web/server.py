@@ -12,9 +12,10 @@ from cxr_pipeline.about import NOTICE
 from cxr_pipeline.run.chain import Chain
 from cxr_pipeline.web import WebError
 from cxr_pipeline.web.app import create_app
+from cxr_pipeline.web.patience import Waiting, protocol
 from cxr_pipeline.web.settings import Settings
 
-_CONNECTIONS = 512  # at once; further ones are answered 503
+_CONNECTIONS = 1024  # at once; further ones are answered 503. Those in no request are bounded in `patience`
 _GRACE = 10  # seconds for open requests when the server is told to stop
 
 _log = logging.getLogger("cxr.web")
@@ -28,7 +29,7 @@ def serve(settings: Settings, chain: Chain) -> None:
         OSError: the folder for --keep cannot be made.
     """
     if settings.keep is not None:
-        settings.keep.mkdir(parents=True, exist_ok=True)
+        settings.keep.mkdir(mode=0o700, parents=True, exist_ok=True)
     with listen(settings) as listener:
         host, port = listener.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
@@ -48,7 +49,7 @@ def config(settings: Settings, chain: Chain) -> uvicorn.Config:
         server_header=False,
         proxy_headers=False,
         lifespan="on",
-        http="h11",
+        http=protocol(Waiting(per_address=settings.per_address)),
         ws="none",
         limit_concurrency=_CONNECTIONS,
         timeout_keep_alive=30,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,6 +31,9 @@ class Settings:
         timeout: seconds that a request may wait for its answer.
         forget_after: minutes that a finished job is held after it was last asked for.
         max_jobs: finished jobs that are held; the oldest ones go first.
+        root_path: where a reverse proxy puts the server, such as "/films"; empty at the root of its host.
+        allow_origins: web sites whose pages may use the API from a browser, such as "https://viewer.example.org".
+        per_address: connections that one address may hold; those of this machine are not counted.
     """
 
     host: str = "127.0.0.1"
@@ -44,18 +48,32 @@ class Settings:
     timeout: float = 120
     forget_after: float = 15
     max_jobs: int = 100
+    root_path: str = ""
+    allow_origins: tuple[str, ...] = ()
+    per_address: int = 64
 
     def check(self) -> None:
         """Refuse what would be unsafe, before anything is loaded.
 
         Raises:
-            WebError: reachable from elsewhere without a key, or a key that can be guessed.
+            WebError: reachable from elsewhere without a key, a key that can be guessed, or a path or origin that is
+                none.
         """
         if self.api_key is not None and (len(self.api_key) < KEY_LENGTH or not self.api_key.isascii()):
             raise WebError(
                 f"the API key has {len(self.api_key)} characters; it needs {KEY_LENGTH} or more, ASCII alone. "
                 'Make one: python -c "import secrets; print(secrets.token_urlsafe(32))"'
             )
+        if self.root_path and not re.fullmatch(r"(/[\w.~-]+)+", self.root_path):
+            raise WebError(
+                f"--root-path must start with / and not end with it, such as /films. Received: {self.root_path!r}"
+            )
+        for origin in self.allow_origins:
+            if not re.fullmatch(r"https?://[^/\s*]+", origin):
+                raise WebError(
+                    "--allow-origin must be a scheme and a host, such as https://viewer.example.org. "
+                    f"Received: {origin!r}"
+                )
         if not self.local and self.api_key is None:
             raise WebError(
                 f"--host {self.host} can be reached from other machines, and there is no API key. "

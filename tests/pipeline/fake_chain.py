@@ -24,10 +24,10 @@ CLASSES = ["TB", "NTB", "NORM"]
 class Fake(Stage):
     """What the three have in common: a card, a fingerprint, a log of the batches seen, and films that make it raise."""
 
-    decisions: dict = {}  # noqa: RUF012
+    defaults: dict = {}  # noqa: RUF012
 
     def __init__(self, *, raises_on=(), delay=0.0, fingerprint=None, **decisions):
-        self.card = {"decisions": {**self.decisions, **decisions}}
+        self.card = {"decisions": {**self.defaults, **decisions}}
         self.fingerprint = fingerprint or f"fake-{self.name}"
         self.raises_on, self.delay, self.batches = raises_on, delay, []
         self.obey(self.card["decisions"])
@@ -67,7 +67,7 @@ class FakeSegment(Fake):
     run_settings = Segment.run_settings
     call_settings = Segment.call_settings
     refuse = True
-    decisions = {"threshold": 0.4, "margin": 0.05, "min_fraction": 0.05}  # noqa: RUF012
+    defaults = {"threshold": 0.4, "margin": 0.05, "min_fraction": 0.05}  # noqa: RUF012
 
     def judge(self, record):
         mask = (record.radiograph.pixels < self.threshold).astype(np.uint8)
@@ -92,7 +92,7 @@ class FakeClassify(Fake):
     """The brighter the lungs, the more TB."""
 
     name = "classify"
-    decisions = {"classes": CLASSES}  # noqa: RUF012
+    defaults = {"classes": CLASSES}  # noqa: RUF012
 
     def judge(self, record):
         bright = float(record.radiograph.pixels[record.mask > 0].mean()) / 0.4
@@ -107,7 +107,7 @@ class FakeLocalize(Fake):
 
     name = "localize"
     run_settings = Localize.run_settings
-    decisions = {"threshold": 0.5, "min_area": 0.01, "max_regions": 5}  # noqa: RUF012
+    defaults = {"threshold": 0.5, "min_area": 0.01, "max_regions": 5}  # noqa: RUF012
 
     def judge(self, record):
         record.heatmap = record.frame.to_native(np.ascontiguousarray(record.maps[..., 0]))
@@ -120,7 +120,7 @@ class FakeLocalize(Fake):
 class FakeFindings(FakeClassify):
     """Several labels a film, on the whole film: the brighter, the more Effusion; in between, nothing."""
 
-    decisions = {  # noqa: RUF012
+    defaults = {  # noqa: RUF012
         "classes": ["Mass", "Effusion", "Pleural_Thickening"],
         "positive": None,
         "multi_label": True,
@@ -138,7 +138,7 @@ class FakeFindings(FakeClassify):
 
 def findings_chain(label=None):
     """A chain without segmentation that finds several labels a film; heat map and regions of `label`, where given."""
-    decisions = {"classes": FakeFindings.decisions["classes"], "positive": None, "normal": None, "label": label}
+    decisions = {"classes": FakeFindings.defaults["classes"], "positive": None, "normal": None, "label": label}
     decisions |= {"threshold": 0.5, "min_area": 0.01, "max_regions": 5}
     return [FakeFindings(), Localize({"decisions": decisions}, f"localize {label}")]
 

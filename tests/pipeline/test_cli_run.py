@@ -84,10 +84,10 @@ def test_some_failed_is_1_and_names_them(films, tmp_path, weights, capsys):
 def test_files_that_are_no_films_are_counted_aloud(films, tmp_path, weights, capsys):
     assert call("run", films, "--out", tmp_path / "out", "--weights", weights) == 0
     assert "Left out" not in capsys.readouterr().err
-    for name in ("a.webp", "b.txt"):
+    for name in ("a.md", "b.txt"):
         (films / name).write_text("no film")
     assert call("run", films, "--out", tmp_path / "out", "--weights", weights) == 0
-    assert re.search(r"Left out.* 2 file\(s\), such as .*a\.webp", capsys.readouterr().err)
+    assert re.search(r"Left out.* 2 file\(s\), such as .*a\.md", capsys.readouterr().err)
 
 
 def test_an_interrupted_call_goes_on_with_an_equal_result(films, tmp_path, weights, monkeypatch, capsys):
@@ -112,11 +112,26 @@ def test_an_interrupted_call_goes_on_with_an_equal_result(films, tmp_path, weigh
 
 
 def test_stage_by_stage_in_one_folder(films, tmp_path, weights):
-    for upto, folders in (("segment", 3), ("classify", 3), ("localize", 4)):
-        assert call("run", films, "--out", tmp_path / "out", "--weights", weights, "--stage", upto) == 0
+    asked = ("--weights", weights, "--outputs", "all")
+    for upto, folders in (("segment", 4), ("classify", 4), ("localize", 4)):
+        assert call("run", films, "--out", tmp_path / "out", *asked, "--stage", upto) == 0
         assert len([path for path in (tmp_path / "out").iterdir() if path.is_dir()]) == folders
     assert call("run", films, "--out", tmp_path / "whole", "--weights", weights) == 0
     assert list(rows(tmp_path / "out")) == list(rows(tmp_path / "whole"))
+
+
+def test_outputs_and_modes_are_those_asked_for(films, tmp_path, weights, capsys):
+    out, given = tmp_path / "out", ("--weights", weights)
+    assert call("run", films, "--out", out, *given, "--outputs", "masks,crops", "--mode", "640") == 0
+    assert {path.name for path in out.iterdir() if path.is_dir()} == {"masks", "crops"}
+    assert (out / "results.csv").stat().st_mode & 0o777 == 0o640
+    assert call("run", films, "--out", out, *given, "--native-heatmaps", "--verify") == 0
+    assert (out / "heatmaps").is_dir()
+    capsys.readouterr()
+    assert call("run", films, "--out", out, *given, "--outputs", "mask") == 2
+    assert "no output is called 'mask'" in capsys.readouterr().err
+    assert call("run", films, "--out", out, *given, "--mode", "777") == 2
+    assert "600, 640 or 644" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,8 @@ BAD = {"cut.jpg", "empty.png", "text.png", "dot.png", "grey.png", "broken.dcm"}
 @pytest.fixture(scope="module")
 def finished(films, tiny_chain, tmp_path_factory):
     out = tmp_path_factory.mktemp("results") / "run"
-    pipeline("run", films, "--out", out, "--weights", tiny_chain, check=1)
+    asked = ("--outputs", "all", "--native-heatmaps")
+    pipeline("run", films, "--out", out, "--weights", tiny_chain, *asked, check=1)
     return out
 
 
@@ -96,8 +97,8 @@ def test_pictures_are_in_native_pixels(finished):
         image = cv2.imread(str(finished / folder / f"{row['id']}.png"), cv2.IMREAD_UNCHANGED)
         assert image.shape == (int(row["height"]), int(row["width"])) == (150, 150)
     assert set(np.unique(cv2.imread(str(finished / "masks" / f"{row['id']}.png"), 0))) <= {0, 255}
-    for folder in ("crops", "overlays"):
-        assert (finished / folder / f"{row['id']}.png").is_file()
+    assert (finished / "crops" / f"{row['id']}.png").is_file()
+    assert (finished / "overlays" / f"{row['id']}.jpg").is_file()
 
 
 def test_regions_are_coco(finished):

@@ -6,11 +6,18 @@ import os
 import subprocess
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from cxr_pipeline.results.journal import FolderLock, Journal, JournalReader, key_of, sweep, whole_file, write_whole
+from cxr_pipeline.data.files import sweep, whole_file
+from cxr_pipeline.data.files import write_bytes as write_whole
+from cxr_pipeline.results import journal as module
+from cxr_pipeline.results.journal import FolderLock, any_entry, key_of
+
+Journal = partial(module.Journal, parse=any_entry)
+JournalReader = partial(module.JournalReader, parse=any_entry)
 
 ENV = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
 

@@ -53,7 +53,7 @@ def test_killed_while_merging_it_goes_on(films, parts, tmp_path, monkeypatch):
 
 
 def test_where_files_cannot_be_linked_they_are_copied(films, parts, tmp_path, monkeypatch):
-    monkeypatch.setattr("os.link", lambda *_: (_ for _ in ()).throw(OSError("no links here")))
+    monkeypatch.setattr("os.link", lambda *_, **__: (_ for _ in ()).throw(OSError("no links here")))
     merge(parts, tmp_path / "merged")
     for part in parts:
         shutil.rmtree(part)

@@ -13,13 +13,14 @@ import cv2
 import numpy as np
 import pytest
 
+from cxr_pipeline.data.files import whole_file
 from cxr_pipeline.data.synthetic import make_film
 from cxr_pipeline.report import report as module
 from cxr_pipeline.report.films import outline
 from cxr_pipeline.report.page import TEMPLATES, ReportError
 from cxr_pipeline.report.report import write_report
 from cxr_pipeline.report.summary import Tally, reason
-from cxr_pipeline.results.journal import JournalReader, whole_file
+from cxr_pipeline.results.journal import JournalReader
 from cxr_pipeline.run.inputs import find_inputs
 from cxr_pipeline.run.runner import Runner
 from tests.pipeline.fake_chain import chain, tree, write_film

@@ -44,8 +44,8 @@ def test_of_several_labels_a_film_each_is_counted(tmp_path):
 
 
 def test_a_label_that_was_not_learned_has_no_threshold_to_show(tmp_path, monkeypatch):
-    limits = FakeFindings.decisions["thresholds"] | {"Effusion": 2.0}
-    monkeypatch.setitem(FakeFindings.decisions, "thresholds", limits)
+    limits = FakeFindings.defaults["thresholds"] | {"Effusion": 2.0}
+    monkeypatch.setitem(FakeFindings.defaults, "thresholds", limits)
     path = run_findings(tmp_path)
     assert re.search('row">Effusion</th><td>0</td><td>not learned</td>', path.read_text())
     assert set(opened(path).json("facts")["thresholds"]) == {"Mass", "Pleural_Thickening"}

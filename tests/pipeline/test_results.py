@@ -14,7 +14,8 @@ from cxr_pipeline.data.geometry import Box
 from cxr_pipeline.data.radiograph import Radiograph
 from cxr_pipeline.results.folder import Identity, ResultsError, ResultsFolder, rows, run_info
 from cxr_pipeline.results.journal import FolderLock
-from cxr_pipeline.results.outputs import columns, failed, pictures, row_of
+from cxr_pipeline.results.outputs import chosen, columns, failed, row_of
+from cxr_pipeline.results.outputs.base import JudgedFilm
 from cxr_pipeline.stages.base import FAILED, REFUSED, Record, Region
 from tests.pipeline.fake_chain import CLASSES, FakeClassify, FakeLocalize, FakeSegment, film
 
@@ -52,10 +53,28 @@ def picture(path):
     return cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
 
 
+def pictures(one, names="all", **options):
+    """The files of a record by output."""
+    film_ = JudgedFilm(one, one.radiograph.id, "in/a.png", "abc", None, identity())
+    return {o.name: data for o in chosen(names, **options) for data in o.files(film_).values()}
+
+
 def test_columns_are_the_promised_ones_in_their_order_then_others():
     assert columns()[: len(PROMISED)] == PROMISED
     assert columns() == [*PROMISED, "screen", "warnings", "sha256"]
-    assert columns(["NORM", "TB", "COVID"]) == [*PROMISED, "p_COVID", "warnings", "sha256"]
+    assert columns(["NORM", "TB", "COVID"]) == [*PROMISED, "screen", "p_COVID", "warnings", "sha256"]
+    assert columns(["TB"], ["ctr"]) == [*PROMISED, "screen", "ctr", "warnings", "sha256"]
+
+
+def test_columns_that_stages_declare_stay_when_a_chain_without_them_goes_on(tmp_path):
+    with ResultsFolder(tmp_path, identity(columns=("ctr",))) as folder:
+        save(folder, record("a"))
+        finish(folder, ["a"])
+    with ResultsFolder(tmp_path, identity()) as folder:
+        save(folder, record("b"))
+        finish(folder, ["a", "b"])
+    assert [row["ctr"] for row in rows(tmp_path)] == ["", ""]
+    assert run_info(tmp_path)["columns"] == ["ctr"]
 
 
 def test_numbers_have_the_promised_digits():
@@ -93,7 +112,8 @@ def test_a_figure_that_is_no_number_is_an_error(value):
 @pytest.mark.parametrize("size", [(72, 96), (97, 61)])
 def test_pictures_are_native(tmp_path, size):
     one = record(size=size)
-    files = {name: cv2.imdecode(np.frombuffer(data, np.uint8), -1) for name, data in pictures(one).items()}
+    written = pictures(one, native_heatmaps=True)
+    files = {name: cv2.imdecode(np.frombuffer(data, np.uint8), -1) for name, data in written.items()}
     assert {name: image.dtype for name, image in files.items()} == dict.fromkeys(files, np.dtype(np.uint8))
     np.testing.assert_array_equal(files["masks"], one.mask * 255)
     x, y, w, h = (int(v) for v in one.lung_box)
@@ -105,6 +125,7 @@ def test_pictures_are_native(tmp_path, size):
 
 def test_pictures_follow_how_far_a_film_came():
     assert set(pictures(record(upto="segment"))) == {"masks", "crops", "overlays"}
+    assert set(pictures(record(), None)) == {"masks", "overlays"}
     assert set(pictures(record().refuse("no_lungs"))) == {"overlays"}
     assert pictures(failed(record(), "classify", KeyError("x"))[0]) == {}
 
@@ -217,7 +238,7 @@ def test_what_was_saved_is_done_while_the_file_and_its_pictures_are_the_same(tmp
         assert folder.done("a", "abc")["row"]["status"] == "ok"
         assert folder.done("a", "changed") is None
         assert folder.done("b", "abc") is None
-        (tmp_path / "heatmaps" / "a.png").write_bytes(b"")  # as after a power cut
+        (tmp_path / "overlays" / "a.jpg").write_bytes(b"")  # as after a power cut
         assert folder.done("a", "abc") is None
 
 
@@ -238,7 +259,7 @@ def test_a_film_that_fails_now_leaves_no_pictures_of_before(tmp_path):
         save(folder, record("a"))
         assert (tmp_path / "masks" / "a.png").exists()
         save(folder, Record(record("a").radiograph, FAILED, "cut off"), sha256="new")
-        assert not list(tmp_path.glob("*/a.png"))
+        assert not list(tmp_path.glob("*/a.*"))
 
 
 def test_masks_come_back_for_later_stages(tmp_path):
@@ -288,7 +309,7 @@ def test_results_of_another_identity_are_not_mixed(tmp_path, change, said):
     assert [row["id"] for row in rows(tmp_path)] == ["a"]
     with ResultsFolder(tmp_path, identity(**change), overwrite=True) as folder:
         assert folder.done("a", "abc") is None
-        assert not list(tmp_path.glob("*/a.png"))
+        assert not list(tmp_path.glob("*/a.*"))
         save(folder, record("b"))
         finish(folder, ["b"])
     assert [row["id"] for row in rows(tmp_path)] == ["b"]

@@ -117,7 +117,7 @@ def test_a_film_that_breaks_a_stage_costs_only_itself(films, tmp_path, stage):
     name = stages[stage].name
     assert found["f3"]["error"] == f"{name}: ZeroDivisionError: {name} cannot do f3. The traceback is in run.log"
     assert (found["f3"]["lung_fraction"] != "") == (stage > 0)
-    assert not list((tmp_path / "out").glob("*/f3.png"))
+    assert not list((tmp_path / "out").glob("*/f3.*"))
     log = (tmp_path / "out" / "run.log").read_text()
     assert log.count("Traceback") == 1
     assert "f3.png" in log
@@ -212,7 +212,7 @@ def test_later_stages_take_over_the_masks(films, tmp_path):
     assert summary.already == 3
     go(films, tmp_path / "fresh")
     assert [dict(row) for row in rows(tmp_path / "out")] == [dict(row) for row in rows(tmp_path / "fresh")]
-    for name in ("masks", "crops", "heatmaps", "overlays"):
+    for name in ("masks", "overlays"):
         assert tree(tmp_path / "out" / name) == tree(tmp_path / "fresh" / name)
     assert (tmp_path / "out" / "regions.json").read_bytes() == (tmp_path / "fresh" / "regions.json").read_bytes()
 
@@ -351,7 +351,7 @@ def test_cut_off_at_every_rename_it_ends_like_an_undisturbed_run(tmp_path, monke
                 break
         go(folder, out, workers=1)
         assert tree(out) == tree(tmp_path / "whole"), calls[-1]
-    assert number > 15
+    assert number > 10
 
 
 @pytest.mark.slow

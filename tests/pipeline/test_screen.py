@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 
+import cv2
 import numpy as np
 import pytest
 import yaml
 
+from cxr_pipeline.results.drawing import layout
 from cxr_pipeline.results.folder import Identity, rows, run_info
+from cxr_pipeline.results.reader import ResultsReader, wrong_files
 from cxr_pipeline.run.inputs import find_inputs
 from cxr_pipeline.run.runner import Runner
 from cxr_pipeline.run.screen import ScreenError, said, screen
@@ -88,6 +92,33 @@ def site_settings():
     }
 
 
+def files_but_overlays(folder):
+    """All files by name; of overlays, which are packed again, neither the bytes nor their size and checksum."""
+    out = {name: data for name, data in tree(folder).items() if not name.startswith("overlays/")}
+    lines = [json.loads(line) for line in (folder / "journal.jsonl").read_text().splitlines()]
+    for line in lines:
+        line["files"] = {name: None if name.startswith("overlays/") else facts for name, facts in line["files"].items()}
+    return out | {"journal.jsonl": lines}
+
+
+def overlays(folder):
+    return {path.name: cv2.imread(str(path)).astype(int) for path in sorted((folder / "overlays").iterdir())}
+
+
+def assert_the_same(folder, wanted):
+    """All files are the same, and overlays as far as JPEG lets them; the journal tells their sizes and checksums."""
+    assert files_but_overlays(folder) == files_but_overlays(wanted)
+    drawn, drawn_wanted = overlays(folder), overlays(wanted)
+    assert drawn.keys() == drawn_wanted.keys()
+    for name, image in drawn.items():
+        row = table(folder)[name.removesuffix(".jpg")]
+        height = layout(int(row["height"]), int(row["width"]))[0]
+        assert np.abs(image - drawn_wanted[name]).mean() < 1.5
+        assert np.abs(image[height:] - drawn_wanted[name][height:]).mean() < 2.0  # another text: more than 4
+    for entry in ResultsReader(folder):
+        assert wrong_files(folder, entry) == []
+
+
 def table(folder):
     return {row["id"]: row for row in rows(folder)}
 
@@ -98,7 +129,7 @@ def test_a_threshold_is_as_if_the_run_had_had_it(films, tmp_path, cutoff):
     go(films, tmp_path / "wanted", {"cutoff": cutoff})
     before = table(tmp_path / "out")
     screened = screen(tmp_path / "out", threshold=cutoff)
-    assert tree(tmp_path / "out") == tree(tmp_path / "wanted")
+    assert_the_same(tmp_path / "out", tmp_path / "wanted")
     now = table(tmp_path / "out")
     assert screened.changed == sum(before[name].get("screen") != now[name].get("screen") for name in now)
     assert {row["tb_score"] for row in before.values()} == {row["tb_score"] for row in now.values()}
@@ -128,18 +159,54 @@ def test_a_site_is_as_if_the_run_had_had_it(films, tmp_path, site):
 def test_a_threshold_on_top_of_a_site_and_back(films, tmp_path, site):
     go(films, tmp_path / "out")
     screen(tmp_path / "out", site=site)
-    before = tree(tmp_path / "out")
+    shutil.copytree(tmp_path / "out", tmp_path / "before")
     screen(tmp_path / "out", threshold=70)
-    assert table(tmp_path / "out") != before["results.csv"]
+    assert table(tmp_path / "out") != table(tmp_path / "before")
     screen(tmp_path / "out", site=site)
-    assert tree(tmp_path / "out") == before
+    assert_the_same(tmp_path / "out", tmp_path / "before")
+
+
+def test_deciding_as_before_packs_no_overlay_again(films, tmp_path):
+    out = tmp_path / "out"
+    go(films, out)
+    screen(out, threshold=40)
+    before = tree(out)
+    screen(out, threshold=40)
+    assert tree(out) == before
+
+
+def test_the_files_keep_the_mode_of_the_run(films, tmp_path):
+    out = tmp_path / "out"
+    go(films, out)
+    screen(out, threshold=10)
+    modes = {path.stat().st_mode & 0o777 for path in out.rglob("*") if path.is_file()}
+    assert modes == {0o600}
+
+
+def test_a_run_goes_on_without_judging_again_what_was_decided_again(films, tmp_path):
+    out = tmp_path / "out"
+    go(films, out)
+    screen(out, threshold=10)
+    assert go(films, out, {"cutoff": 10.0}).already == 9
+
+
+def test_an_overlay_that_is_cut_or_missing_is_left_to_the_next_run(films, tmp_path):
+    out = tmp_path / "out"
+    go(films, out)
+    cut, missing = sorted((out / "overlays").iterdir())[:2]
+    cut.write_bytes(cut.read_bytes()[:-100])
+    missing.unlink()
+    screen(out, threshold=10)
+    assert sum(bool(wrong_files(out, entry)) for entry in ResultsReader(out)) == 2
+    assert go(films, out, {"cutoff": 10.0}).already == 7
+    assert not any(wrong_files(out, entry) for entry in ResultsReader(out))
 
 
 def test_films_may_join_a_folder_decided_again(films, tmp_path):
     go(films, tmp_path / "out")
     screen(tmp_path / "out", threshold=40)
     write_film(films / "new.png", 99, lungs=0.3)
-    summary = go(films, tmp_path / "out", {"cutoff": 40})
+    summary = go(films, tmp_path / "out", {"cutoff": 40.0})
     assert summary.already == 9
     assert run_info(tmp_path / "out")["counts"]["ok"] == 9
 

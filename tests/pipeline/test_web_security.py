@@ -15,7 +15,7 @@ import pytest
 
 pytest.importorskip("fastapi", reason="the extra [web] is not installed")
 
-from cxr_pipeline.web import WebError
+from cxr_pipeline.web import WebError, security
 from cxr_pipeline.web.settings import Settings
 from cxr_pipeline.web.uploads import shown_name
 from tests.pipeline.web_server import (
@@ -85,6 +85,7 @@ def test_what_a_killed_server_left_is_deleted(own_tmp):
     left = own_tmp / "cxr-web-old" / "job"
     left.mkdir(parents=True)
     (left / "film").write_bytes(b"x")
+    (left.parent / ".lock").touch()
     with serving() as client:
         assert not left.exists()
         with serving() as other:  # but not what another one is using
@@ -159,7 +160,8 @@ def test_logs_and_figures_hold_no_names(caplog):
 
 class TestKey:
     @pytest.fixture
-    def client(self):
+    def client(self, monkeypatch):
+        monkeypatch.setattr(security, "_GUESS", 0.0)
         with serving(base_url="http://example.org", host="0.0.0.0", api_key=KEY) as client:
             yield client
 

@@ -24,7 +24,7 @@ import httpx2 as httpx
 from cxr_pipeline import Pipeline
 from cxr_pipeline.data.synthetic import write_samples
 from tests.pipeline.fake_chain import film
-from tests.pipeline.web_server import listening
+from tests.pipeline.web_server import fake, listening
 
 ROOT = Path(__file__).parent.parent.parent
 _spec = importlib.util.spec_from_file_location("web_load", ROOT / "benchmarks" / "web_load.py")
@@ -44,7 +44,7 @@ def test_fifty_clients_at_once_lose_nothing():
 
 
 def test_a_short_queue_turns_clients_away_but_loses_none():
-    with listening(queue=4) as address:
+    with listening(fake(delay=0.05), queue=4) as address:  # twelve clients hand in more than is judged
         said = web_load.load(address, pngs(20), clients=12, seconds=1)
     assert said["lost"] == 0, said["reasons"]
     assert said["turned_away_and_sent_again"] > 0

@@ -8,8 +8,9 @@ import json
 import pytest
 
 from cxr_pipeline.about import PROGRAM
+from cxr_pipeline.data.files import csv_line
 from cxr_pipeline.results import worklist
-from cxr_pipeline.results.outputs import columns, csv_line
+from cxr_pipeline.results.outputs import columns
 from cxr_pipeline.results.worklist import Work, work_of, write_worklist
 
 FILMS = [
@@ -25,15 +26,19 @@ FILMS = [
 
 @pytest.fixture
 def folder(tmp_path):
-    films = [{**film, "id": str(number), "sha256": "x"} for number, film in enumerate(FILMS)]
+    films = [
+        {**film, "id": str(number), "sha256": "x", "width": "9", "height": "9"} for number, film in enumerate(FILMS)
+    ]
     table = b"".join(csv_line(columns(), film) for film in films)
     (tmp_path / "results.csv").write_bytes(csv_line(columns(), {name: name for name in columns()}) + table)
     regions = [
-        {"side": "right", "zone": "upper"},
-        {"side": "right", "zone": "upper"},
-        {"side": "left", "zone": "lower"},
+        {"bbox": [0, 0, 2, 2], "area": 4, "score": 0.5, "category": "TB", "side": side, "zone": zone}
+        for side, zone in (("right", "upper"), ("right", "upper"), ("left", "lower"))
     ]
-    entries = [{"key": str(n), "row": film, "regions": regions if n == 4 else []} for n, film in enumerate(films)]
+    rest = {"stage": "localize", "retry": False, "files": {}, "outputs": [], "trace": ""}
+    entries = [
+        {"key": str(n), "row": film, "regions": regions if n == 4 else [], **rest} for n, film in enumerate(films)
+    ]
     (tmp_path / "journal.jsonl").write_text("".join(json.dumps(one) + "\n" for one in entries))
     run = {"program": PROGRAM, "config": {"classify": {"positive": "TB", "cutoff": 40}}}
     (tmp_path / "run.json").write_text(json.dumps(run))
@@ -74,6 +79,14 @@ def test_the_counts_are_said(folder):
     )
     assert work_of([FILMS[1]]).said().startswith("1 film: 1 screen positive")
     assert Work({"ok": 3}).said() == "3 films: 0 refused, 0 failed."
+
+
+def test_who_may_read_the_run_may_read_the_worklist(folder):
+    pytest.importorskip("openpyxl")
+    for mode in (0o600, 0o640):
+        (folder / "run.json").chmod(mode)
+        write_worklist(folder)
+        assert {(folder / f"worklist.{kind}").stat().st_mode & 0o777 for kind in ("csv", "xlsx")} == {mode}
 
 
 def test_a_file_name_is_no_formula(folder):

@@ -60,7 +60,7 @@
       if (one.film) one.src = `data:image/jpeg;base64,${one.film}`;
       return one;
     }
-    return row.overlay ? { src: `overlays/${encodeURIComponent(row.id)}.png`, from: "linked" } : {};
+    return row.overlay ? { src: row.overlay.split("/").map(encodeURIComponent).join("/"), from: "linked" } : {};
   }
 
   // ---- the table ----

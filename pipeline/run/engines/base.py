@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from cxr_pipeline.configs.errors import CxrError
+from cxr_pipeline.data.files import PRIVATE
 
 if TYPE_CHECKING:
+    from cxr_pipeline.results.outputs import Output
     from cxr_pipeline.run.chain import Chain
     from cxr_pipeline.run.runner import Runner
     from cxr_pipeline.run.spec import ChainSpec
@@ -54,6 +57,9 @@ class Engine(ABC):
         *,
         batch_size: int = 8,
         workers: int | None = None,
+        outputs: Sequence[Output] | None = None,
+        mode: int = PRIVATE,
+        verify: bool = False,
         **options: Any,
     ) -> Runner:
         """A runner that judges films into the folder `out`.
@@ -63,5 +69,6 @@ class Engine(ABC):
             spec: for processes that open a chain of their own.
             batch_size: films that the networks see at once.
             workers: how many work side by side; None leaves it to the engine.
+            outputs, mode, verify: see `Runner`.
             options: of `options`, those that were given.
         """

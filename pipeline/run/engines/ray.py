@@ -23,8 +23,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import cv2
 
+from cxr_pipeline.data.files import PRIVATE
 from cxr_pipeline.results.filmfiles import FilmFiles
 from cxr_pipeline.results.folder import Identity, ResultsFolder
+from cxr_pipeline.results.outputs import Output
 from cxr_pipeline.run.chain import Chain
 from cxr_pipeline.run.engines.base import Engine, EngineError
 from cxr_pipeline.run.engines.cluster import connected, import_ray, quiet, room_for
@@ -72,6 +74,9 @@ class RayEngine(Engine):
         *,
         batch_size: int = 8,
         workers: int | None = None,
+        outputs: Sequence[Output] | None = None,
+        mode: int = PRIVATE,
+        verify: bool = False,
         **options: Any,
     ) -> RayRunner:
         """See `Engine.runner`."""
@@ -81,6 +86,9 @@ class RayEngine(Engine):
             identity=chain.identity,
             batch_size=batch_size,
             workers=workers,
+            outputs=outputs,
+            mode=mode,
+            verify=verify,
             opening=spec.absolute().open,
             **options,
         )
@@ -130,6 +138,9 @@ class RayRunner(Runner):
             identity=replace(folder.identity, about={}),
             out=os.path.abspath(self.out),
             classes=tuple(folder.films.classes),
+            outputs=folder.films.outputs,
+            mode=folder.films.mode,
+            verify=folder.films.verify,
             batch_size=self.batch_size,
             threads=max(1, math.ceil(self.cpus_per_worker)),
             seconds_a_film=self.seconds_a_film,
@@ -226,6 +237,9 @@ class _Task:
     identity: Identity
     out: str
     classes: tuple[str, ...]
+    outputs: tuple[Output, ...]
+    mode: int
+    verify: bool
     batch_size: int
     threads: int
     seconds_a_film: float
@@ -263,7 +277,9 @@ class _Worker:
         answer: dict[str, Any] = {"done": [], "entries": [], "seconds": {}}
         try:
             runner = self._runner = self._runner or self._opened()
-            desk = _Desk(FilmFiles(Path(self._task.out), self._task.identity.last, self._task.classes), sent)
+            task = self._task
+            how = {"outputs": task.outputs, "mode": task.mode, "verify": task.verify}
+            desk = _Desk(FilmFiles(Path(task.out), task.identity, task.classes, **how), sent)
             before, tally = runner.seconds, Tally()
             try:
                 runner.judge(desk, [one.item for one in sent], {one.item.key: one.id for one in sent}, tally)

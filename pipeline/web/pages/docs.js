@@ -32,7 +32,7 @@ function content(answer) {
 }
 
 async function start() {
-  const api = await (await fetch("/openapi.json")).json();
+  const api = await (await fetch("openapi.json")).json();
   document.getElementById("about").textContent = `${api.info.summary} ${api.info.description}`;
   for (const [path, methods] of Object.entries(api.paths)) {
     for (const [method, one] of Object.entries(methods)) {

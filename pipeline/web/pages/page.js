@@ -42,7 +42,7 @@ function fault(error) {
 
 async function start() {
   try {
-    limits = await (await ask("/v1/limits")).json();
+    limits = await (await ask("v1/limits")).json();
   } catch (error) {
     if (error.status === 401) {
       $("key-form").hidden = false;
@@ -80,7 +80,7 @@ function upload(files) {
   for (const file of files) body.append("file", file, file.name);
   return new Promise((resolve, reject) => {
     const request = new XMLHttpRequest(); // fetch tells nothing of an upload's progress
-    request.open("POST", "/v1/jobs");
+    request.open("POST", "v1/jobs");
     for (const [name, value] of Object.entries(headers())) request.setRequestHeader(name, value);
     request.upload.onprogress = (event) => {
       if (event.lengthComputable) $("bar").value = (50 * event.loaded) / event.total;
@@ -130,7 +130,7 @@ async function follow() {
     if (!job || job.status === "done") return;
     await new Promise((resolve) => setTimeout(resolve, pause));
     pause = Math.min(2000, pause * 1.2);
-    job = await (await ask(`/v1/jobs/${job.id}`)).json();
+    job = await (await ask(`v1/jobs/${job.id}`)).json();
   }
 }
 
@@ -264,7 +264,7 @@ async function pictures(film) {
 }
 
 async function picture(film, name) {
-  const data = await (await ask(`/v1/jobs/${job.id}/films/${film.id}/${name}`)).blob();
+  const data = await (await ask(`v1/jobs/${job.id}/films/${film.id}/${name}`)).blob();
   const image = new Image();
   const url = URL.createObjectURL(data);
   urls.push(url);
@@ -334,7 +334,7 @@ function settings() {
 }
 
 async function zip() {
-  const data = await (await ask(`/v1/jobs/${job.id}/results.zip`)).blob();
+  const data = await (await ask(`v1/jobs/${job.id}/results.zip`)).blob();
   const link = element("a");
   link.href = URL.createObjectURL(data);
   link.download = `results-${job.id.slice(0, 8)}.zip`;
@@ -351,7 +351,7 @@ async function forget() {
   $("result").hidden = $("detail").hidden = true;
   $("film").removeAttribute("src");
   for (const url of urls.splice(0)) URL.revokeObjectURL(url);
-  await ask(`/v1/jobs/${gone.id}`, { method: "DELETE" }).catch((error) => {
+  await ask(`v1/jobs/${gone.id}`, { method: "DELETE" }).catch((error) => {
     if (error.status !== 404) throw error;
   });
 }
