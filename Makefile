@@ -4,8 +4,15 @@ PYTHON ?= python3
 INPUT ?= samples
 OUT ?= results
 BIN := .venv/bin
+# What `make check` looks at: rooms that mypy passes, and tests that need neither TensorFlow nor a trained chain.
+TYPED := cxr_pipeline.configs cxr_pipeline.models.backbones cxr_pipeline.models.runtimes cxr_pipeline.models.figures
+FAST := tests/configs tests/data tests/models/test_metrics.py tests/models/test_significance.py \
+	tests/test_docs.py tests/test_imports.py tests/test_package.py
 
-.PHONY: run test lint types format clean
+.PHONY: help run check test lint types format clean
+
+help:  ## This list
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 run: .venv/ready  ## The whole chain with the shipped weights, on synthetic samples or INPUT=folder
 ifeq ($(INPUT),samples)
@@ -16,21 +23,28 @@ else
 	$(BIN)/pipeline run "$(INPUT)" --out "$(OUT)/run-$$(basename "$(INPUT)")"
 endif
 
+check: .venv/ready lint .venv/src  ## Lint, types of the rooms that are clean, fast tests: before each commit
+	$(BIN)/mypy --follow-imports silent $(addprefix --package ,$(TYPED))
+	$(BIN)/pytest -n auto --dist loadfile -m "not slow and not real" $(FAST)
+
 test: .venv/ready lint  ## Lint, format check and all tests
 	$(BIN)/pytest -n auto --dist loadfile
 
-lint: .venv/ready
+lint: .venv/ready  ## Lint and format check
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: .venv/ready  ## Type check
+types: .venv/ready .venv/src  ## Type check of everything
+	$(BIN)/mypy --package cxr_pipeline
+
 # The folders are one package when installed; mypy finds it in a tree of links.
+.PHONY: .venv/src
+.venv/src: .venv/ready
 	rm -rf .venv/src
 	mkdir -p .venv/src/cxr_pipeline
 	ln -s "$(CURDIR)"/pipeline/* "$(CURDIR)"/configs "$(CURDIR)"/data "$(CURDIR)"/models "$(CURDIR)"/stages .venv/src/cxr_pipeline/
-	$(BIN)/mypy --package cxr_pipeline
 
-format: .venv/ready
+format: .venv/ready  ## Mend what ruff can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
@@ -40,5 +54,5 @@ format: .venv/ready
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-clean:
+clean:  ## Remove the environment and the results
 	rm -rf .venv results
