@@ -20,23 +20,12 @@ import pandas as pd
 from cxr_pipeline.models.figures.metrics import ece, softmax
 from cxr_pipeline.stages.decisions import shares_by_em, shares_by_moments
 from cxr_pipeline.stages.reference import Reference, differences, fit_reference
-from cxr_pipeline.train.unlabelled import Alignment, align, calibrated
+from cxr_pipeline.train.unlabelled import Alignment, align, by_normal_mode, calibrated
 
 SHARES = (0.1, 0.2, 0.35, 0.5, 0.6)  # of TB
 FILMS = 300
 NOT_JUDGED_HERE = ("kermany", "jsrt")  # children; nodules that are mostly invisible
 CHOOSING = ("shenzhen", "rahman")
-
-
-def _mode(x: np.ndarray) -> np.ndarray:
-    """The densest place of films (N, D): half-sample mode along the first axis, and the films around it."""
-    v = np.sort(x[:, 0])
-    while len(v) > 3:
-        half = (len(v) + 1) // 2
-        start = int((v[half - 1 :] - v[: len(v) - half + 1]).argmin())
-        v = v[start : start + half]
-    near = np.argsort(np.abs(x[:, 0] - v.mean()))[: max(10, len(x) // 5)]
-    return x[near].mean(axis=0)
 
 
 def _with_shares(x: np.ndarray, reference: Reference, shift: np.ndarray, stretch: float, how: str) -> Alignment:
@@ -65,7 +54,8 @@ def alignments(x: np.ndarray, reference: Reference, typical: tuple[np.ndarray, n
     stretch = float(np.exp(np.mean(np.log(x.std(axis=0) / typical[1]))))
     shift = x.mean(axis=0) - (centre + stretch * (typical[0] - centre))
     yield "standardised, EM", _with_shares(x, reference, shift, stretch, "em")
-    yield "normal mode, EM", _with_shares(x, reference, _mode(x) - centre, 1.0, "em")
+    for towards in (0.3, 0.45, 0.6, 1.0):
+        yield f"normal mode x {towards:g}, EM", by_normal_mode(x, reference, towards)
     for factor in (4.0, 1.0):  # of what the product takes
         held = Reference(reference.means, reference.covariances, factor * reference.shift)
         yield f"components, prior x {factor:g}", align(x, held)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cxr_pipeline.models.figures.metrics import ece, sensitivity, softmax, specificity
+from cxr_pipeline.models.figures.metrics import sensitivity, softmax, specificity
 from cxr_pipeline.stages.reference import Reference, differences, fit_reference
-from cxr_pipeline.train.unlabelled import align, fit_unlabelled
+from cxr_pipeline.train.unlabelled import align, calibrated, densest, fit_unlabelled, with_shares
 
 CLASSES = ["TB", "NTB", "NORM"]
 CENTRES = np.array([[1.5, 0.0, -1.5], [-0.5, 1.5, -1.0], [-1.0, -1.0, 1.5]])
@@ -38,6 +38,12 @@ def test_a_reference_finds_the_classes_and_how_hospitals_differ(decisions):
     assert Reference.of(None) is None
 
 
+def test_the_densest_place_is_that_of_the_largest_group():
+    draw = np.random.default_rng(0)
+    films = np.concatenate([draw.normal(-2, 0.5, (150, 2)), draw.normal(3, 2.0, (100, 2))])
+    np.testing.assert_allclose(densest(films), [-2, -2], atol=0.35)
+
+
 @pytest.mark.parametrize("shares", [(0.1, 0.1, 0.8), (0.3, 0.2, 0.5), (0.6, 0.1, 0.3)])
 def test_shift_and_shares_are_found(decisions, shares):
     reference = Reference.of(decisions["reference"])
@@ -52,17 +58,19 @@ def test_shift_and_shares_are_found(decisions, shares):
     assert np.abs(np.mean(gaps, axis=0)).max() < 0.4
 
 
-def test_a_moved_hospital_is_decided_better_than_as_shipped(decisions):
-    still = hospital(4000, [0.33, 0.33, 0.34], 7)
-    base = fit_unlabelled(still[0], decisions)
-    shift = (1.2, 0.2, -0.4)
-    own = fit_unlabelled(hospital(200, [0.2, 0.2, 0.6], 8, shift)[0], decisions)
+def test_a_moved_hospital_is_decided_better_than_without_a_shift(decisions):
+    """Half the way is gone, by choice (see _TOWARDS): the level gets better, not right."""
+    reference, shift = Reference.of(decisions["reference"]), (1.2, 0.2, -0.4)
+    films, _ = hospital(200, [0.2, 0.2, 0.6], 8, shift)
+    own = fit_unlabelled(films, decisions)
+    still = with_shares(differences(films) / decisions["temperature"], reference, np.zeros(2))
+    slope, offsets, threshold, *_ = calibrated(still, reference, 0, 0.9)
     logits, labels = hospital(4000, [0.2, 0.2, 0.6], 9, shift)
     y = labels == 0
-    shipped, p = (softmax(logits / one.temperature + one.offsets)[:, 0] for one in (base, own))
-    assert ece(p, y) < min(0.06, ece(shipped, y) - 0.1)
-    assert sensitivity(y, p, own.threshold) > 0.85
-    assert specificity(y, p, own.threshold) > specificity(y, shipped, base.threshold) + 0.1
+    shipped = softmax(slope * logits / decisions["temperature"] + offsets)[:, 0]
+    p = softmax(logits / own.temperature + own.offsets)[:, 0]
+    assert sensitivity(y, p, own.threshold) > 0.88
+    assert specificity(y, p, own.threshold) > specificity(y, shipped, threshold) + 0.05
     low, high = own.threshold_ci95
     assert low <= own.threshold <= high
     assert (own.shares_ci95[:, 0] <= own.shares_ci95[:, 1]).all()
