@@ -259,7 +259,8 @@ class Localize(Stage):
         ]
         if table:
             decisions["threshold"], decisions["min_area"] = choose(table)
-            decisions["floor"] = float(f"{np.quantile([strongest for strongest, _ in judged], _FAINT):.4g}")
+            if not config.multi_label:  # each label's maps have a scale of their own
+                decisions["floor"] = float(f"{np.quantile([strongest for strongest, _ in judged], _FAINT):.4g}")
             fitted = f"on {len(best)} val films with boxes"
         else:
             fitted = "not fitted: no val film with boxes could be judged; threshold and min_area are the config's"

@@ -181,8 +181,6 @@ class Segment(Stage):
         from cxr_pipeline.models.training.fit import TrainingError
         from cxr_pipeline.models.unet import require_encoder
 
-        require_encoder(config.segment.encoder, config.segment.encoder_weights, data.root)
-
         for split, part in cls._parts(data, config).items():
             if not len(part):
                 raise TrainingError(
@@ -194,6 +192,7 @@ class Segment(Stage):
                     f"segment.heart is true, but no film of split {split!r} and the sources trained on has a mask of "
                     "the heart. Name them in the column `heart_mask` of the manifest, or set segment.heart to false"
                 )
+        require_encoder(config.segment.encoder, config.segment.encoder_weights, data.root)
 
     @classmethod
     def train(cls, data: Manifest, config: Config, out: Path, chain: Sequence[Stage] = ()) -> Path:

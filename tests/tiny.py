@@ -1,6 +1,6 @@
 """Settings that make the whole chain small enough to train in a test."""
 
-TINY = [
+SMALL = [  # of any config
     "segment.size=64",
     "segment.encoder_weights=null",
     "segment.decoder_filters=[8, 8, 8, 8, 4]",
@@ -8,12 +8,6 @@ TINY = [
     "segment.fit.batch_size=4",
     "segment.min_fraction=0",
     "segment.min_side=32",
-    "classify.network=mobilenetv2",
-    "classify.alpha=0.35",
-    "classify.cut=block_13_expand_relu",
-    "classify.pool=zones",
-    "classify.head=solved",
-    "classify.fit.augment=true",
     "classify.size=64",
     "classify.encoder_weights=null",
     "classify.head_passes=1",
@@ -22,4 +16,13 @@ TINY = [
     "classify.fit.epochs=2",
     "classify.fit.batch_size=4",
     "classify.fit.leave_out=[]",
+]
+TINY = [  # of the preset tb: a network whose encoder is trained, so that all steps of a training take place
+    "classify.network=mobilenetv2",
+    "classify.alpha=0.35",
+    "classify.cut=block_13_expand_relu",
+    "classify.pool=zones",
+    "classify.head=solved",
+    "classify.fit.augment=true",
+    *SMALL,
 ]

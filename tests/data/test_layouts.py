@@ -172,6 +172,6 @@ def test_the_registry_imports_nothing_heavy():
     import subprocess
     import sys
 
-    code = "import sys, data.layouts\nprint({'pandas', 'numpy', 'cv2', 'PIL'} & set(sys.modules) or '')"
+    code = "import sys, cxr_pipeline.data.layouts\nprint({'pandas', 'numpy', 'cv2', 'PIL'} & set(sys.modules) or '')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""

@@ -131,7 +131,8 @@ def test_the_same_command_again_does_nothing_new(films, tiny_chain, finished):
 
 def test_stage_by_stage_equals_the_whole_chain_at_once(films, tiny_chain, finished, tmp_path):
     for stage in ("segment", "classify", "localize"):
-        pipeline("run", films, "--out", tmp_path, "--weights", tiny_chain, "--stage", stage, check=1)
+        asked = ("--outputs", "all", "--native-heatmaps")  # as `finished`
+        pipeline("run", films, "--out", tmp_path, "--weights", tiny_chain, "--stage", stage, *asked, check=1)
     assert (tmp_path / "regions.json").read_bytes() == (finished / "regions.json").read_bytes()
     assert (tmp_path / "results.csv").read_bytes() == (finished / "results.csv").read_bytes()
 

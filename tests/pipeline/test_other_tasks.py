@@ -15,7 +15,7 @@ from cxr_pipeline.cli.main import _call
 from cxr_pipeline.configs.schema import ConfigError, load_config, presets
 from cxr_pipeline.data.manifest import read_manifest
 from cxr_pipeline.train.training import prepare_manifest
-from tests.tiny import TINY
+from tests.tiny import SMALL
 
 TASK = {
     "name": "findings",
@@ -48,7 +48,7 @@ def films(samples, tmp_path_factory):
 def weights(films, tmp_path_factory):
     folder = tmp_path_factory.mktemp("weights")
     (folder / "task.yaml").write_text(yaml.safe_dump(TASK))
-    small = [word for line in TINY if "fit.epochs" not in line for word in ("--set", line)]
+    small = [word for line in SMALL if "fit.epochs" not in line for word in ("--set", line)]
     small += ["--set", "classify.fit.batch_size=4"]
     out = folder / "w"
     assert _call(["train", "--data", str(films), "--config", str(folder / "task.yaml"), "--out", str(out), *small]) == 0
@@ -156,7 +156,7 @@ def test_classes_are_made_of_labels_and_findings(films, tmp_path):
         "classify": {"lungs": "none", "pool": "all"},
     }
     (tmp_path / "task.yaml").write_text(yaml.safe_dump(task))
-    small = [word for line in TINY for word in ("--set", line)]
+    small = [word for line in SMALL for word in ("--set", line)]
     out = tmp_path / "w"
     call = ["--data", str(films), "--config", str(tmp_path / "task.yaml"), "--out", str(out), "--stage", "classify"]
     assert _call(["train", *call, *small]) == 0
@@ -192,14 +192,14 @@ def test_settings_that_do_not_go_together_are_named(settings, says):
 def test_a_deep_head_without_epochs_is_refused(films, tmp_path, capsys):
     (tmp_path / "task.yaml").write_text(yaml.safe_dump(TASK))
     call = ["train", "--data", str(films), "--config", str(tmp_path / "task.yaml"), "--out", str(tmp_path / "w")]
-    small = [word for line in TINY if "fit.epochs" not in line for word in ("--set", line)]
+    small = [word for line in SMALL if "fit.epochs" not in line for word in ("--set", line)]
     assert _call([*call, *small, "--set", "classify.fit.epochs=0"]) == 2
     assert "sequential_cnn has a deep head" in capsys.readouterr().err
 
 
 def call_of(task, films, tmp_path, *more):
     (tmp_path / "task.yaml").write_text(yaml.safe_dump(task))
-    small = [word for line in TINY for word in ("--set", line)]
+    small = [word for line in SMALL for word in ("--set", line)]
     call = ["train", "--data", str(films), "--config", str(tmp_path / "task.yaml"), "--out", str(tmp_path / "w")]
     return [*call, *small, *more]
 
@@ -283,7 +283,7 @@ def test_a_training_of_an_older_version_is_known_again(dealt, caplog):
     """It told its films by their splits alone."""
     path = dealt / "w" / "classify" / "config.yaml"
     now = path.read_text()
-    config = load_config(dealt / "task.yaml", [*TINY, *SETTINGS])
+    config = load_config(dealt / "task.yaml", [*SMALL, *SETTINGS])
     manifest, _ = prepare_manifest(dealt / "manifest.csv", config)
     path.write_text(now.replace(now.splitlines()[-1], f"# films and splits: {manifest.split_hash()}"))
     more = [word for setting in SETTINGS for word in ("--set", setting)]

@@ -59,7 +59,7 @@ ALTERED = {
     "turned": [lambda f: np.rot90(f, 1), lambda f: np.rot90(f, 2), lambda f: np.rot90(f, 3)],
     "inverted": [lambda f: 1 - f],
     "exposure": [lambda f: np.round((0.4 + 0.02 * f) * 255) / 255, lambda f: np.clip(3 * f - 1.8, 0, 1)],
-    "cut_off": [lambda f: f[: int(0.6 * len(f))], lambda f: f[int(0.4 * len(f)) :]],
+    "cut_off": [lambda f: f[int(0.4 * len(f)) :]],
 }
 
 
@@ -74,6 +74,13 @@ class TestShipped:
     def test_what_was_done_to_a_film_is_its_code(self, segment, expected, how):
         for seed in range(4):
             assert code(judged(segment, how(synthetic(seed)))) == expected
+
+    def test_half_a_film_is_refused_and_one_without_the_bases_is_told(self, segment):
+        for seed in range(4):
+            film = synthetic(seed)
+            assert code(judged(segment, film[:, : film.shape[1] // 2])) in ("cut_off", "no_chest", "lateral")
+            without = judged(segment, film[: int(0.6 * len(film))])
+            assert any(text.startswith("cut_off: ") for text in [without.error, *without.warnings])
 
     def test_a_film_trimmed_close_to_the_lungs_is_judged_with_a_warning(self, segment):
         """A refusal there would follow the disease: films with TB are trimmed so more often than normal ones."""
