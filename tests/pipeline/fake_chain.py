@@ -169,7 +169,10 @@ def write_film(path, seed=0, **options):
 
 
 def tree(folder):
-    """The bytes of all files of a results folder by name, without the times in run.json, which the report shows too."""
+    """The bytes of all files of a results folder by name, without the times in run.json, which the report shows too.
+
+    Logits of the journal are kept to three digits: the last ones depend on how many films a network judges at once.
+    """
     import json
     import re
 
@@ -182,6 +185,10 @@ def tree(folder):
             if path.name == "run.json":
                 facts = json.loads(data)
                 data = {k: v for k, v in facts.items() if k not in ("seconds", "started", "ended")}
+            elif path.name == "journal.jsonl":
+                data = [json.loads(line) for line in data.splitlines()]
+                for line in data:
+                    line["logits"] = [f"{value:.2e}" for value in line.get("logits") or []]
             elif path.name == "report.html":
                 data, found = re.subn("(.*)".join(TIMES).encode(), b"", data, flags=re.DOTALL)
                 assert found == 1
