@@ -52,7 +52,7 @@ def test_all_of_them_are_under_40_mb():
 
 @pytest.mark.parametrize("name", shipped())
 def test_bundles_are_whole_and_say_what_they_are(name):
-    for stage in stages.stored_names(SHIPPED / name):
+    for stage in [n for n in stages.stored_names(SHIPPED / name) if stages.stage_class(n).has_weights]:
         folder = bundle_of(SHIPPED / name, stage)
         assert stage == "localize" or {KERAS_FILE, SERVING_FILE} <= {p.name for p in folder.iterdir()}
         card = read_card(folder)
