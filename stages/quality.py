@@ -189,7 +189,7 @@ class Quality:
         try:
             with np.load(path) as arrays:
                 return cls({name: arrays[name] for name in FITTED})
-        except (OSError, ValueError, KeyError, BadZipFile) as error:
+        except (OSError, EOFError, ValueError, KeyError, BadZipFile) as error:
             raise WeightsError(f"{path} cannot be read ({error}). Train the stage again") from error
 
     def unlike(self, view: View, measured: dict[str, float]) -> float:
