@@ -39,6 +39,8 @@ class Backbone:
         application: name of the network in keras.applications whose ImageNet weights it can start from; None: it has
             none.
         head: what turns the feature map into logits.
+        require: called with all settings before Keras is imported; raises EncoderWeightsError where `build` could not
+            load what they name. For a backbone with weights of its own; those of `application` are checked anyway.
     """
 
     build: Callable[..., K.KerasTensor]
@@ -48,6 +50,7 @@ class Backbone:
     grey: bool = False
     application: str | None = None
     head: Head = field(default_factory=Averaged)
+    require: Callable[[Mapping[str, Any]], None] | None = None
 
     @property
     def settings(self) -> dict[str, Any]:
