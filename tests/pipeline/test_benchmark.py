@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
+from cxr_pipeline import stages
 from cxr_pipeline.cli.main import _call
 from cxr_pipeline.data.synthetic import make_film
 from cxr_pipeline.models.store import shipped
@@ -29,7 +30,7 @@ def test_every_part_of_every_film_is_counted(films, capsys):
     assert said["films"] == 3
     assert set(said["runtimes"]) == {"onnx"}
     measured = said["runtimes"]["onnx"]
-    assert set(measured["seconds"]) == {"read", "segment", "classify", "localize", "write", "total"}
+    assert set(measured["seconds"]) == {"read", *stages.names(), "write", "total"}
     assert all(seconds > 0 for seconds in measured["seconds"].values())
     assert measured["first_result_seconds"] <= 3 / measured["images_per_second"] + 0.1
     assert measured["peak_memory_mb"] > 50

@@ -86,6 +86,7 @@ def test_masks_that_are_wrong_stop_a_training(folder, capsys):
         )
     )
     arguments = ["train", "--stage", "segment", "--data", str(folder / "m.csv"), "--out", str(folder / "w")]
+    arguments += ["--set", "segment.encoder_weights=null", "--set", "segment.start=null"]
     assert _call(arguments) == 2
     said = capsys.readouterr().err
     assert "4 of 4 lung masks cannot be learned from" in said
