@@ -88,7 +88,10 @@ def _texture(crop: np.ndarray, draw: np.random.Generator) -> np.ndarray:
         return _grey(crop + draw.normal(0, draw.uniform(2, 10), crop.shape))
     if chance < 0.6:
         quality = int(draw.integers(30, 90))
-        return cv2.imdecode(cv2.imencode(".jpg", crop, [cv2.IMWRITE_JPEG_QUALITY, quality])[1], cv2.IMREAD_GRAYSCALE)
+        data = cv2.imencode(".jpg", crop, [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
+        again = cv2.imdecode(data, cv2.IMREAD_GRAYSCALE)
+        assert again is not None  # what was just encoded can be decoded
+        return again
     return crop
 
 

@@ -6,6 +6,7 @@ import io
 import logging
 import warnings as python_warnings
 import zlib
+from typing import BinaryIO, cast
 
 import pydicom
 from pydicom.filebase import DicomBytesIO
@@ -117,7 +118,8 @@ def _otherwise(raw: bytes, notes: list[str]) -> pydicom.Dataset | None:
         start = _file_header(raw)[1] or PREFIX + 4
     for syntax in (ExplicitVRLittleEndian, ImplicitVRLittleEndian, ExplicitVRBigEndian):
         try:
-            dataset = read_dataset(DicomBytesIO(raw[start:]), syntax.is_implicit_VR, syntax.is_little_endian)
+            file = cast("BinaryIO", DicomBytesIO(raw[start:]))  # it reads as one, but does not derive from it
+            dataset = read_dataset(file, syntax.is_implicit_VR, syntax.is_little_endian)
             sound = isinstance(dataset.get("Rows"), int) and isinstance(dataset.get("Columns"), int)
         except Exception:  # another encoding, then
             continue

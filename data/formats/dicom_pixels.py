@@ -164,14 +164,14 @@ def _native(dataset: pydicom.Dataset, raw: bytes, layout: Layout, name: str, not
             raise _too_short(name, "PixelData (7FE0,0010)", len(raw), layout.rows * layout.columns * 2)
         pairs = pairs[: layout.rows * layout.columns * 2].reshape(-1, 4)
         colours = np.repeat(pairs[:, None, 2:], 2, axis=1)
-        values = np.concatenate([pairs[:, :2, None], colours], axis=2).reshape(layout.rows, layout.columns, 3)
-        return Stored(values, 8, False, "YBR_FULL")
+        triples = np.concatenate([pairs[:, :2, None], colours], axis=2).reshape(layout.rows, layout.columns, 3)
+        return Stored(triples, 8, False, "YBR_FULL")
     needed = -(-count * layout.allocated // 8)
     if len(raw) < needed:
         raise _too_short(name, "PixelData (7FE0,0010)", len(raw), needed)
     if layout.allocated in (8, 16, 32, 64):
         size = layout.allocated // 8
-        values = np.frombuffer(raw, f"{'>' if _big(dataset) else '<'}u{size}", len(raw) // size)
+        values: np.ndarray = np.frombuffer(raw, f"{'>' if _big(dataset) else '<'}u{size}", len(raw) // size)
         if size == 1 and _big(dataset) and dataset["PixelData"].VR == "OW" and len(values) % 2 == 0:
             values = values.reshape(-1, 2)[:, ::-1].ravel()  # bytes of 16-bit words
         values = values[:count]
@@ -303,16 +303,16 @@ def _jpeg2000(stream: bytes, layout: Layout, name: str, notes: list[str]) -> Sto
 
 def _run_lengths(stream: bytes, layout: Layout, notes: list[str]) -> Stored:
     """RLE (PS3.5 G): a plane of bytes a segment, the highest byte of a sample first."""
-    size = dict(rows=layout.rows, columns=layout.columns)
     try:
         from rle.utils import decode_pixel_data  # pylibjpeg-rle: the same, 50 times faster
 
-        data = bytes(decode_pixel_data(stream, version=2, bits_allocated=layout.allocated, **size))
+        bits, rows, columns = layout.allocated, layout.rows, layout.columns
+        data = bytes(decode_pixel_data(stream, version=2, bits_allocated=bits, rows=rows, columns=columns))
     except ImportError:
         from pydicom.pixels.decoders.rle import _rle_decode_frame
 
         data = bytes(
-            _rle_decode_frame(stream, nr_samples=layout.samples, nr_bits=layout.allocated, segment_order="<", **size)
+            _rle_decode_frame(stream, layout.rows, layout.columns, layout.samples, layout.allocated, segment_order="<")
         )
     size = layout.allocated // 8
     values = np.frombuffer(data, f"<u{size}").reshape(layout.samples, layout.rows, layout.columns)

@@ -84,7 +84,7 @@ def _levels(stored: Stored) -> Levels:
     else:  # floats and 32 bits: in steps far finer than a film's noise
         step = (float(high) - float(low)) / (_STEPS - 1) or 1.0
         places = np.round((values - low) / step).astype(np.int32)
-        table = float(low) + np.arange(int(places.max()) + 1) * step
+        table = float(low) + np.arange(int(places.max()) + 1, dtype=np.float64) * step
     counts = np.bincount(places.ravel(), minlength=len(table))
     return Levels(places, table, counts, np.zeros(len(table), bool), stored.bits, stored.signed)
 

@@ -21,6 +21,7 @@ from cxr_pipeline.data.layouts.base import (
     read_table,
     sex_of,
 )
+from cxr_pipeline.data.tables import row_dicts
 
 OBSERVATIONS = (
     *("No Finding", "Enlarged Cardiomediastinum", "Cardiomegaly", "Lung Opacity", "Lung Lesion", "Edema"),
@@ -62,7 +63,7 @@ def chexpert(folder: Path, job: Job) -> list[Film]:
         needed = [name for name in OBSERVATIONS if not (name == "No Finding" and split == "test")]
         table = read_table(table_path, ("Path", *needed), chexpert)
         part = []
-        for number, row in enumerate(table.to_dict("records"), 2):
+        for number, row in enumerate(row_dicts(table), 2):
             if "lateral" in (row.get("Frontal/Lateral", "") or row["Path"]).lower() and not job.all_views:
                 lateral += 1
                 continue
@@ -127,14 +128,14 @@ class _Places:
         if self._patients is None:
             self._patients = {}
             for start in self._homes:
-                self._look(start, _BELOW)
+                self._look(start, _BELOW, self._patients)
         found = self._patients.get(_patient(listed))
         return found.joinpath(*below.parts[2:]) if found is not None else path
 
-    def _look(self, folder: Path, depth: int) -> None:
+    def _look(self, folder: Path, depth: int, patients: dict[str, Path]) -> None:
         """Note the patients' folders below, those of the other splits left out."""
         for below in folders_in(folder):
             if re.fullmatch(r"patient\d+", below.name):
-                self._patients.setdefault(below.name, below)
+                patients.setdefault(below.name, below)
             elif depth > 0 and below.name not in ("valid", "test"):
-                self._look(below, depth - 1)
+                self._look(below, depth - 1, patients)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from cxr_pipeline.data.layouts.base import Film, Job, age_of, find_root, read_table, sex_of
+from cxr_pipeline.data.tables import row_dicts
 
 FRONTAL = ("PA", "AP", "AP Supine", "AP Erect")
 
@@ -34,7 +35,7 @@ def covidchestxray(folder: Path, job: Job) -> list[Film]:
     columns = ("patientid", "finding", "view", "modality", "folder", "filename")
     table = read_table(root / "metadata.csv", columns, covidchestxray)
     films, others = [], 0
-    for row in table.to_dict("records"):
+    for row in row_dicts(table):
         lateral = row["view"] == "L"
         if row["modality"] != "X-ray" or not (row["view"] in FRONTAL or (job.all_views and lateral)):
             others += 1

@@ -30,6 +30,7 @@ from cxr_pipeline.data.layouts.base import (
     wrong_folder,
 )
 from cxr_pipeline.data.progress import track
+from cxr_pipeline.data.tables import row_dicts
 
 SIDE = 2048  # pixels
 MILLIMETRES = 0.175  # a pixel
@@ -195,7 +196,7 @@ def _metadata(root: Path) -> dict[str, tuple[str, str, Box | None]]:
     """Age, sex and the nodule's box by name, of the table that Kaggle's copy has."""
     about: dict[str, tuple[str, str, Box | None]] = {}
     for path in files_below(root, ("jsrt_metadata.csv",)):
-        for row in read_table(path, ("study_id",), jsrt).to_dict("records"):
+        for row in row_dicts(read_table(path, ("study_id",), jsrt)):
             match = _NAME.match(row["study_id"])
             if match is not None:
                 box = _nodule(row.get("size", ""), row.get("x", ""), row.get("y", ""))

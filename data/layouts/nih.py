@@ -26,6 +26,7 @@ from cxr_pipeline.data.layouts.base import (
     scaled_boxes,
     sex_of,
 )
+from cxr_pipeline.data.tables import row_dicts
 
 _TABLES = ("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv", "sample_labels.csv")  # the last of Kaggle's sample
 _SIDE = 1024  # of the films as they are distributed, which boxes refer to
@@ -58,7 +59,7 @@ def nih(folder: Path, job: Job) -> list[Film]:
     boxes = _boxes(root, job)
     sex = "Patient Sex" if "Patient Sex" in table.columns else "Patient Gender"  # v2020 renamed it
     films = []
-    for number, row in enumerate(table.to_dict("records"), 2):
+    for number, row in enumerate(row_dicts(table), 2):
         name = row["Image Index"]
         person = number_in(row, "Patient ID", table_path, number)
         if math.isnan(person):

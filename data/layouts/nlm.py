@@ -13,6 +13,7 @@ from pathlib import Path
 
 from cxr_pipeline.data.layouts.base import PICTURES, Film, Job, age_of, files_below, find_root, read_table, sex_of
 from cxr_pipeline.data.progress import track
+from cxr_pipeline.data.tables import row_dicts
 
 
 def montgomery(folder: Path, job: Job) -> list[Film]:
@@ -124,7 +125,7 @@ def _metadata(path: Path) -> dict[str, dict[str, str]]:
             "sex": sex_of(row.get("sex", "") or row.get("gender", "")),
             "reading": " ".join(row["findings"].split()),
         }
-        for row in table.to_dict("records")
+        for row in row_dicts(table)
     }
 
 

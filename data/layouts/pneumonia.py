@@ -23,6 +23,7 @@ from cxr_pipeline.data.layouts.base import (
     number_in,
     read_table,
 )
+from cxr_pipeline.data.tables import row_dicts
 
 _KINDS = {"bacteria": "bacterial", "virus": "viral"}
 
@@ -127,7 +128,7 @@ def rsna(folder: Path, job: Job) -> list[Film]:
         job.note("stage_2_detailed_class_info.csv is missing: films without an opacity have no label")
     films: dict[str, Film] = {}
     path = root / labels
-    for number, row in enumerate(table.to_dict("records"), 2):
+    for number, row in enumerate(row_dicts(table), 2):
         name = row["patientId"]
         opaque = number_in(row, "Target", path, number) == 1
         own = classes.get(name) or ("Lung Opacity" if opaque else "")

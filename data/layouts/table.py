@@ -115,7 +115,7 @@ def _of_table(path: Path, job: Job, options: TableOptions, source: str) -> list[
     films: list[Film] = []
     absent: list[str] = []
     for row in table.rows:
-        found = finder.get(row[key]) if row[key] else []
+        found = (finder.get(row[key]) if row[key] else None) or []
         if not found:
             absent.append(row[key])
         cells = {name: row[column] if column else "" for name, column in columns.items()}

@@ -24,6 +24,7 @@ from cxr_pipeline.data.layouts.base import (
     scaled_boxes,
 )
 from cxr_pipeline.data.layouts.nlm import film_of
+from cxr_pipeline.data.tables import row_dicts
 
 _LABELS = {"health": "NORM", "sick": "NTB", "tb": "TB"}
 
@@ -223,7 +224,7 @@ def _simplified(root: Path, job: Job) -> list[Film]:
     labels = {"healthy": "NORM", "sick_but_no_tb": "NTB", "tb": "TB"}
     own = {"healthy": "health", "sick_but_no_tb": "sick", "tb": "tb"}
     films: dict[str, Film] = {}
-    for row in table.to_dict("records"):
+    for row in row_dicts(table):
         name = row["fname"]
         kind = row["image_type"].strip()
         film = films.setdefault(

@@ -13,6 +13,7 @@ import pandas as pd
 
 from cxr_pipeline.data.geometry import Box
 from cxr_pipeline.data.layouts.base import Film, Job, carve_val, files_below, find_root, number_in, read_table
+from cxr_pipeline.data.tables import row_dicts
 
 _SPELT = {"Other disease": "Other diseases"}  # the test's table has one, train's the other
 _SAME = 0.4  # overlap (IoU) from which boxes of two radiologists are taken to mean one lesion
@@ -110,7 +111,7 @@ def _boxes(path: Path) -> dict[str, list[tuple[str, str, Box]]]:
     """(reader, finding, box) by film; rows of "No finding" have no box."""
     table = read_table(path, ("image_id", "class_name", "x_min", "y_min", "x_max", "y_max"), vindr)
     boxes: dict[str, list[tuple[str, str, Box]]] = {}
-    for number, row in enumerate(table.to_dict("records"), 2):
+    for number, row in enumerate(row_dicts(table), 2):
         corners = [number_in(row, name, path, number) for name in ("x_min", "y_min", "x_max", "y_max")]
         if not any(map(math.isnan, corners)) and corners[2] > corners[0] and corners[3] > corners[1]:
             box = Box(corners[0], corners[1], corners[2] - corners[0], corners[3] - corners[1])
