@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # pandas and pydantic are not needed to run a stage
     from cxr_pipeline.data.manifest import Manifest
 
 OK, REFUSED, FAILED = "ok", "refused", "failed"
+Value = TypeVar("Value")
 
 
 class StageError(CxrError, ValueError):
@@ -106,12 +107,21 @@ class Record:
     def heatmap(self) -> np.ndarray | None:
         """The heat map (H, W) float32 [0, 1] at native size: drawn when first asked for, as few need it so large."""
         if self.native_heat is None and self.heat is not None:
-            self.native_heat = np.clip(self.frame.to_native(self.heat), 0.0, 1.0)
+            self.native_heat = np.clip(needed(self.frame, "frame").to_native(self.heat), 0.0, 1.0)
         return self.native_heat
 
     @heatmap.setter
     def heatmap(self, value: np.ndarray | None) -> None:
         self.native_heat = value
+
+    @property
+    def film(self) -> Radiograph:
+        """The radiograph of a film that could be read.
+
+        Raises:
+            StageError: it could not.
+        """
+        return needed(self.radiograph, "radiograph")
 
     @property
     def ok(self) -> bool:
@@ -138,6 +148,17 @@ class Record:
         """Mark the film as one that the chain cannot judge."""
         self.status, self.error = REFUSED, why
         return self
+
+
+def needed(value: Value | None, name: str) -> Value:
+    """The field `name` of a record, which reading or an earlier stage has filled in.
+
+    Raises:
+        StageError: nothing has.
+    """
+    if value is None:
+        raise StageError(f"the record has no {name}: put a stage that fills it in before this one, see Stage.fills")
+    return value
 
 
 class Column(NamedTuple):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from cxr_pipeline.models.store import fingerprint, open_network, read_card
-from cxr_pipeline.stages.base import Monitor, Record, Stage, StageError, Truth
+from cxr_pipeline.stages.base import Monitor, Record, Stage, StageError, Truth, needed
 from cxr_pipeline.stages.classify_films import require_films, usable_films
 from cxr_pipeline.stages.classify_targets import several_labels as targets_of
 from cxr_pipeline.stages.crops import encoder_input, lung_crop
@@ -85,7 +85,8 @@ class Classify(Stage):
     @property
     def rules(self) -> Rules:
         """What decides from probabilities on, as the card, a site or a person has it."""
-        return Rules(self.positive, self.threshold, self.normal, self.scale, self.sets, self.cutoff)
+        positive = needed(self.positive, "positive class")
+        return Rules(positive, self.threshold, self.normal, self.scale, self.sets, self.cutoff)
 
     def run(self, records: Sequence[Record]) -> list[Record]:
         """Fill in what is decided, from `probabilities` to `abnormal`, and the Grad-CAM `maps` with their `frame`.
@@ -107,7 +108,7 @@ class Classify(Stage):
         return list(records)
 
     def _check(self, record: Record) -> None:
-        against = by_header(record.radiograph, MIN_SIDE, None)
+        against = by_header(record.film, MIN_SIDE, None)
         if against and self.refuse:
             record.refuse(str(against[0]))
         else:
@@ -134,7 +135,7 @@ class Classify(Stage):
         record.abnormal, record.extra["cutoff"] = answer.abnormal, self.cutoff
         doubts = list(answer.doubts)
         if self.sets is None:  # a card of before
-            doubts = uncertain(record.probabilities[self.positive], self.threshold, self.threshold_ci95)
+            doubts = uncertain(record.probabilities[self.rules.positive], self.threshold, self.threshold_ci95)
         record.warn(*doubts)
 
     @classmethod
@@ -175,14 +176,15 @@ class Classify(Stage):
         for row, record in stream(data, [*chain, self], description="classify"):
             entry = {k: row[k] for k in ("image", "patient", "source", "label")} | {"status": record.status}
             if record.ok:
-                entry |= {f"p_{name}": value for name, value in record.probabilities.items()} | {
+                probabilities = needed(record.probabilities, "probabilities")
+                entry |= {f"p_{name}": value for name, value in probabilities.items()} | {
                     "predicted": record.label,
                     "screen": record.screen or "",
                     **({} if record.tb_score is None else {"score": record.tb_score}),
                 }
                 if not self.multi_label:
                     tiles.append((entry, lung_crop(record, 160)[0]))
-                    tiles = worst_first(tiles, self.positive, lambda tile: tile[0])[:SHOWN]
+                    tiles = worst_first(tiles, self.rules.positive, lambda tile: tile[0])[:SHOWN]
             if self.multi_label:
                 known = targets_of([row], self.classes)[0]
                 entry |= {

@@ -24,9 +24,9 @@ def lung_crop(record: Record, size: int) -> tuple[np.ndarray, np.ndarray, Frame]
     Returns:
         The crop (size, size) uint8, the lungs (size, size) uint8 0/1, and the frame that leads back to native pixels.
     """
-    height, width = record.radiograph.size
+    height, width = record.film.size
     frame = Frame.crop((height, width), record.lung_box or Box(0, 0, width, height), size)
-    crop = frame.to_grid(record.radiograph.pixels)
+    crop = frame.to_grid(record.film.pixels)
     if record.mask is None:
         lungs = np.ones(crop.shape, np.uint8)
     else:

@@ -299,7 +299,8 @@ class Rules:
         """Label, screen, score and doubts of a film, from its calibrated probability of each class."""
         label = max(probabilities, key=probabilities.__getitem__)
         screen, score = self.screen(probabilities), self.score(probabilities)
-        abnormal = 1 - probabilities[self.normal] if self.normal in probabilities else None
+        normal = probabilities.get(self.normal) if self.normal is not None else None
+        abnormal = 1 - normal if normal is not None else None
         return Answer(label, screen, score, abnormal, tuple(self._doubts(probabilities, screen, shown(score))))
 
     def _doubts(self, probabilities: Mapping[str, float], screen: str, score: float) -> list[str]:
@@ -391,9 +392,9 @@ def undecided(screens: Sequence[str]) -> float:
 
 def decided_error(screens: Sequence[str], is_positive: np.ndarray) -> float:
     """Share of wrong answers among the films that are not unsure; NaN where all are."""
-    screens, y = np.asarray(screens), np.asarray(is_positive, bool)
-    decided = screens != UNSURE
-    return float(((screens == POSITIVE) != y)[decided].mean()) if decided.any() else float("nan")
+    answers, y = np.asarray(screens), np.asarray(is_positive, bool)
+    decided = answers != UNSURE
+    return float(((answers == POSITIVE) != y)[decided].mean()) if decided.any() else float("nan")
 
 
 def coverage(probabilities: np.ndarray, labels: np.ndarray, classes: Sequence[str], sets: Sets) -> dict[str, float]:

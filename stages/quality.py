@@ -216,7 +216,8 @@ class Quality:
         if unlike > 1:
             explained = exposed if unlike <= _CLEARLY else None
             return [explained or self._unlike(view, measured, unlike, look)], []
-        against, besides = [], self._mirrored(view)
+        against: list[Finding] = []
+        besides = self._mirrored(view)
         if exposed is not None:
             (besides if _still_shows(measured, film) else against).append(exposed)
         touching = self._cut_off(measured)
@@ -285,6 +286,8 @@ class Quality:
 
     def _mirrored(self, view: View) -> list[Finding]:
         pair = aligned(view)
+        if pair is None:
+            return []
         odds = float((pair - pair[..., ::-1]).ravel() @ self.fitted["mirror"].astype(float))
         if odds >= _MIRRORED:
             return []

@@ -232,7 +232,7 @@ class LungsAndHeart(_keras.losses.Loss):
         self.loss, self.heart_weight = loss, heart_weight
         self._organ = segmentation_loss(loss)
 
-    def call(self, y_true: object, y_pred: object) -> object:
+    def call(self, y_true: Any, y_pred: Any) -> Any:
         """One loss a film, shape (N,)."""
         lungs, heart, known = lungs_and_heart(y_true)
         of_lungs, of_heart = (
@@ -265,7 +265,7 @@ class OrganDice(DiceScore):
         super().__init__(name=name, **kwargs)
         self.organ = organ
 
-    def update_state(self, y_true: object, y_pred: object, sample_weight: object = None) -> None:
+    def update_state(self, y_true: Any, y_pred: Any, sample_weight: object = None) -> None:
         """Add a batch of codes (N, H, W, 1) and probabilities (N, H, W, 2)."""
         del sample_weight  # films weigh the same
         *masks, known = lungs_and_heart(y_true)
