@@ -24,6 +24,7 @@ import numpy as np
 from cxr_pipeline.about import NOTICE
 from cxr_pipeline.data.files import PRIVATE, plain_cell
 from cxr_pipeline.data.radiograph import Radiograph, read
+from cxr_pipeline.results.identity import ResultsError
 from cxr_pipeline.results.outputs import chosen
 from cxr_pipeline.results.reader import ResultsReader
 from cxr_pipeline.run.inputs import find_inputs
@@ -86,6 +87,7 @@ class Results:
 
         Raises:
             FileNotFoundError: the film was not judged that far, or the run did not write that output.
+            ResultsError: the file is damaged.
         """
         import cv2
 
@@ -97,6 +99,8 @@ class Results:
             )
         data = np.frombuffer(path.read_bytes(), np.uint8)
         image = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
+        if image is None:
+            raise ResultsError(f"{path} is damaged. Run again with --verify, which writes it anew")
         return image[..., ::-1] if image.ndim == 3 else image
 
     def __len__(self) -> int:

@@ -99,13 +99,13 @@ def as_text(said: dict[str, Any]) -> str:
     widths = [max(len(row[i]) for row in [head, *lines]) for i in range(len(head))]
     table = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in [head, *lines]]
     about = f"{said.get('films', 0)} films ({said['inputs']}) on {said['machine']['cores']} cores"
-    lines = [about, "Seconds of the parts are of all threads together.", "", *table]
+    text = [about, "Seconds of the parts are of all threads together.", "", *table]
     if not_ok(said):
-        lines += ["", "Images/s are of the films that are ok; of the others, the time is counted too:"]
+        text += ["", "Images/s are of the films that are ok; of the others, the time is counted too:"]
         for name, r in said["runtimes"].items():
-            lines.append(f"{name}: " + ", ".join(f"{count} {status}" for status, count in r["counts"].items()))
-            lines += [f"  {status}: {image}: {error}" for status, image, error in r["problems"]]
-    return "\n".join(lines)
+            text.append(f"{name}: " + ", ".join(f"{count} {status}" for status, count in r["counts"].items()))
+            text += [f"  {status}: {image}: {error}" for status, image, error in r["problems"]]
+    return "\n".join(text)
 
 
 def _measure(call: dict[str, Any]) -> dict[str, Any]:

@@ -174,8 +174,17 @@ def run(
         **({"also": list(also)} if also else {}),
         **cluster,
     }
-    how = {"runtime": runtime, "config": config, "site": site, "label": label, "refuse": not no_refuse}
-    spec = ChainSpec(weights, stage, also, threshold=threshold, **how)
+    spec = ChainSpec(
+        weights,
+        stage,
+        also,
+        runtime=runtime,
+        config=config,
+        site=site,
+        label=label,
+        refuse=not no_refuse,
+        threshold=threshold,
+    )
     chain = spec.open(arguments)
     if chain.identity.about["unchecked"]:
         click.echo(f"note: {chain.identity.about['unchecked']}.", err=True)
@@ -191,8 +200,17 @@ def run(
             ["--threshold"] * (threshold is not None) + ["--label"] * (label is not None) + ["--no-refuse"] * no_refuse
         )
         click.echo(f"from {' and '.join(given)}, in place of what the weights decide: {name} {said}", err=True)
-    options: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "outputs": wanted, "mode": mode}
-    runner = made_by.runner(chain, spec, out, verify=verify, **options, **cluster)
+    runner = made_by.runner(
+        chain,
+        spec,
+        out,
+        batch_size=batch_size,
+        workers=workers,
+        outputs=wanted,
+        mode=mode,
+        verify=verify,
+        **cluster,
+    )
     try:
         with run_progress(len(found)) as progress:
             summary = runner.run(found, overwrite=overwrite, shard=shard, progress=progress)

@@ -73,8 +73,6 @@ def calibrate(
 
     if more and not unlabelled:
         raise click.UsageError(f"{more[0]}: films without labels follow --unlabelled; labelled ones --data")
-    if data is None and not unlabelled:
-        raise click.UsageError("give --data MANIFEST (films with labels), or --unlabelled INPUT..., or both")
     log_to_stderr()
     path = out or Path(f"{site or 'site'}.yaml")
     if unlabelled:
@@ -82,9 +80,18 @@ def calibrate(
 
         if split is not None or source is not None:
             raise click.UsageError("--split and --source choose films of --data alone. Leave them out")
-        how = {"target_sensitivity": target_sensitivity, "site": site, "weights": weights}
-        _print_unlabelled(calibrate_unlabelled([*unlabelled, *more], path, data=data, **how), path)
+        made = calibrate_unlabelled(
+            [*unlabelled, *more],
+            path,
+            data=data,
+            target_sensitivity=target_sensitivity,
+            site=site,
+            weights=weights,
+        )
+        _print_unlabelled(made, path)
         return DONE
+    if data is None:
+        raise click.UsageError("give --data MANIFEST (films with labels), or --unlabelled INPUT..., or both")
     said = fit_site(
         data, path, target_sensitivity=target_sensitivity, site=site, split=split, source=source, weights=weights
     )
@@ -166,8 +173,9 @@ def plan(
     from cxr_pipeline.report.plan import plan as make_plan
 
     costs = Costs(prevalence, film_cost, test_cost)
-    how = {"target_sensitivity": target_sensitivity, "threshold": threshold, "width": width}
-    made = make_plan(results, data, costs=costs, **how)
+    made = make_plan(
+        results, data, costs=costs, target_sensitivity=target_sensitivity, threshold=threshold, width=width
+    )
     click.echo("\n".join(said(made)))
     click.echo(f"Tables    {write_plan(made, out or results / 'plan')[-1]}")
     if site is not None:

@@ -175,7 +175,7 @@ def _notes(runs: Sequence[Run], split: str) -> list[str]:
     notes = [
         f"{run.folder} has no evaluation of the split {split!r}: its figures are blank. Make one: pipeline evaluate "
         f"--stage {run.stage} --split {split} --weights {run.folder} --data MANIFEST --out "
-        f"{run.bundle / 'evaluation' / split}"
+        f"{(run.bundle or run.folder) / 'evaluation' / split}"
         for run in runs
         if run.evaluation is None and not run.metrics
     ]
@@ -240,7 +240,10 @@ def _of_class(values: dict[str, Any], name: str) -> float | None:
 
 def best_epoch(history: Sequence[dict[str, Any]], stage: str) -> dict[str, Any]:
     """The row whose weights the training kept: best on val in its last phase, or its start; see `training.fit.fit`."""
-    column, mode = stages.stage_class(stage).monitor
+    monitor = stages.stage_class(stage).monitor
+    if monitor is None:  # a stage that learns in no epochs
+        return history[-1]
+    column, mode = monitor
     better = max if mode == "max" else min
     rows = [row for row in history if row["phase"] in (START, history[-1]["phase"])]
     known = [row for row in rows if np.isfinite(row.get(column, np.nan))]
@@ -258,7 +261,7 @@ def cost_of(run: Run, milliseconds: float | None) -> dict[str, Any]:
     row: dict[str, Any] = {}
     if run.bundle is not None and (run.bundle / KERAS_FILE).is_file():
         row["parameters"] = _parameters(run.bundle / KERAS_FILE)
-    if milliseconds is not None:
+    if milliseconds is not None and run.bundle is not None:
         row["ms_per_image"] = milliseconds
         row["serving_mb"] = (run.bundle / SERVING_FILE).stat().st_size / 1e6
     return row

@@ -68,9 +68,9 @@ def _several(rows: Sequence[dict[str, str]]) -> bool:
 
 def _rows_of(run: Run) -> list[dict[str, str]]:
     """films.csv of a classify evaluation: its judged films."""
-    path = run.evaluation / "films.csv"
+    path = (run.evaluation or run.folder) / "films.csv"
     if not path.is_file():
-        raise CompareError(f"{run.evaluation} has metrics.json but no films.csv. Make it again: pipeline evaluate")
+        raise CompareError(f"{path.parent} has metrics.json but no films.csv. Make it again: pipeline evaluate")
     rows = read_table(path)
     if rows:
         needed = {"image", "status"} | (set() if _several(rows) else {"label", "predicted"})

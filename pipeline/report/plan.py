@@ -115,7 +115,7 @@ def table_of(y: np.ndarray, score: np.ndarray, patients: Sequence[str], costs: C
     _, codes = np.unique(np.asarray(patients), return_inverse=True)
     count = codes.max() + 1
     draw = np.random.default_rng(0)
-    samples = []
+    samples: list[dict[str, np.ndarray]] = []
     while len(samples) < _REPEATS:
         weights = np.bincount(draw.integers(count, size=count), minlength=count)[codes].astype(float)
         if (weights * y).any() and (weights * ~y).any():
@@ -226,13 +226,14 @@ def _decisions(results: Path) -> dict[str, Any]:
 
 def _joined(results: Path, manifest: Manifest, classes: Sequence[str]) -> tuple[list[dict[str, Any]], int]:
     """Films with a label and a row, by path, else by a file name that is there once; and how many have no row."""
-    by_path, by_name = {}, {}
-    for row in rows(results):
-        path = Path(row["image"])
-        by_path[str(path.resolve())] = row
-        by_name.setdefault(path.name, []).append(row)
+    by_path: dict[str, dict[str, str]] = {}
+    by_name: dict[str, list[dict[str, str]]] = {}
+    for one in rows(results):
+        path = Path(one["image"])
+        by_path[str(path.resolve())] = one
+        by_name.setdefault(path.name, []).append(one)
     films, missing = [], 0
-    labelled = manifest.select(labels=list(classes)).table.to_dict("records")
+    labelled = manifest.select(labels=list(classes)).rows()
     names = Counter(Path(film["image"]).name for film in labelled)
     for film in labelled:
         name = Path(film["image"]).name
@@ -291,8 +292,11 @@ def _draw(made: Plan, path: Path) -> None:
     figures = made.groups["all"][2]
     figure = Figure(figsize=(11, 3.6), layout="constrained")
     FigureCanvasAgg(figure)
-    shown = (("sensitivity, specificity", ("sensitivity", "specificity")), ("tests per case", ("tests_per_case",)))
-    shown += (("cost per case found", ("cost_per_case",)),)
+    shown: tuple[tuple[str, tuple[str, ...]], ...] = (
+        ("sensitivity, specificity", ("sensitivity", "specificity")),
+        ("tests per case", ("tests_per_case",)),
+        ("cost per case found", ("cost_per_case",)),
+    )
     for axis, (title, names) in zip(figure.subplots(1, 3), shown, strict=True):
         for name in names:
             value, low, high = np.where(np.isfinite(figures[name]), figures[name], np.nan).T

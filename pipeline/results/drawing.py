@@ -32,9 +32,9 @@ def overlay(record: Record) -> np.ndarray:
     Returns:
         (h, w, 3) uint8 in OpenCV's BGR order, long side 512 to 1024.
     """
-    height, width = record.radiograph.size
+    height, width = record.film.size
     h, w, strip = layout(height, width)
-    canvas = cv2.cvtColor(stretched(resize(record.radiograph.pixels, h, w)), cv2.COLOR_GRAY2BGR)
+    canvas = cv2.cvtColor(stretched(resize(record.film.pixels, h, w)), cv2.COLOR_GRAY2BGR)
     heat = heat_at(record, h, w)
     if heat is not None:
         _draw_heat(canvas, heat, _certainty(record))
@@ -162,8 +162,8 @@ def _several(record: Record) -> list[str]:
 
     Where the heat map is of another label than the first, that is said too.
     """
-    p = {name: round(value, 4) for name, value in record.probabilities.items()}  # as results.csv has them
-    names = sorted(filter(None, record.label.split("|")), key=lambda name: -p[name])
+    p = {name: round(value, 4) for name, value in (record.probabilities or {}).items()}  # as results.csv has them
+    names = sorted(filter(None, (record.label or "").split("|")), key=lambda name: -p[name])
     forms = [", ".join(names) or "none of the findings"]
     forms += [f"{', '.join(names[:count])} +{len(names) - count}" for count in range(len(names) - 1, 0, -1)]
     heat = record.heatmap_label

@@ -59,7 +59,8 @@ class FilmFiles:
         self._last = identity.last
         self._asked = frozenset(one.key for one in self.outputs if one.suffixes)
         brought = [output_class(name) for name in FOLDERS]
-        self._names = {one.name: one.suffixes for one in (*brought, *self.outputs) if one.suffixes}
+        named = [(one.name, one.suffixes) for one in brought] + [(one.name, one.suffixes) for one in self.outputs]
+        self._names = {name: suffixes for name, suffixes in named if suffixes}
 
     def make_folders(self) -> None:
         """Make the folders of the outputs.

@@ -92,7 +92,6 @@ class ResultsFolder:
         self._shard = {"number": shard[0], "of": shard[1], "inputs": total} if shard else None
         self._guard = threading.Lock()
         self._lock = FolderLock(path, mode)
-        self._csv: IO[bytes] | None = None
         self.columns = columns(identity.classes, identity.columns)
         self._check_owner()
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -118,9 +117,8 @@ class ResultsFolder:
     def close(self) -> None:
         """Let go of the folder; what is finished stays."""
         self.journal.close()
-        if self._csv is not None:
-            with suppress(OSError):
-                self._csv.close()
+        with suppress(OSError):
+            self._csv.close()
         self._lock.release()
 
     def _check_owner(self) -> dict[str, Any] | None:
@@ -178,11 +176,10 @@ class ResultsFolder:
         self.films.sweep()
         self.journal = Journal(self.path / "journal.jsonl", mode=self.mode)
         self._write_table(self.journal.keys())
-        self._csv = open(self.path / "results.csv", "ab", buffering=0)  # noqa: SIM115  (held until close)
+        self._csv: IO[bytes] = open(self.path / "results.csv", "ab", buffering=0)  # noqa: SIM115  (held until close)
 
     def _film_files(self, classes: Sequence[str] = ()) -> FilmFiles:
-        how = {"outputs": self.outputs, "mode": self.mode, "verify": self._verify}
-        return FilmFiles(self.path, self.identity, classes, **how)
+        return FilmFiles(self.path, self.identity, classes, outputs=self.outputs, mode=self.mode, verify=self._verify)
 
     def _write_run(self, run: dict[str, Any]) -> None:
         write_json(self.path / "run.json", run, durable=True, mode=self.mode)

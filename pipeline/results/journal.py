@@ -60,7 +60,8 @@ class Journal:
 
     def _index(self) -> bool:
         """Find the entries; True where some line is none."""
-        damaged, offset, films = [], 0, {}
+        damaged: list[tuple[int, bytes]] = []
+        offset, films = 0, dict[str, str]()
         with open_regular(self._path) as file:
             for number, line in enumerate(file, 1):
                 entry = _parsed(line, self._parse)
@@ -97,6 +98,12 @@ class Journal:
                 file.seek(offset)
                 return json.loads(file.read(length))
 
+    def __getitem__(self, key: str) -> dict[str, Any]:
+        entry = self.get(key)
+        if entry is None:
+            raise KeyError(key)
+        return entry
+
     def entries(self, keys: Iterable[str]) -> Iterator[dict[str, Any]]:
         """The entries of `keys`, one after the other."""
         with open(self._path, "rb") as file:
@@ -109,6 +116,8 @@ class Journal:
         """Add an entry; it is in the file when this returns, or not at all if it raises OSError."""
         line = (json.dumps({"key": key, **entry}, separators=(",", ":")) + "\n").encode()
         with self._guard:
+            if self._file is None:
+                raise ValueError(f"{self._path} is closed")
             offset = self._file.tell()
             try:
                 self._file.write(line)
@@ -202,6 +211,12 @@ class JournalReader:
         with open(self._path, "rb") as file:
             file.seek(self._places[key])
             return json.loads(file.readline())
+
+    def __getitem__(self, key: str) -> dict[str, Any]:
+        entry = self.get(key)
+        if entry is None:
+            raise KeyError(key)
+        return entry
 
 
 def any_entry(line: bytes) -> dict[str, Any]:

@@ -79,7 +79,7 @@ def merge(folders: Sequence[Path], out: Path, *, mode: int = PRIVATE) -> dict[st
         )
         with ResultsFolder(out, identity, outputs=_outputs(parts), mode=mode) as whole:
             for _, key, part in order:
-                entry = part.journal.get(key)
+                entry = part.journal[key]
                 for name in entry["files"]:
                     (out / name).parent.mkdir(mode=folder_mode(mode), exist_ok=True)
                     _place(inside(part.folder, name), inside(out, name))

@@ -152,7 +152,7 @@ class ResultsReader:
             ResultsError: it would lie outside of the folder.
         """
         key = self._keys.get(id)
-        name = film_file(self.journal.get(key), output) if key is not None else None
+        name = film_file(self.journal[key], output) if key is not None else None
         return inside(self.folder, name) if name is not None else None
 
     @cached_property

@@ -200,8 +200,10 @@ class _Helper:
                 env=env,
                 start_new_session=True,  # Ctrl-C is for the run, which then ends its helpers
             )
-            self._process.stdin.write(key.hex().encode() + b"\n")
-            self._process.stdin.flush()
+            assert self._process.stdin is not None  # it is a pipe
+            self._stdin = self._process.stdin
+            self._stdin.write(key.hex().encode() + b"\n")
+            self._stdin.flush()
             self._connection = self._accept(listener)
 
     def _accept(self, listener: Listener) -> Connection:
@@ -248,7 +250,7 @@ class _Helper:
     def stop(self) -> None:
         self._process.kill()
         self._process.wait()
-        self._process.stdin.close()
+        self._stdin.close()
         self._connection.close()
 
 

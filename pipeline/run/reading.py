@@ -55,6 +55,12 @@ class RunItem:
     trace: str = ""
 
     @property
+    def held(self) -> Record:
+        """The record of an input that was not done before."""
+        assert self.record is not None, "the input was done before"
+        return self.record
+
+    @property
     def pixels(self) -> int:
         """How many are held in memory."""
         film = self.record.radiograph if self.record is not None else None
@@ -93,8 +99,10 @@ class Reading:
     ) -> None:
         self.inputs, self.ids, self.folder = inputs, ids, folder
         self.workers, self.ahead, self.limit, self.masks, self.timed = workers, ahead, limit, masks, timed
-        self.own_reader = IsolatedReader(tries=tries) if reader is None else None
-        self.reader = reader or self.own_reader
+        self.own_reader: IsolatedReader | None = None
+        if reader is None:
+            reader = self.own_reader = IsolatedReader(tries=tries)
+        self.reader = reader
         self.reading_since: dict[str, float] = {}
         self.readers = ThreadPoolExecutor(workers, "cxr-read")
 
@@ -166,7 +174,7 @@ class Reading:
             try:
                 record = Record(self.reader(item.path, id=name))
                 if item.note:
-                    record.radiograph.meta["warnings"] = [*record.radiograph.meta.get("warnings", ()), item.note]
+                    record.film.meta["warnings"] = [*record.film.meta.get("warnings", ()), item.note]
             except RadiographError as error:
                 return RunItem(item, sha256, unread(name, error))
             except Exception as error:
@@ -174,7 +182,7 @@ class Reading:
                 return RunItem(item, sha256, record, trace=trace)
             mask = None
             if self.masks:
-                mask = self.folder.mask(item.key, sha256, record.radiograph.size)
+                mask = self.folder.mask(item.key, sha256, record.film.size)
             return RunItem(item, sha256, record, mask=mask)
 
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 import cv2
 
@@ -108,7 +109,7 @@ class Runner:
     outputs: Sequence[Output] | None = None
     mode: int = PRIVATE
     verify: bool = False
-    _seconds: Counter = field(default_factory=Counter, init=False, repr=False)
+    _seconds: dict[str, float] = field(default_factory=dict, init=False, repr=False)
     _guard: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
 
     def run(
@@ -140,9 +141,15 @@ class Runner:
         threads = cv2.getNumThreads()
         cv2.setNumThreads(1)  # our threads take a film each; OpenCV's own would only get in their way
         try:
-            how = {"outputs": self.outputs, "mode": self.mode, "verify": self.verify}
             with ResultsFolder(
-                self.out, identity, overwrite=overwrite, shard=shard, total=len(inputs), **how
+                self.out,
+                identity,
+                overwrite=overwrite,
+                shard=shard,
+                total=len(inputs),
+                outputs=self.outputs,
+                mode=self.mode,
+                verify=self.verify,
             ) as folder:
                 ids = assign_ids(inputs, folder.ids())  # of all inputs, so that shards agree on them
                 if shard is not None:
@@ -150,8 +157,8 @@ class Runner:
                     write_places(self.out, places, mode=self.mode)
                     inputs = [one for one in inputs if one.key in places]
                 tally = Tally(progress)
-                self.judge(folder, inputs, ids, tally)
-                seconds = {name: self._seconds[name] for name in ("read", *identity.stages, "write")}
+                self.spread(folder, inputs, ids, tally)
+                seconds = {name: self._seconds.get(name, 0.0) for name in ("read", *identity.stages, "write")}
                 seconds["total"] = time.monotonic() - begun
                 total = folder.finish([item.key for item in inputs], seconds, started, _now())
                 counts = {status: tally.counts[status] for status in (OK, REFUSED, FAILED)}
@@ -165,6 +172,10 @@ class Runner:
             ) from error
         finally:
             cv2.setNumThreads(threads)
+
+    def spread(self, folder: ResultsFolder, inputs: Sequence[Input], ids: dict[str, str], tally: Tally) -> None:
+        """Have the inputs judged that are not done yet: here, or wherever an engine has room for them."""
+        self.judge(folder, inputs, ids, tally)
 
     def judge(self, folder: Desk, inputs: Sequence[Input], ids: dict[str, str], tally: Tally) -> None:
         """Judge the inputs that are not done yet, under the names `ids`, and save each."""
@@ -187,7 +198,8 @@ class Runner:
     def spent(self, seconds: dict[str, float]) -> None:
         """Count seconds that other clocks measured, by part."""
         with self._guard:
-            self._seconds.update(seconds)
+            for part, spent in seconds.items():
+                self._seconds[part] = self._seconds.get(part, 0.0) + spent
 
 
 class _Work:
@@ -226,7 +238,7 @@ class _Work:
             for film in self.reading:
                 if film.done is not None:
                     self.tally.add(film.done["row"], already=True)
-                elif not film.record.ok:
+                elif not film.held.ok:
                     self._write(film)
                 else:
                     batch.append(film)
@@ -243,7 +255,7 @@ class _Work:
     def _judge(self, batch: list[RunItem]) -> None:
         records = apply(
             self.runner.stages,
-            [film.record for film in batch],
+            [film.held for film in batch],
             masks=[film.mask for film in batch],
             timed=self.runner.timed,
         )
@@ -261,7 +273,7 @@ class _Work:
     def _save(self, film: RunItem) -> dict[str, str]:
         try:
             with self.runner.timed("write"):
-                return self.folder.save(film.item.key, film.item.path, film.sha256, film.record, trace=film.trace)
+                return self.folder.save(film.item.key, film.item.path, film.sha256, film.held, trace=film.trace)
         finally:
             self.room.give(film.pixels)
 
@@ -291,9 +303,9 @@ class _Room:
             self._change.notify_all()
 
 
-def identity_of(stages: Sequence[Stage], **further: object) -> Identity:
+def identity_of(stages: Sequence[Stage], **further: Any) -> Identity:
     """The identity of stages as they are; `further` are fields of `Identity`."""
-    fields = {"version": version(), "runtime": "onnx", "classes": classes_of(stages)} | further
+    fields: dict[str, Any] = {"version": version(), "runtime": "onnx", "classes": classes_of(stages)} | further
     columns = tuple(column.name for stage in stages for column in stage.columns)
     return Identity(stages={stage.name: stage.identity for stage in stages}, columns=columns, **fields)
 

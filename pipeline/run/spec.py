@@ -118,9 +118,11 @@ def _with_config(config: Config, chain: Sequence[Stage]) -> list[Stage]:
 def _changed(config: Config, stage: Stage) -> dict[str, Any]:
     """The settings that a config names for a stage, and that are neither as trained nor as decided."""
     section = getattr(config, stage.name, None)
+    if section is None:
+        return {}
     trained = stage.card.get("training", {}).get("settings", {})
     changed = {}
-    for name in stage.run_settings if section is not None else ():
+    for name in stage.run_settings:
         value = getattr(section, name)
         named = name in section.model_fields_set
         if named and value != trained.get(name) and value != stage.decisions.get(name):

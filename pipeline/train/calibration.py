@@ -34,6 +34,7 @@ from cxr_pipeline.data.manifest import Manifest, read_manifest
 from cxr_pipeline.models.figures import metrics
 from cxr_pipeline.models.figures.metrics import bootstrap
 from cxr_pipeline.stages.base import Stage
+from cxr_pipeline.stages.classify import Classify
 from cxr_pipeline.stages.classify_calibration import rounded_down
 from cxr_pipeline.stages.decisions import Scale, Sets, fit_scale, useful_sets
 from cxr_pipeline.stages.films import stream
@@ -119,16 +120,17 @@ def calibrate(
         WeightsError: the weights cannot be loaded.
     """
     chain = stages.load_chain(weights, "classify", runtime)
-    classify = chain[-1]
+    classify = classifier_of(chain)
+    positive_class = classify.rules.positive
     logits, labels, patients = labelled_logits(data, chain, split=split, source=source)
     raw = logits
     # From here on as the weights answer, which the fit then stays near where films are few.
     logits = logits / classify.temperature + classify.offsets
-    positive = classify.classes.index(classify.positive)
+    positive = classify.classes.index(positive_class)
     count = int((labels == positive).sum()) if len(labels) else 0
     if count < LEAST or len(labels) - count < LEAST:
         raise CalibrationError(
-            f"{count} films with {classify.positive} and {len(labels) - count} without could be judged; at least "
+            f"{count} films with {positive_class} and {len(labels) - count} without could be judged; at least "
             f"{LEAST} of each are needed, and {MANY} together for an interval worth having"
         )
     lacking = [name for c, name in enumerate(classify.classes) if c not in labels]
@@ -156,13 +158,27 @@ def calibrate(
         "threshold_ci95": [round(spread.low, 4), round(spread.high, 4)],
         "target_sensitivity": target_sensitivity,
         "score": fit_scale(scores, is_positive, threshold).to_json(),
-        "sets": useful_sets(unseen[seen], labels[seen], classify.classes, classify.positive).to_json(),
+        "sets": useful_sets(unseen[seen], labels[seen], classify.classes, positive_class).to_json(),
         "films": {"n": len(labels), **{name: counts[name] for name in classify.classes if counts[name]}},
         "figures": {name: figure.to_json() for name, figure in held.items()},
         "date": date.today().isoformat(),
     }
     write_text(out, yaml.safe_dump(said, sort_keys=False, allow_unicode=True))
     return said
+
+
+def classifier_of(chain: Sequence[Stage]) -> Classify:
+    """The classifier at the end of a chain, which a site can be fitted to.
+
+    Raises:
+        CalibrationError: there is none, or it gives a film several labels.
+    """
+    last = chain[-1]
+    if not isinstance(last, Classify):
+        raise CalibrationError(f"a site is fitted to the stage classify, and these weights end with {last.name}")
+    if last.multi_label:
+        raise CalibrationError("these weights give a film several labels; a site can be fitted to weights of one class")
+    return last
 
 
 def labelled_logits(
@@ -174,9 +190,7 @@ def labelled_logits(
         CalibrationError: the weights give a film several labels.
         ManifestError: the manifest has faults.
     """
-    classify = chain[-1]
-    if classify.multi_label:
-        raise CalibrationError("these weights give a film several labels; a site can be fitted to weights of one class")
+    classify = classifier_of(chain)
     manifest = read_manifest(data, classes=labels_of([classify])).relabelled(classify.class_of)
     return _judge(manifest.select(split=split, source=source, labels=classify.classes), chain)
 

@@ -140,7 +140,8 @@ def labels_of(chain: Sequence[Stage]) -> list[str] | None:
     """The labels that a manifest may hold for a chain to be judged on it; None where any may."""
     for stage in chain:
         if "label" in stage.fills:
-            return None if stage.multi_label or stage.class_of else stage.classes
+            free = stage.decisions.get("multi_label") or stage.decisions.get("class_of")
+            return None if free else list(stage.classes)
     return None
 
 

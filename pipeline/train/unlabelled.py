@@ -68,13 +68,8 @@ def align(x: np.ndarray, reference: Reference, known: np.ndarray | None = None) 
     Args:
         x: (N, K - 1), see `differences`. known: (N,) int class number of films with a label, -1 without; or None.
     """
-    best = None
-    for stretch in _STRETCHES:
-        for start in (0.15, 0.5):
-            found = _em(x, reference, float(stretch), start, known)
-            if best is None or found.evidence > best.evidence:
-                best = found
-    return best
+    found = [_em(x, reference, float(stretch), start, known) for stretch in _STRETCHES for start in (0.15, 0.5)]
+    return max(found, key=lambda one: one.evidence)
 
 
 def by_normal_mode(x: np.ndarray, reference: Reference, towards: float = _TOWARDS) -> Alignment:
@@ -203,7 +198,7 @@ def fit_unlabelled(
         chosen = draw.integers(len(x), size=len(x))
         again = (
             _em(x[chosen], reference, found.stretch, 0.3, known[chosen])
-            if labelled
+            if labelled and known is not None
             else by_normal_mode(x[chosen], reference)
         )
         films = _drawn(again, reference, _DRAWS // 8, k)

@@ -297,7 +297,7 @@ class Desk:
                     film.state, self._since, self._in_work = "running", time.monotonic(), (job, film)
                     if job.pending:
                         self._turns.append(job)  # behind the other jobs: a large one keeps nobody waiting
-            if film is not None:
+            if job is not None and film is not None:
                 self._finish(job, film)
             if time.monotonic() - swept >= _SWEEP:
                 self._sweep()
@@ -348,7 +348,7 @@ class Desk:
             )
             if record.radiograph is not None:
                 view = job.folder / "view" / f"{film.id}.png"
-                write_bytes(view, screen_png(record.radiograph.pixels), mode=PRIVATE)
+                write_bytes(view, screen_png(record.film.pixels), mode=PRIVATE)
         if record.regions is not None:
             film.boxes = regions_of(record, self.classes)
 

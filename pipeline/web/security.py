@@ -115,7 +115,7 @@ class Guard:
         if self._key is None:
             self._check_names(headers)
         elif path not in OPEN and not path.startswith("/pages/"):
-            await self._check_key(scope, headers)
+            await self._check_key(self._key, scope, headers)
 
     def _check_names(self, headers: Headers) -> None:
         """Without a key, a page of another site must not reach us through the browser of who runs this.
@@ -138,13 +138,13 @@ class Guard:
                 403, "other_origin", "another web site sent this request. Open the server's own page, or set an API key"
             )
 
-    async def _check_key(self, scope: Scope, headers: Headers) -> None:
+    async def _check_key(self, key: bytes, scope: Scope, headers: Headers) -> None:
         """The right key is never slowed down, whoever guesses beside it: all callers of a proxy have its address."""
         given = headers.get("x-api-key")
         if given is None:
             scheme, _, value = headers.get("authorization", "").partition(" ")
             given = value.strip() if scheme.lower() == "bearer" else ""
-        if not hmac.compare_digest(given.encode("utf-8", "replace"), self._key):
+        if not hmac.compare_digest(given.encode("utf-8", "replace"), key):
             if given:
                 await asyncio.sleep(self._guesses.wait((scope.get("client") or ("",))[0]))
             raise ApiError(

@@ -94,10 +94,11 @@ def chosen(names: str | Sequence[str] | None = None, *, native_heatmaps: bool = 
     wanted.add("table")
     if native_heatmaps:
         wanted.add("heatmaps")
-    made = []
-    for name in output_names():
-        if name in wanted:
-            made.append(output_class(name)(native=True) if name == "heatmaps" and native_heatmaps else _made(name))
+    made = [_made(name) for name in output_names() if name in wanted]
+    if native_heatmaps:
+        from cxr_pipeline.results.outputs.heatmaps import Heatmaps
+
+        made = [Heatmaps(native=True) if isinstance(one, Heatmaps) else one for one in made]
     return tuple(made)
 
 

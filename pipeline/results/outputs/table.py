@@ -70,8 +70,8 @@ def row_of(record: Record) -> dict[str, str]:
         row["screen"] = record.screen
     if record.regions is not None:
         row["regions"] = str(len(record.regions))
-    for name, value in (record.measures or {}).items():
-        row[name] = _measure(value)
+    for name, measure in (record.measures or {}).items():
+        row[name] = _measure(measure)
     if record.warnings:
         row["warnings"] = "; ".join(" ".join(str(text).split()) for text in record.warnings)
     return row

@@ -125,7 +125,7 @@ class RayRunner(Runner):
     def __post_init__(self) -> None:
         import_ray()
 
-    def judge(self, folder: ResultsFolder, inputs: Sequence[Input], ids: dict[str, str], tally: Tally) -> None:
+    def spread(self, folder: ResultsFolder, inputs: Sequence[Input], ids: dict[str, str], tally: Tally) -> None:
         """Judge the inputs that are not done yet on the cluster, and save each.
 
         Raises:
@@ -218,7 +218,7 @@ class RayRunner(Runner):
         self.spent(answer["seconds"])
         for key in answer["done"]:
             if waiting.pop(key, None) is not None:
-                tally.add(folder.journal.get(key)["row"], already=True)
+                tally.add(folder.journal[key]["row"], already=True)
         for key, entry in answer["entries"]:
             if waiting.pop(key, None) is not None:
                 folder.adopt(key, entry)
@@ -272,14 +272,21 @@ class _Worker:
         self._runner: Runner | None = None
 
     def __call__(self, block: dict[str, np.ndarray]) -> dict[str, list[str]]:
-        (films,) = block["films"]
-        sent: list[_Sent] = pickle.loads(films)
+        (pickled,) = block["films"]
+        sent: list[_Sent] = pickle.loads(pickled)
         answer: dict[str, Any] = {"done": [], "entries": [], "seconds": {}}
         try:
             runner = self._runner = self._runner or self._opened()
             task = self._task
-            how = {"outputs": task.outputs, "mode": task.mode, "verify": task.verify}
-            desk = _Desk(FilmFiles(Path(task.out), task.identity, task.classes, **how), sent)
+            films = FilmFiles(
+                Path(task.out),
+                task.identity,
+                task.classes,
+                outputs=task.outputs,
+                mode=task.mode,
+                verify=task.verify,
+            )
+            desk = _Desk(films, sent)
             before, tally = runner.seconds, Tally()
             try:
                 runner.judge(desk, [one.item for one in sent], {one.item.key: one.id for one in sent}, tally)

@@ -20,6 +20,13 @@ from cxr_pipeline.web.jobs import Job
 
 _ZIPPED = ("results.csv", "regions.json", "run.json")  # and the pictures; not what is for who runs the server
 
+_ZIP_ANSWER: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"application/zip": {}}, "description": "results.csv, regions.json, pictures."}
+}
+_PICTURE_ANSWER: dict[int | str, dict[str, Any]] = {
+    200: {"content": {kind: {} for kind in sorted(set(MEDIA.values()))}, "description": "A PNG or JPEG file."}
+}
+
 JobId = Annotated[str, InPath(pattern=JOB_ID, description="As POST /v1/jobs gave it.")]
 FilmId = Annotated[str, InPath(pattern=FILM_ID, description="As the job lists it.")]
 Picture = Annotated[
@@ -74,8 +81,7 @@ def _fetch(routes: APIRouter, server: Server) -> None:
     @routes.get(
         "/v1/jobs/{job}/results.zip",
         response_class=FileResponse,
-        responses={200: {"content": {"application/zip": {}}, "description": "results.csv, regions.json, pictures."}}
-        | problems(404, 409, 422),
+        responses=_ZIP_ANSWER | problems(404, 409, 422),
     )
     def get_zip(
         request: Request,
@@ -87,6 +93,7 @@ def _fetch(routes: APIRouter, server: Server) -> None:
         done = _finished(server, job)
         with done.closing:
             path = done.folder / "results.zip"
+            assert done.results is not None  # of every job that a caller can name
             if not path.exists():
                 _zip(done.results, path)
         if discard and "range" not in request.headers:  # a part of it is not all of it
@@ -96,10 +103,7 @@ def _fetch(routes: APIRouter, server: Server) -> None:
     @routes.get(
         "/v1/jobs/{job}/films/{film}/{picture}",
         response_class=FileResponse,
-        responses={
-            200: {"content": {kind: {} for kind in sorted(set(MEDIA.values()))}, "description": "A PNG or JPEG file."}
-        }
-        | problems(404, 422),
+        responses=_PICTURE_ANSWER | problems(404, 422),
     )
     def get_picture(job: JobId, film: FilmId, picture: Picture) -> FileResponse:
         """A picture of a film that is done."""
