@@ -98,6 +98,17 @@ class Backbone:
         return rgb
 
 
+def of_application(network: str) -> Callable[..., K.KerasTensor]:
+    """The `build` of a backbone that is a network of keras.applications, whole or cut; see `pretrained_encoder`."""
+
+    def build(
+        rgb: K.KerasTensor, *, cut: str | None = None, encoder_weights: str | None = None, nearby: Path | None = None
+    ) -> K.KerasTensor:
+        return pretrained_encoder(network, rgb, encoder_weights, nearby, cut)
+
+    return build
+
+
 def pretrained_encoder(
     network: str,
     rgb: K.KerasTensor,

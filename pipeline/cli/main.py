@@ -36,6 +36,7 @@ from cxr_pipeline.configs.errors import CxrError
 
 if TYPE_CHECKING:
     from cxr_pipeline.configs.schema import Config
+    from cxr_pipeline.run.engines.base import RunnerOptions
 
 
 def _parsed_shard(_context: click.Context, _option: click.Parameter, value: str | None) -> tuple[int, int] | None:
@@ -200,17 +201,14 @@ def run(
             ["--threshold"] * (threshold is not None) + ["--label"] * (label is not None) + ["--no-refuse"] * no_refuse
         )
         click.echo(f"from {' and '.join(given)}, in place of what the weights decide: {name} {said}", err=True)
-    runner = made_by.runner(
-        chain,
-        spec,
-        out,
-        batch_size=batch_size,
-        workers=workers,
-        outputs=wanted,
-        mode=mode,
-        verify=verify,
-        **cluster,
-    )
+    chosen_options: RunnerOptions = {
+        "batch_size": batch_size,
+        "workers": workers,
+        "outputs": wanted,
+        "mode": mode,
+        "verify": verify,
+    }
+    runner = made_by.runner(chain, spec, out, chosen_options, **cluster)
     try:
         with run_progress(len(found)) as progress:
             summary = runner.run(found, overwrite=overwrite, shard=shard, progress=progress)

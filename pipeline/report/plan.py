@@ -30,6 +30,7 @@ from cxr_pipeline.data.manifest import Manifest, read_manifest
 from cxr_pipeline.models.store import write_text
 from cxr_pipeline.report.page import data_block, escape, page, table
 from cxr_pipeline.results.folder import rows, run_info
+from cxr_pipeline.results.reader import ResultsReader
 from cxr_pipeline.stages.base import OK
 from cxr_pipeline.stages.decisions import AT_THRESHOLD, Scale, probability_at
 
@@ -167,7 +168,8 @@ def plan(
         width: of the interval that a calibration study should have.
 
     Raises:
-        PlanError: the results have no score, or too few of the labelled films are among them.
+        ResultsError: there are no results.
+        PlanError: they have no score, or too few of the labelled films are among them.
         ManifestError: the manifest has faults.
     """
     costs = costs or Costs()
@@ -210,14 +212,7 @@ def plan(
 
 
 def _decisions(results: Path) -> dict[str, Any]:
-    try:
-        run = run_info(results)
-    except FileNotFoundError:
-        raise PlanError(
-            f"{results} is no results folder: it has no run.json. Give a folder of `pipeline run`"
-        ) from None
-    except ValueError as error:
-        raise PlanError(f"{results / 'run.json'} is not a run of this program ({error})") from None
+    run = ResultsReader(results).info
     decisions = run.get("config", {}).get("classify", {})
     if not decisions.get("positive") or decisions.get("multi_label"):
         raise PlanError(f"the films in {results} have no score: its chain ends before the classifier, or has none")

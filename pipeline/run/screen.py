@@ -26,7 +26,7 @@ from cxr_pipeline.results.identity import ResultsError
 from cxr_pipeline.results.journal import Journal
 from cxr_pipeline.results.outputs import columns
 from cxr_pipeline.results.outputs.overlays import overlay_jpeg
-from cxr_pipeline.results.reader import film_file, inside, run_info
+from cxr_pipeline.results.reader import ResultsReader, film_file, inside
 from cxr_pipeline.results.worklist import write_worklist
 from cxr_pipeline.stages.base import OK, fingerprint_of
 from cxr_pipeline.stages.decisions import AT_THRESHOLD, DOUBTS, Answer, Rules, probabilities_of, shown
@@ -70,6 +70,7 @@ def screen(folder: Path, *, threshold: float | None = None, site: Path | None = 
         site: a site file in place of what the weights, or another site file, decide.
 
     Raises:
+        ResultsError: there are no results.
         ScreenError: neither is given, the folder has not finished, has no score, or was made before logits were kept.
         CalibrationError: the site file cannot be read, or was made with other weights.
         OSError: the disk takes no more.
@@ -92,14 +93,7 @@ def screen(folder: Path, *, threshold: float | None = None, site: Path | None = 
 
 
 def _finished(folder: Path) -> dict[str, Any]:
-    try:
-        run = run_info(folder)
-    except FileNotFoundError:
-        raise ScreenError(
-            f"{folder} is no results folder: it has no run.json. Give a folder of `pipeline run`"
-        ) from None
-    except ValueError as error:
-        raise ScreenError(f"{folder / 'run.json'} is not a run of this program ({error})") from None
+    run = ResultsReader(folder).info
     if not run.get("finished"):
         raise ScreenError(f"the run in {folder} has not finished. Give its command again, then decide")
     if run.get("layout") != LAYOUT:

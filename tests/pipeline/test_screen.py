@@ -13,6 +13,7 @@ import yaml
 
 from cxr_pipeline.results.drawing import layout
 from cxr_pipeline.results.folder import Identity, rows, run_info
+from cxr_pipeline.results.identity import ResultsError
 from cxr_pipeline.results.reader import ResultsReader, wrong_files
 from cxr_pipeline.run.inputs import find_inputs
 from cxr_pipeline.run.runner import Runner
@@ -225,7 +226,7 @@ def test_what_cannot_be_decided_again_is_refused_and_left_alone(films, tmp_path,
     out = tmp_path / "out"
     with pytest.raises(ScreenError, match="--threshold SCORE, or --site FILE"):
         screen(out)
-    with pytest.raises(ScreenError, match="no results folder"):
+    with pytest.raises(ResultsError, match="no results folder"):
         screen(films, threshold=40)
     go(films, out)
     site.write_text(yaml.safe_dump(SITE | {"weights": {"classify": "others"}}))

@@ -23,12 +23,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import cv2
 
-from cxr_pipeline.data.files import PRIVATE
 from cxr_pipeline.results.filmfiles import FilmFiles
 from cxr_pipeline.results.folder import Identity, ResultsFolder
 from cxr_pipeline.results.outputs import Output
 from cxr_pipeline.run.chain import Chain
-from cxr_pipeline.run.engines.base import Engine, EngineError
+from cxr_pipeline.run.engines.base import Engine, EngineError, RunnerOptions
 from cxr_pipeline.run.engines.cluster import connected, import_ray, quiet, room_for
 from cxr_pipeline.run.inputs import Input
 from cxr_pipeline.run.isolation import IsolatedReader
@@ -66,32 +65,10 @@ class RayEngine(Engine):
         import_ray()
 
     @classmethod
-    def runner(
-        cls,
-        chain: Chain,
-        spec: ChainSpec,
-        out: Path,
-        *,
-        batch_size: int = 8,
-        workers: int | None = None,
-        outputs: Sequence[Output] | None = None,
-        mode: int = PRIVATE,
-        verify: bool = False,
-        **options: Any,
-    ) -> RayRunner:
+    def runner(cls, chain: Chain, spec: ChainSpec, out: Path, options: RunnerOptions, **own: Any) -> RayRunner:
         """See `Engine.runner`."""
-        return RayRunner(
-            chain.stages,
-            out,
-            identity=chain.identity,
-            batch_size=batch_size,
-            workers=workers,
-            outputs=outputs,
-            mode=mode,
-            verify=verify,
-            opening=spec.absolute().open,
-            **options,
-        )
+        opening = spec.absolute().open
+        return RayRunner(chain.stages, out, identity=chain.identity, opening=opening, **options, **own)
 
 
 @dataclass(kw_only=True)
