@@ -14,9 +14,11 @@ from cxr_pipeline.stages.base import Monitor, Record, Stage, StageError, Truth, 
 from cxr_pipeline.stages.classify_films import require_films, usable_films
 from cxr_pipeline.stages.classify_targets import several_labels as targets_of
 from cxr_pipeline.stages.crops import encoder_input, lung_crop
-from cxr_pipeline.stages.decisions import AT_THRESHOLD, Rules, Scale, Sets, probabilities_of
+from cxr_pipeline.stages.decisions import Rules, probabilities_of
 from cxr_pipeline.stages.films import stream
 from cxr_pipeline.stages.quality import MIN_SIDE, by_header
+from cxr_pipeline.stages.scores import AT_THRESHOLD, Scale
+from cxr_pipeline.stages.sets import Sets
 from cxr_pipeline.stages.uncertain import uncertain
 
 if TYPE_CHECKING:

@@ -11,7 +11,9 @@ import numpy as np
 
 from cxr_pipeline.models.figures import metrics, plots
 from cxr_pipeline.models.figures.metrics import Figure, bootstrap, bootstrap_mean
-from cxr_pipeline.stages.decisions import AT_THRESHOLD, Rules, decided_error, shown, undecided
+from cxr_pipeline.stages.decisions import Rules, decided_error
+from cxr_pipeline.stages.scores import AT_THRESHOLD, shown
+from cxr_pipeline.stages.sets import undecided
 
 SHOWN = 20  # films in worst.png
 

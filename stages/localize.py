@@ -14,9 +14,9 @@ from cxr_pipeline.data.files import csv_text, write_text
 from cxr_pipeline.data.geometry import Box, Frame, bounding_box, resize
 from cxr_pipeline.models.store import LICENCE, fingerprint, read_card, write_card
 from cxr_pipeline.stages.base import Record, Region, Stage, StageError, Truth, needed
-from cxr_pipeline.stages.decisions import POSITIVE, UNSURE
 from cxr_pipeline.stages.films import stream
 from cxr_pipeline.stages.lungs import split_lungs
+from cxr_pipeline.stages.sets import POSITIVE, UNSURE
 
 if TYPE_CHECKING:
     from cxr_pipeline.configs.schema import Config

@@ -18,8 +18,8 @@ import numpy as np
 import pandas as pd
 
 from cxr_pipeline.models.figures.metrics import ece, softmax
-from cxr_pipeline.stages.decisions import shares_by_em, shares_by_moments
 from cxr_pipeline.stages.reference import Reference, differences, fit_reference
+from cxr_pipeline.stages.shares import shares_by_em, shares_by_moments
 from cxr_pipeline.train.unlabelled import Alignment, align, by_normal_mode, calibrated
 
 SHARES = (0.1, 0.2, 0.35, 0.5, 0.6)  # of TB

@@ -32,7 +32,7 @@ from cxr_pipeline.report.page import data_block, escape, page, table
 from cxr_pipeline.results.folder import rows, run_info
 from cxr_pipeline.results.reader import ResultsReader
 from cxr_pipeline.stages.base import OK
-from cxr_pipeline.stages.decisions import AT_THRESHOLD, Scale, probability_at
+from cxr_pipeline.stages.scores import AT_THRESHOLD, Scale, probability_at
 
 SCORES = np.arange(101.0)
 LEAST = 10  # labelled films with the disease, and without, under which a table would be a guess

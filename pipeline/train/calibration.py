@@ -8,7 +8,7 @@ The file that `pipeline calibrate` leaves and `pipeline run --site` takes is YAM
     offsets: {TB: 0.42, NTB: -1.7, NORM: 0.0}              added to the logits divided by the temperature
     threshold: 0.27                                        on the calibrated probability of the positive class: score 50
     score: {below: 2.1, above: 3.0}                        from it, in logits, to the scores 5 and 95
-    sets: {risk: 0.1, positive: 0.2, ...}                  which answers a film leaves possible, see stages.decisions
+    sets: {risk: 0.1, positive: 0.2, ...}                  which answers a film leaves possible, see stages.sets
     target_sensitivity: 0.9
     films: {n: 120, TB: 55, NORM: 65}
     figures: {...}                                         by cross-validation, with intervals
@@ -36,8 +36,9 @@ from cxr_pipeline.models.figures.metrics import bootstrap
 from cxr_pipeline.stages.base import Stage
 from cxr_pipeline.stages.classify import Classify
 from cxr_pipeline.stages.classify_calibration import rounded_down
-from cxr_pipeline.stages.decisions import Scale, Sets, fit_scale, useful_sets
 from cxr_pipeline.stages.films import stream
+from cxr_pipeline.stages.scores import Scale, fit_scale
+from cxr_pipeline.stages.sets import Sets, useful_sets
 from cxr_pipeline.train.evaluation import labels_of
 
 log = logging.getLogger("cxr.calibrate")

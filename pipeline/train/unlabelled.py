@@ -25,8 +25,10 @@ from typing import Any
 import numpy as np
 
 from cxr_pipeline.models.figures.metrics import softmax
-from cxr_pipeline.stages.decisions import Scale, Sets, fit_scale, fit_sets, shares_by_em
 from cxr_pipeline.stages.reference import Reference, differences
+from cxr_pipeline.stages.scores import Scale, fit_scale
+from cxr_pipeline.stages.sets import Sets, fit_sets
+from cxr_pipeline.stages.shares import shares_by_em
 
 LEAST = 50  # films; under it, shift and shares cannot be told apart
 WANTED = 100

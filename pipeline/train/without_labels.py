@@ -22,7 +22,7 @@ from cxr_pipeline.run.inputs import Input, find_inputs
 from cxr_pipeline.stages.apply import apply
 from cxr_pipeline.stages.base import OK, Record, Stage
 from cxr_pipeline.stages.classify_calibration import rounded_down
-from cxr_pipeline.stages.decisions import RISK
+from cxr_pipeline.stages.sets import RISK
 from cxr_pipeline.train.calibration import CalibrationError, labelled_logits
 from cxr_pipeline.train.unlabelled import LEAST, SiteFit, fit_unlabelled
 

@@ -16,7 +16,8 @@ from cxr_pipeline.data.files import csv_line
 from cxr_pipeline.report.plan import Costs, PlanError, plan, sample_size, sample_sizes, table_of, write_plan, yields
 from cxr_pipeline.results.identity import ResultsError
 from cxr_pipeline.results.outputs import columns
-from cxr_pipeline.stages.decisions import Rules, score_of, shown
+from cxr_pipeline.stages.decisions import Rules
+from cxr_pipeline.stages.scores import score_of, shown
 
 
 def test_a_programme_by_hand():

@@ -8,7 +8,8 @@ import pytest
 
 from cxr_pipeline.models.figures import plots
 from cxr_pipeline.stages.classify_figures import caption, figures, refusals, worst_first
-from cxr_pipeline.stages.decisions import Rules, Sets
+from cxr_pipeline.stages.decisions import Rules
+from cxr_pipeline.stages.sets import Sets
 
 CLASSES = ["TB", "NTB", "NORM"]
 THRESHOLD = 0.14

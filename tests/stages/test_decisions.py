@@ -10,28 +10,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cxr_pipeline.models.figures.metrics import softmax
-from cxr_pipeline.stages.decisions import (
+from cxr_pipeline.stages.decisions import Rules, decided_error
+from cxr_pipeline.stages.scores import Scale, fit_scale, probability_at, probability_of, score_of, shown
+from cxr_pipeline.stages.sets import (
     NEGATIVE,
     POSITIVE,
     UNSURE,
-    Rules,
-    Scale,
     Sets,
     conformal_bound,
     coverage,
-    decided_error,
-    fit_scale,
     fit_sets,
-    probability_at,
-    probability_of,
-    reweighted,
-    score_of,
-    shares_by_em,
-    shares_by_moments,
-    shown,
     undecided,
     useful_sets,
 )
+from cxr_pipeline.stages.shares import reweighted, shares_by_em, shares_by_moments
 
 CLASSES = ["TB", "NTB", "NORM"]
 probability = st.floats(0, 1)

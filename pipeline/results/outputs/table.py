@@ -9,7 +9,7 @@ from typing import IO, Any, ClassVar
 from cxr_pipeline.data.files import csv_line
 from cxr_pipeline.results.outputs.base import Output
 from cxr_pipeline.stages.base import Record
-from cxr_pipeline.stages.decisions import shown
+from cxr_pipeline.stages.scores import shown
 
 CLASSES = ("TB", "NTB", "NORM")  # their columns always exist, in this place
 
