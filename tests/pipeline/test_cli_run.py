@@ -18,36 +18,9 @@ from cxr_pipeline.cli import main as cli
 from cxr_pipeline.models.store import RUNTIMES
 from cxr_pipeline.results.folder import rows, run_info
 from tests.pipeline import fake_chain
-from tests.pipeline.fake_chain import tree, write_film
+from tests.pipeline.fake_chain import tree
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def weights(tmp_path, monkeypatch):
-    """A folder of weights; what is loaded from it are the fake stages."""
-    folder = tmp_path / "weights"
-    trained = {"segment": {"threshold": 0.4}, "localize": {"threshold": 0.3}}
-    for one in fake_chain.chain():
-        (folder / one.name).mkdir(parents=True)
-        card = one.card | {"training": {"settings": trained.get(one.name, {})}}
-        (folder / one.name / "card.json").write_text(json.dumps(card))
-
-    def load_chain(weights, last_stage=None, runtime="onnx", threads=None):
-        loaded = fake_chain.chain(last_stage)
-        for one in loaded:
-            one.card = json.loads((folder / one.name / "card.json").read_text())
-        return loaded
-
-    monkeypatch.setattr(stages, "load_chain", load_chain)
-    return folder
-
-
-@pytest.fixture
-def films(tmp_path):
-    for number in range(3):
-        write_film(tmp_path / "films" / f"f{number}.png", number, lungs=0.1 + 0.1 * number)
-    return tmp_path / "films"
 
 
 def call(*arguments):
@@ -261,89 +234,6 @@ def test_errors_of_our_own_are_meant_for_the_user():
                 if not re.search(r"\w+Error\b", bases) or "CxrError" not in bases:
                     alone.add(name)
     assert alone == {"ApiError", "CxrError"}
-
-
-def test_training_without_internet_is_explained(tmp_path, films, monkeypatch, capsys):
-    import cxr_pipeline.train.training
-    from cxr_pipeline.models.backbones.encoder_weights import EncoderWeightsError
-
-    def offline(*_, **__):
-        raise EncoderWeightsError("no internet, no weights")
-
-    monkeypatch.setattr(cxr_pipeline.train.training, "train", offline)
-    assert call("train", "--data", films, "--out", tmp_path / "w") == 2
-    assert capsys.readouterr().err == "Error: no internet, no weights\n"
-
-
-def test_train_gets_what_was_asked(tmp_path, films, monkeypatch, capsys):
-    import cxr_pipeline.train.training
-
-    asked = []
-    monkeypatch.setattr(
-        cxr_pipeline.train.training, "train", lambda *arguments, overwrite: asked.append((*arguments, overwrite))
-    )
-    out = tmp_path / "w"
-    assert (
-        call(
-            "train",
-            "--data",
-            films,
-            "--out",
-            out,
-            "--stage",
-            "classify",
-            "--set",
-            "seed=5",
-            "--set",
-            "segment.fit.epochs=2",
-        )
-        == 0
-    )
-    ((data, config, where, stage, overwrite),) = asked
-    assert (data, where, stage, overwrite) == (films, out, "classify", False)
-    assert (config.seed, config.segment.fit.epochs, config.name) == (5, 2, "tb")
-    assert f"--weights {out}" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("split", "asked_split"), [([], "test"), (["--split", "all"], None), (["--split", "val"], "val")]
-)
-def test_evaluate_gets_what_was_asked(tmp_path, films, monkeypatch, capsys, split, asked_split):
-    import cxr_pipeline.train.evaluation
-
-    asked = []
-
-    def judge(*arguments, **options):
-        asked.append((arguments, options))
-        return {
-            "dice": {"value": 0.951, "ci95": [0.94, 0.96], "n": 12},
-            "iou": {"value": None, "ci95": [None, None], "n": 0},
-        }
-
-    monkeypatch.setattr(cxr_pipeline.train.evaluation, "evaluate", judge)
-    assert (
-        call("evaluate", "--stage", "segment", "--data", films, "--out", tmp_path / "e", "--source", "x", *split) == 0
-    )
-    options = {"split": asked_split, "source": "x", "weights": "tb", "runtime": "onnx", "site": None, "refuse": True}
-    assert asked == [(("segment", films, tmp_path / "e"), options)]
-    said = capsys.readouterr().out
-    assert re.search(r"dice +0\.951 +0\.940 to 0\.960 +n 12", said)
-    assert str(tmp_path / "e" / "metrics.json") in said
-
-
-@pytest.mark.parametrize(
-    ("asked", "said"),
-    [
-        (["--split", "val"], "no film has split 'val'. Splits there (test: 1); sources there: here. "),
-        (["--split", "all", "--source", "x"], "no film has source 'x'. "),
-        (["--source", "x"], "no film has split 'test' and source 'x'. "),
-    ],
-)
-def test_no_film_to_evaluate_names_what_was_asked(tmp_path, films, weights, capsys, asked, said):
-    (films / "manifest.csv").write_text("image,label,source,split\nf0.png,TB,here,test\n")
-    how = ["--stage", "segment", "--data", films, "--out", tmp_path / "e", "--weights", weights]
-    assert call("evaluate", *how, *asked) == 2
-    assert said in capsys.readouterr().err
 
 
 def test_info_for_programs_and_people(capsys, tmp_path, monkeypatch):
