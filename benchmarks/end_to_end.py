@@ -121,7 +121,7 @@ def main() -> None:
     parser.add_argument("--loads", nargs="*", default=list(LOADS), choices=LOADS)
     parser.add_argument("--json", type=Path)
     told = parser.parse_args()
-    said: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="cxr-bench-") as name:
         for load in told.loads:
             folder = Path(name) / load
@@ -132,14 +132,14 @@ def main() -> None:
                 for who, command in contestants(told.torch).items():
                     times[who].append(seconds_of(command, who, folder, Path(name) / "out"))
                 decoding.append(decode_only(folder))
-            said[load] = {"films": LOADS[load], "decoding_alone": statistics.median(decoding)}
-            print(f"\n{load}, {LOADS[load]} films; decoding alone {said[load]['decoding_alone']:.2f} s")
+            results[load] = {"films": LOADS[load], "decoding_alone": statistics.median(decoding)}
+            print(f"\n{load}, {LOADS[load]} films; decoding alone {results[load]['decoding_alone']:.2f} s")
             for who, rounds in times.items():
                 line = f"  {who:12}"
                 for kind in ("total", "films"):
                     values = [one[kind] for one in rounds]
                     ratios = [one[kind] / ours[kind] for one, ours in zip(rounds, times["ours"], strict=True)]
-                    said[load].setdefault(who, {})[kind] = {
+                    results[load].setdefault(who, {})[kind] = {
                         "seconds": values,
                         "times_ours": statistics.median(ratios),
                         "spread": [min(ratios), max(ratios)],
@@ -148,7 +148,7 @@ def main() -> None:
                     line += f" ({min(ratios):.2f} to {max(ratios):.2f})"
                 print(line, flush=True)
     if told.json:
-        told.json.write_text(json.dumps(said, indent=2) + "\n")
+        told.json.write_text(json.dumps(results, indent=2) + "\n")
 
 
 if __name__ == "__main__":

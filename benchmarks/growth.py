@@ -48,14 +48,14 @@ def main() -> None:
                 check=True,
                 cwd=HERE.parent,
             )
-            said = json.loads(answer.stdout.splitlines()[-1])
-        total = said["seconds"]["total"]
+            measured = json.loads(answer.stdout.splitlines()[-1])
+        total = measured["seconds"]["total"]
         row = {
             "inputs": count,
             "ms_a_film": 1000 * total / count,
             "films_a_second": count / total,
-            "first_result_seconds": said["first"] - said["begun"],
-            "peak_memory_mb": said["peak_memory_mb"],
+            "first_result_seconds": measured["first"] - measured["begun"],
+            "peak_memory_mb": measured["peak_memory_mb"],
         }
         rows.append(row)
         print("{:6d} {:11.1f} {:9.1f} {:17.1f} {:12.0f}".format(*row.values()), flush=True)

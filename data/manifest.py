@@ -106,9 +106,9 @@ class Manifest:
             return self
 
         def class_name(label: str, findings: str) -> str:
-            said = [label, *findings.split("|")]
+            named = [label, *findings.split("|")]
             for name, values in class_of.items():
-                if any(means(text, values) for text in said):
+                if any(means(text, values) for text in named):
                     return name
             return ""
 
@@ -231,15 +231,15 @@ def _found_files(table: pd.DataFrame, root: Path, numbers: Sequence[int], rename
             renamed[image] = found
         if problem:
             missing += problem == _ABSENT
-            said = f"{problem} in {root}" if problem == _ABSENT else problem
-            faults.append(f"row {number}: image {brief(image)} {said}")
+            message = f"{problem} in {root}" if problem == _ABSENT else problem
+            faults.append(f"row {number}: image {brief(image)} {message}")
         parts = []
         for part in filter(None, mask.split("|")):
             name, problem = index.find(part) if not part.startswith(IN_COLUMN) else (part, "")
             parts.append(name)
             if problem:
-                said = f"{problem} in {root}" if problem == _ABSENT else problem
-                faults.append(f"row {number}: mask {brief(part)} {said}")
+                message = f"{problem} in {root}" if problem == _ABSENT else problem
+                faults.append(f"row {number}: mask {brief(part)} {message}")
         masks.append("|".join(parts))
     if "heart_mask" in table.columns:
         table["heart_mask"] = [

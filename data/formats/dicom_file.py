@@ -136,9 +136,9 @@ def _settle_syntax(dataset: pydicom.Dataset, notes: list[str]) -> None:
     meta = getattr(dataset, "file_meta", None)
     if meta is None:
         meta = dataset.file_meta = pydicom.dataset.FileMetaDataset()
-    said = meta.get("TransferSyntaxUID")
-    implicit, little = dataset.original_encoding if said is None else (None, None)
-    if not said or not isinstance(said, UID):
+    syntax = meta.get("TransferSyntaxUID")
+    implicit, little = dataset.original_encoding if syntax is None else (None, None)
+    if not syntax or not isinstance(syntax, UID):
         if implicit is None:
             implicit, little = getattr(dataset, "is_implicit_VR", True), True
         meta.TransferSyntaxUID = (

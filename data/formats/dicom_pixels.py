@@ -191,8 +191,8 @@ def _native(dataset: pydicom.Dataset, raw: bytes, layout: Layout, name: str, not
 
 def _encapsulated(dataset: pydicom.Dataset, raw: bytes) -> bool:
     """Whether the pixel data are fragments, by their content: the transfer syntax may be wrong or missing."""
-    said = dataset.file_meta.TransferSyntaxUID
-    compressed = bool(said.is_compressed) if not said.is_private and said.is_transfer_syntax else False
+    syntax = dataset.file_meta.TransferSyntaxUID
+    compressed = bool(syntax.is_compressed) if not syntax.is_private and syntax.is_transfer_syntax else False
     return raw.startswith(_ITEM) and (compressed or dataset["PixelData"].is_undefined_length or len(raw) > 16)
 
 

@@ -130,12 +130,12 @@ def _modality(dataset: pydicom.Dataset, levels: Levels, notes: list[str]) -> tup
     if slope is None and intercept is None:
         return levels.values, low, high, levels.bits
     if slope is None or intercept is None:
-        said = (
+        problem = (
             f"RescaleIntercept (0028,1052) {intercept:g} without RescaleSlope (0028,1053)"
             if slope is None
             else (f"RescaleSlope (0028,1053) {slope:g} without RescaleIntercept (0028,1052)")
         )
-        notes.append(f"{said}: not applied")
+        notes.append(f"{problem}: not applied")
         return levels.values, low, high, levels.bits
     if slope == 0:
         notes.append("RescaleSlope (0028,1053) is 0: not applied")

@@ -133,9 +133,9 @@ def _reading(path: Path) -> dict[str, str]:
     """Sex, age and what the radiologist wrote; Shenzhen has the first two in one line, Montgomery in two."""
     lines = [" ".join(line.split()) for line in path.read_text(encoding="utf-8", errors="replace").splitlines()]
     about = [line for line in lines if re.match(r"patient's|femal|male", line, re.IGNORECASE)]
-    said = " ".join(about)
+    text = " ".join(about)
     reading = " ".join(line for line in lines if line and line not in about)
-    return {"age": age_of(said), "sex": sex_of(said), "reading": reading}
+    return {"age": age_of(text), "sex": sex_of(text), "reading": reading}
 
 
 def _note_masks(films: list[Film], job: Job, where: str) -> None:

@@ -89,7 +89,7 @@ def _child(path: Path, own: str, part: str) -> Film:
     else:
         match = re.match(r"(?:NORMAL2-)?IM-\d+|person\d+", path.stem)
         patient = f"kermany-{part}-{match[0] if match else path.stem}"
-    kind = next((said for word, said in _KINDS.items() if word in re.split("[_-]", path.stem.lower())), "")
+    kind = next((kind_name for word, kind_name in _KINDS.items() if word in re.split("[_-]", path.stem.lower())), "")
     return Film(
         path,
         patient=patient,

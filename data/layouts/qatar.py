@@ -120,7 +120,7 @@ def _collection(
                     mask=mask if mask is not None and mask.is_file() else None,
                     more={
                         "origin": origin,
-                        "leakage": next((said for part, said in _ORIGINS.items() if part in origin.lower()), ""),
+                        "leakage": next((note for part, note in _ORIGINS.items() if part in origin.lower()), ""),
                     },
                 )
             )

@@ -136,8 +136,8 @@ def _challenge(root: Path, job: Job) -> list[Film]:
     """The films of Kaggle's challenge: what most readers drew, as votes."""
     path = root / "train.csv"
     table = read_table(path, ("image_id", "class_name", "rad_id"), vindr)
-    marks = table[["image_id", "rad_id", "class_name"]].drop_duplicates().assign(said=1)
-    votes = marks.pivot_table(index=["image_id", "rad_id"], columns="class_name", values="said", fill_value=0)
+    marks = table[["image_id", "rad_id", "class_name"]].drop_duplicates().assign(marked=1)
+    votes = marks.pivot_table(index=["image_id", "rad_id"], columns="class_name", values="marked", fill_value=0)
     films = _films(root / "train", votes.reset_index(), _boxes(path), "train")
     where = {one.stem: one for one in files_below(root / "train", (".dicom", ".dcm", ".png", ".jpg", ".jpeg"))}
     for film in films:

@@ -77,7 +77,7 @@ KINDS = (
 )
 
 
-def said(stage: Segment, film: Radiograph) -> dict[str, Any]:
+def answers_of(stage: Segment, film: Radiograph) -> dict[str, Any]:
     """What the stage makes of a film: its code, empty where it goes on, and its warnings' codes."""
     (record,) = stage.run([Record(film)])
     return {
@@ -94,7 +94,7 @@ def frontal(stage: Segment, data: Manifest) -> Iterator[tuple[str, dict[str, Any
         rows = data.select(source=source, split=split).table.to_dict("records")
         for row in rows:
             film = read(data.path(row["image"]))
-            yield f"{source}, {split}", said(stage, film)
+            yield f"{source}, {split}", answers_of(stage, film)
             if source not in ALTERED:
                 continue
             (whole,) = stage.run([Record(Radiograph(film.pixels, film.id, "", film.size, bits=film.bits))])
@@ -102,7 +102,7 @@ def frontal(stage: Segment, data: Manifest) -> Iterator[tuple[str, dict[str, Any
                 seed = int(hashlib.sha256(f"{row['image']} {kind}".encode()).hexdigest()[:8], 16)
                 pixels, lost = altered(film.pixels, whole.mask, kind, np.random.default_rng(seed))
                 other = Radiograph(pixels, f"{film.id} {kind}", "", pixels.shape, bits=film.bits)
-                yield kind, said(stage, other) | {"lost": round(float(lost), 3)}
+                yield kind, answers_of(stage, other) | {"lost": round(float(lost), 3)}
 
 
 def others(folder: Path) -> Iterator[tuple[str, Radiograph]]:
@@ -163,7 +163,7 @@ def measure_all(stage: Segment, data: Manifest) -> dict[str, Any]:
         digest = hashlib.sha256(film.pixels.tobytes()).digest()
         if digest not in unlike:  # pydicom holds the same picture in many encodings
             unlike.add(digest)
-            kinds.setdefault(kind, []).append(said(stage, film))
+            kinds.setdefault(kind, []).append(answers_of(stage, film))
     out = {}
     for kind, found in kinds.items():
         hits = sum(bool(one["code"]) for one in found)

@@ -195,12 +195,12 @@ def run(
         click.echo(sentence, err=True)
     chain.identity.about.update(about_inputs(found, left_out))
     for name, settings in chain.settings.items():
-        said = ", ".join(f"{key} {value}" for key, value in settings.items())
+        changes = ", ".join(f"{key} {value}" for key, value in settings.items())
         given = [str(file) for file in (config, site) if file is not None]
         given += (
             ["--threshold"] * (threshold is not None) + ["--label"] * (label is not None) + ["--no-refuse"] * no_refuse
         )
-        click.echo(f"from {' and '.join(given)}, in place of what the weights decide: {name} {said}", err=True)
+        click.echo(f"from {' and '.join(given)}, in place of what the weights decide: {name} {changes}", err=True)
     chosen_options: RunnerOptions = {
         "batch_size": batch_size,
         "workers": workers,
@@ -238,8 +238,8 @@ def _report_at_end(out: Path, films: int, wanted: bool | None) -> None:
         except Exception as error:
             if debugging():
                 traceback.print_exc()
-            said = f"The results are complete, but report.html could not be written ({_explained(error)})."
-            click.echo(f"{said} Try again: {again}", err=True)
+            message = f"The results are complete, but report.html could not be written ({_explained(error)})."
+            click.echo(f"{message} Try again: {again}", err=True)
 
 
 @command
@@ -258,11 +258,11 @@ def screen(folder: Path, threshold: float | None, site: Path | None, report: boo
       pipeline screen results --threshold 40        positive from a score of 40 on
       pipeline screen results --site ours.yaml      as the site file of `pipeline calibrate` decides
     """
-    from cxr_pipeline.run.screen import said
     from cxr_pipeline.run.screen import screen as decide
+    from cxr_pipeline.run.screen import summary
 
     screened = decide(folder, threshold=threshold, site=site)
-    click.echo(said(screened, folder))
+    click.echo(summary(screened, folder))
     _report_at_end(folder, screened.films, report)
     return DONE
 

@@ -92,28 +92,28 @@ def calibrate(
         return DONE
     if data is None:
         raise click.UsageError("give --data MANIFEST (films with labels), or --unlabelled INPUT..., or both")
-    said = fit_site(
+    fitted = fit_site(
         data, path, target_sensitivity=target_sensitivity, site=site, split=split, source=source, weights=weights
     )
-    low, high = said["threshold_ci95"]
-    click.echo(f"threshold {said['threshold']:.3f} (95 % interval {low:.3f} to {high:.3f}), n {said['films']['n']}")
+    low, high = fitted["threshold_ci95"]
+    click.echo(f"threshold {fitted['threshold']:.3f} (95 % interval {low:.3f} to {high:.3f}), n {fitted['films']['n']}")
     click.echo("On films that the fit did not see (five folds by patient):")
-    print_figures(said["figures"])
-    if said["films"]["n"] < MANY:
+    print_figures(fitted["figures"])
+    if fitted["films"]["n"] < MANY:
         click.echo(
-            f"Only {said['films']['n']} films: the intervals are wide. With {MANY} or more they narrow.", err=True
+            f"Only {fitted['films']['n']} films: the intervals are wide. With {MANY} or more they narrow.", err=True
         )
     click.echo(f"Use it: pipeline run INPUT --out DIR --site {path}")
     return DONE
 
 
-def _print_unlabelled(said: dict[str, Any], path: Path) -> None:
-    low, high = said["threshold_ci95"]
-    click.echo(f"threshold {said['threshold']:.3f} (95 % interval {low:.3f} to {high:.3f}), n {said['films']['n']}")
-    for name, share in said["unlabelled"]["shares"].items():
-        low, high = said["unlabelled"]["shares_ci95"][name]
+def _print_unlabelled(fitted: dict[str, Any], path: Path) -> None:
+    low, high = fitted["threshold_ci95"]
+    click.echo(f"threshold {fitted['threshold']:.3f} (95 % interval {low:.3f} to {high:.3f}), n {fitted['films']['n']}")
+    for name, share in fitted["unlabelled"]["shares"].items():
+        low, high = fitted["unlabelled"]["shares_ci95"][name]
         click.echo(f"films of {name:6} about {100 * share:.0f} % ({100 * low:.0f} to {100 * high:.0f} %)")
-    click.echo(f"It assumes that {said['unlabelled']['assumes']}.")
+    click.echo(f"It assumes that {fitted['unlabelled']['assumes']}.")
     click.echo("The intervals are of chance alone: where that does not hold, they say nothing.")
     click.echo(f"Use it: pipeline run INPUT --out DIR --site {path}, or pipeline screen DIR --site {path}")
 
@@ -169,14 +169,14 @@ def plan(
       pipeline plan results --data read.csv --prevalence 0.01 --test-cost 12 --film-cost 1.5 --site ours
       pipeline screen results --site ours.yaml
     """
-    from cxr_pipeline.report.plan import Costs, said, write_plan, write_site
+    from cxr_pipeline.report.plan import Costs, summary_lines, write_plan, write_site
     from cxr_pipeline.report.plan import plan as make_plan
 
     costs = Costs(prevalence, film_cost, test_cost)
     made = make_plan(
         results, data, costs=costs, target_sensitivity=target_sensitivity, threshold=threshold, width=width
     )
-    click.echo("\n".join(said(made)))
+    click.echo("\n".join(summary_lines(made)))
     click.echo(f"Tables    {write_plan(made, out or results / 'plan')[-1]}")
     if site is not None:
         write_site(made, results, Path(f"{site}.yaml"))
@@ -311,9 +311,9 @@ def benchmark(
     from cxr_pipeline.benchmark import as_text, not_ok
     from cxr_pipeline.benchmark import benchmark as measure
 
-    said = measure(inputs, runtimes=runtimes, weights=weights, workers=workers)
-    click.echo(json.dumps(said, indent=2) if as_json else as_text(said))
-    return SOME_FAILED if not_ok(said) else DONE
+    figures = measure(inputs, runtimes=runtimes, weights=weights, workers=workers)
+    click.echo(json.dumps(figures, indent=2) if as_json else as_text(figures))
+    return SOME_FAILED if not_ok(figures) else DONE
 
 
 @cli.group()

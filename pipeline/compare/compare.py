@@ -76,8 +76,8 @@ def compare(folders: Sequence[str | Path], *, split: str = "test") -> Comparison
     names = _names([str(folder) for folder in folders])
     runs = [_read(str(folder), name, split) for folder, name in zip(folders, names, strict=True)]
     if len({run.stage for run in runs}) > 1:
-        said = ", ".join(f"{run.folder}: {run.stage}" for run in runs)
-        raise CompareError(f"runs of one stage can be compared. Received: {said}. Give such as RUN/classify")
+        received = ", ".join(f"{run.folder}: {run.stage}" for run in runs)
+        raise CompareError(f"runs of one stage can be compared. Received: {received}. Give such as RUN/classify")
     notes = _notes(runs, split)
     pairs = paired_tests(runs, notes) if runs[0].stage == "classify" else []
     speeds = _milliseconds([run.bundle for run in runs])

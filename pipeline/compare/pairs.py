@@ -46,8 +46,8 @@ def paired_tests(runs: Sequence[Run], notes: list[str]) -> list[dict[str, Any]]:
         shared = [name for name in classes[0] if name in classes[1]]
         between = f"{runs[one].name} and {runs[two].name}"
         if not shared:
-            said = " and ".join(", ".join(names) or "none" for names in classes)
-            notes.append(f"{between} have no positive class in common ({said}): not tested.")
+            listed = " and ".join(", ".join(names) or "none" for names in classes)
+            notes.append(f"{between} have no positive class in common ({listed}): not tested.")
             continue
         tested = [_tested(runs[one], runs[two], rows[one], rows[two], name) for name in shared]
         if not any(tested):

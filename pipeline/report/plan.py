@@ -327,7 +327,7 @@ def _page(made: Plan, path: Path) -> None:
         },
     }
     with page(path, "Choosing a threshold", "plan.js") as file:
-        text = "".join(f"<p>{escape(line)}</p>\n" for line in said(made))
+        text = "".join(f"<p>{escape(line)}</p>\n" for line in summary_lines(made))
         text += '<p><label for="group">People</label> <select id="group">'
         text += "".join(f"<option>{escape(group)}</option>" for group in made.groups) + "</select> "
         text += '<label for="at">Threshold</label> <input id="at" type="range" min="0" max="100" step="1"> '
@@ -348,7 +348,7 @@ def _number(value: float) -> str:
     return f"{value:.3g}" if math.isfinite(value) else "none found" if math.isinf(value) else "none"
 
 
-def said(made: Plan) -> list[str]:
+def summary_lines(made: Plan) -> list[str]:
     """What the command prints, a line each."""
     sick, well, figures = made.groups["all"]
     place = round(made.chosen)

@@ -211,7 +211,7 @@ def _caption(folder: Path, entry: dict[str, Any], texts: Sequence[str], mode: in
     entry["files"][name] = {"size": len(data), "sha256": sha256_of(data)}
 
 
-def said(screened: Screened, out: Path) -> str:
+def summary(screened: Screened, out: Path) -> str:
     """What the command prints."""
     counts = ", ".join(f"{screened.now.get(name, 0)} {name}" for name in ("positive", "unsure", "negative"))
     where = "" if screened.threshold == AT_THRESHOLD else f" from a score of {screened.threshold:g}"

@@ -150,7 +150,7 @@ def calibrate(
     held, unseen = _cross_validated(logits, labels, patients, positive, target_sensitivity)
     seen = ~np.isnan(unseen).any(axis=1)
     counts = Counter(classify.classes[label] for label in labels)
-    said = {
+    facts = {
         "site": site or out.stem,
         "weights": {stage.name: stage.fingerprint for stage in chain},
         "temperature": temperature,
@@ -164,8 +164,8 @@ def calibrate(
         "figures": {name: figure.to_json() for name, figure in held.items()},
         "date": date.today().isoformat(),
     }
-    write_text(out, yaml.safe_dump(said, sort_keys=False, allow_unicode=True))
-    return said
+    write_text(out, yaml.safe_dump(facts, sort_keys=False, allow_unicode=True))
+    return facts
 
 
 def classifier_of(chain: Sequence[Stage]) -> Classify:
@@ -278,18 +278,18 @@ def read_site(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         CalibrationError: the file cannot be read.
     """
     try:
-        said = yaml.safe_load(path.read_text(encoding="utf-8"))
+        facts = yaml.safe_load(path.read_text(encoding="utf-8"))
         settings = {
-            "temperature": float(said["temperature"]),
-            "offsets": {str(name): float(value) for name, value in said["offsets"].items()},
-            "threshold": float(said["threshold"]),
-            "threshold_ci95": [float(v) for v in said["threshold_ci95"]] if "threshold_ci95" in said else None,
+            "temperature": float(facts["temperature"]),
+            "offsets": {str(name): float(value) for name, value in facts["offsets"].items()},
+            "threshold": float(facts["threshold"]),
+            "threshold_ci95": [float(v) for v in facts["threshold_ci95"]] if "threshold_ci95" in facts else None,
         }
-        if "score" in said:
-            settings["score"] = Scale.of(said["score"]).to_json()
-        sets = Sets.of(said.get("sets"))  # the card's own are about probabilities that the site does not have
+        if "score" in facts:
+            settings["score"] = Scale.of(facts["score"]).to_json()
+        sets = Sets.of(facts.get("sets"))  # the card's own are about probabilities that the site does not have
         settings["sets"] = None if sets is None else sets.to_json()
-        return settings, dict(said["weights"])
+        return settings, dict(facts["weights"])
     except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise CalibrationError(
             f"{path} cannot be read as a site file ({error}). Make one: pipeline calibrate --data MANIFEST --out {path}"

@@ -146,8 +146,8 @@ def _difference(had: str, wanted: str) -> str:
     changed = [key for key in now if before.get(key, _ABSENT) != now[key]] + [key for key in before if key not in now]
     if not changed:
         return "other films, labels or splits"
-    said = [f"{key} {before.get(key, 'unknown')!r} (now {now.get(key, 'unknown')!r})" for key in changed[:4]]
-    return f"other settings: {', '.join(said)}" + (f" and {len(changed) - 4} more" if len(changed) > 4 else "")
+    differences = [f"{key} {before.get(key, 'unknown')!r} (now {now.get(key, 'unknown')!r})" for key in changed[:4]]
+    return f"other settings: {', '.join(differences)}" + (f" and {len(changed) - 4} more" if len(changed) > 4 else "")
 
 
 _ABSENT = object()

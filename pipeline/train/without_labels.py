@@ -85,12 +85,12 @@ def calibrate_unlabelled(
     )
     if fitted.against:
         raise CalibrationError(f"nothing is decided: {fitted.against}")
-    said = _said(fitted, chain, site or out.stem, target_sensitivity, int((known >= 0).sum()))
-    write_text(out, yaml.safe_dump(said, sort_keys=False, allow_unicode=True))
-    return said
+    facts = _facts(fitted, chain, site or out.stem, target_sensitivity, int((known >= 0).sum()))
+    write_text(out, yaml.safe_dump(facts, sort_keys=False, allow_unicode=True))
+    return facts
 
 
-def _said(fitted: SiteFit, chain: Sequence[Stage], site: str, target: float, labelled: int) -> dict[str, Any]:
+def _facts(fitted: SiteFit, chain: Sequence[Stage], site: str, target: float, labelled: int) -> dict[str, Any]:
     classes = chain[-1].classes
 
     def named(values: np.ndarray) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from cxr_pipeline.results.identity import ResultsError
 from cxr_pipeline.results.reader import ResultsReader, wrong_files
 from cxr_pipeline.run.inputs import find_inputs
 from cxr_pipeline.run.runner import Runner
-from cxr_pipeline.run.screen import ScreenError, said, screen
+from cxr_pipeline.run.screen import ScreenError, screen, summary
 from cxr_pipeline.stages.base import fingerprint_of
 from cxr_pipeline.stages.classify import Classify
 from cxr_pipeline.train.calibration import CalibrationError
@@ -154,7 +154,7 @@ def test_a_site_is_as_if_the_run_had_had_it(films, tmp_path, site):
     assert sum(screened.now.values()) == 8
     assert screened.films == 9
     assert "unsure" not in screened.now  # the site file has no sets
-    assert "Screen: " in said(screened, tmp_path)
+    assert "Screen: " in summary(screened, tmp_path)
 
 
 def test_a_threshold_on_top_of_a_site_and_back(films, tmp_path, site):
