@@ -120,16 +120,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--loads", nargs="*", default=list(LOADS), choices=LOADS)
     parser.add_argument("--json", type=Path)
-    told = parser.parse_args()
+    options = parser.parse_args()
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="cxr-bench-") as name:
-        for load in told.loads:
+        for load in options.loads:
             folder = Path(name) / load
-            write(load, films(told.films, LOADS[load]), folder)
-            times: dict[str, list[dict[str, float]]] = {who: [] for who in contestants(told.torch)}
+            write(load, films(options.films, LOADS[load]), folder)
+            times: dict[str, list[dict[str, float]]] = {who: [] for who in contestants(options.torch)}
             decoding = []
-            for _ in range(told.rounds):
-                for who, command in contestants(told.torch).items():
+            for _ in range(options.rounds):
+                for who, command in contestants(options.torch).items():
                     times[who].append(seconds_of(command, who, folder, Path(name) / "out"))
                 decoding.append(decode_only(folder))
             results[load] = {"films": LOADS[load], "decoding_alone": statistics.median(decoding)}
@@ -147,8 +147,8 @@ def main() -> None:
                     line += f"  {kind} {statistics.median(values):7.2f} s, {statistics.median(ratios):6.2f} times ours"
                     line += f" ({min(ratios):.2f} to {max(ratios):.2f})"
                 print(line, flush=True)
-    if told.json:
-        told.json.write_text(json.dumps(results, indent=2) + "\n")
+    if options.json:
+        options.json.write_text(json.dumps(results, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -27,13 +27,13 @@ def main() -> None:
     parser.add_argument("--films", type=Path)
     parser.add_argument("--counts", type=int, nargs="*", default=[100, 1000, 10000])
     parser.add_argument("--json", type=Path)
-    told = parser.parse_args()
+    options = parser.parse_args()
     rows = []
     print("inputs   ms a film   films/s   first result, s   memory, MB")
-    for count in told.counts:
+    for count in options.counts:
         with tempfile.TemporaryDirectory(prefix="cxr-bench-") as name:
             first = Path(name) / "first"
-            write("jpeg512", films(told.films, 100), first)
+            write("jpeg512", films(options.films, 100), first)
             folder = Path(name) / "films"
             folder.mkdir()
             sources = sorted(first.iterdir())
@@ -59,8 +59,8 @@ def main() -> None:
         }
         rows.append(row)
         print("{:6d} {:11.1f} {:9.1f} {:17.1f} {:12.0f}".format(*row.values()), flush=True)
-    if told.json:
-        told.json.write_text(json.dumps(rows, indent=2) + "\n")
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -244,10 +244,10 @@ def _separator(head: str, cut: bool) -> tuple[int, str]:
     while skip < len(lines) and skip < 20 and not lines[skip].strip():
         skip += 1
     line = lines[skip] if skip < len(lines) else ""
-    told = line.strip().strip('"').lower()
-    if told.startswith("sep=") and len(told) == 5:
-        return skip + 1, told[4]
-    if told == "sep=":  # a tab, stripped
+    hint = line.strip().strip('"').lower()
+    if hint.startswith("sep=") and len(hint) == 5:
+        return skip + 1, hint[4]
+    if hint == "sep=":  # a tab, stripped
         return skip + 1, "\t"
     return skip, max(",;\t|", key=line.count)
 

@@ -103,10 +103,10 @@ def _home(folder: Path, prefix: str, importer: Callable[..., object]) -> tuple[P
 def _films(root: Path, images: Path, prefix: str, source: str) -> list[Film]:
     paths = sorted(path for path in images.glob(f"{prefix}_*.*") if path.suffix.lower() in PICTURES)
     films = [film for film in (film_of(path, source) for path in paths) if film is not None]
-    told = _metadata(root / f"{source}_metadata.csv")
+    details = _metadata(root / f"{source}_metadata.csv")
     for film in films:
         reading = root / "ClinicalReadings" / f"{film.image.stem}.txt"
-        film.more = told.get(film.image.stem, _UNKNOWN) if not reading.is_file() else _reading(reading)
+        film.more = details.get(film.image.stem, _UNKNOWN) if not reading.is_file() else _reading(reading)
         film.more = dict(film.more)
     return films
 

@@ -231,11 +231,11 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--weights", default="tb")
     parser.add_argument("--fit", action="store_true")
-    told = parser.parse_args()
-    data = read_manifest(told.data)
-    bundle = bundle_of(find(told.weights), "segment")
+    options = parser.parse_args()
+    data = read_manifest(options.data)
+    bundle = bundle_of(find(options.weights), "segment")
     pairs, measured, sources = collect(Segment.load(bundle), data.select(split="train"))
-    if told.fit:
+    if options.fit:
         write(bundle, fit(pairs, measured))
     results = measure_all(Segment.load(bundle), data) | left_out(pairs, measured, sources)
     RESULTS.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
