@@ -129,7 +129,7 @@ class Measure(Stage):
 
         def mean(name: str) -> Any:
             known = np.array([entry.get(name) is not None for entry in rows], bool)
-            values = np.array([entry[name] for entry, there in zip(rows, known, strict=True) if there], float)
+            values = np.array([entry[name] for entry, is_known in zip(rows, known, strict=True) if is_known], float)
             return bootstrap_mean(values, patients[known])
 
         figures = {

@@ -115,8 +115,8 @@ def fit_sets(
     k = classes.index(positive)
 
     def bound(values: np.ndarray, mass: np.ndarray, widest: float = 0.0) -> float:
-        there = mass > 0
-        return conformal_bound(values[there], risk, mass[there], otherwise=-widest)
+        has_mass = mass > 0
+        return conformal_bound(values[has_mass], risk, mass[has_mass], otherwise=-widest)
 
     return Sets(
         risk,

@@ -80,7 +80,7 @@ class Job:
         """Tell the user something of this import."""
         self.notes.append(text)
 
-    def there(self, films: Iterable[Film], table: str) -> list[Film]:
+    def existing(self, films: Iterable[Film], table: str) -> list[Film]:
         """The films whose files exist; says how many of `table` do not."""
         films = list(films)
         found = [film for film in films if os.path.isfile(film.image)]

@@ -69,7 +69,7 @@ def chexpert(folder: Path, job: Job) -> list[Film]:
                 continue
             values = {name: number_in(row, name, table_path, number) for name in OBSERVATIONS}
             part.append(_film(where.of(table_path.parent, row["Path"]), row, values, split))
-        films += job.there(part, table_path.name)
+        films += job.existing(part, table_path.name)
     if lateral:
         job.note(f"{lateral} lateral films are left out (--all-views takes them)")
     return films

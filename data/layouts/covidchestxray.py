@@ -68,4 +68,4 @@ def covidchestxray(folder: Path, job: Job) -> list[Film]:
     unlabelled = sum(not film.label for film in films)
     if unlabelled:
         job.note(f"{unlabelled} films have no finding yet (todo, Unknown) and so no label")
-    return job.there(films, "metadata.csv")
+    return job.existing(films, "metadata.csv")

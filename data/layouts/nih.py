@@ -80,7 +80,7 @@ def nih(folder: Path, job: Job) -> list[Film]:
             },
         )
         films.append(film)
-    films = job.there(films, table_path.name)
+    films = job.existing(films, table_path.name)
     unlisted = sum(not film.split for film in films) if splits else 0
     if unlisted:
         job.note(f"{unlisted} films are in neither list, and have no split: training leaves them out")

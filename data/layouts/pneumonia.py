@@ -152,7 +152,7 @@ def rsna(folder: Path, job: Job) -> list[Film]:
     if classes and unlabelled:
         job.note(f"{unlabelled} films are not in stage_2_detailed_class_info.csv, and have no label")
     job.note("patientId names a film, not a person: films of one person may be in two splits. Never mix with nih")
-    return job.there(films.values(), labels)
+    return job.existing(films.values(), labels)
 
 
 def _converted(root: Path) -> dict[str, Path]:

@@ -245,7 +245,7 @@ def _simplified(root: Path, job: Job) -> list[Film]:
             film.boxes.append((finding, Box(values["xmin"], values["ymin"], values["width"], values["height"])))
             if finding not in film.findings:
                 film.findings.append(finding)
-    found = job.there(films.values(), "data.csv")
+    found = job.existing(films.values(), "data.csv")
     for film in found:
         scaled_boxes(film, 512, 512)
     job.note("Kaggle's simplified form: the films without a public label (test) and those of extra are not in it")

@@ -56,7 +56,7 @@ def vindr(folder: Path, job: Job) -> list[Film]:
         boxes = _boxes(boxes_path) if boxes_path.is_file() else {}
         if not boxes:
             job.note(f"no boxes of {part}: {boxes_path.name} {'has none' if boxes_path.is_file() else 'is missing'}")
-        films += job.there(_films(root / part, votes, boxes, part), labels_path.name)
+        films += job.existing(_films(root / part, votes, boxes, part), labels_path.name)
     return carve_val(films)
 
 
@@ -143,4 +143,4 @@ def _challenge(root: Path, job: Job) -> list[Film]:
     for film in films:
         film.image = where.get(film.image.stem, film.image)
     job.note("Kaggle's challenge: no tuberculosis among its findings, and no labels of test")
-    return carve_val(job.there(films, "train.csv"))
+    return carve_val(job.existing(films, "train.csv"))

@@ -106,10 +106,10 @@ def _written(films: list[Film], out: Path, labels: str, job: Job) -> Imported:
 def _check_room(out: Path, boxes: bool) -> None:
     """Refuse where boxes.csv serves, or would have to serve, another manifest of the folder."""
     others = [path for path in sorted(out.parent.glob("*.csv")) if path != out and path.name != "boxes.csv"]
-    there = out.with_name("boxes.csv")
+    boxes_file = out.with_name("boxes.csv")
     advice = f"Write it into a folder of its own, such as --out {out.parent / out.stem / 'manifest.csv'}"
-    if there.is_file() and not _images(there) <= (_images(out) if out.is_file() else set()):
-        raise LayoutError(f"{there} holds boxes of another manifest. {advice}")
+    if boxes_file.is_file() and not _images(boxes_file) <= (_images(out) if out.is_file() else set()):
+        raise LayoutError(f"{boxes_file} holds boxes of another manifest. {advice}")
     sharing = next((path for path in others if _images(path)), None)
     if boxes and sharing is not None:
         raise LayoutError(f"{sharing} lies in that folder, and boxes.csv cannot serve both. {advice}")

@@ -310,13 +310,13 @@ def label_counts(targets: np.ndarray, weights: np.ndarray, names: Sequence[str],
         targets: (N, K): 1, 0, or -1 where unknown.
         weights: (K, 2): of films that have the label, and of those that have it not.
     """
-    there, absent = (targets == 1).sum(0), (targets == 0).sum(0)
-    known = np.maximum(there + absent, 1)
+    present, absent = (targets == 1).sum(0), (targets == 0).sum(0)
+    known = np.maximum(present + absent, 1)
     figure, axes = _figure(13, 0.28 * len(names) + 1.4, 3)
     panels = (
-        ("films with the label", there, None),
-        ("share of the loss, unweighed", there / known, absent / known),
-        ("share of the loss, weighed", there * weights[:, 0] / known, absent * weights[:, 1] / known),
+        ("films with the label", present, None),
+        ("share of the loss, unweighed", present / known, absent / known),
+        ("share of the loss, weighed", present * weights[:, 0] / known, absent * weights[:, 1] / known),
     )
     rows = np.arange(len(names))[::-1]
     for axis, (title, first, second) in zip(axes, panels, strict=True):

@@ -79,18 +79,18 @@ def fit(logits: np.ndarray, labels: np.ndarray) -> Fit:
     from scipy.optimize import minimize
 
     logits, labels = np.asarray(logits, float), np.asarray(labels, int)
-    rows, there = np.arange(len(labels)), np.unique(labels)
+    rows, present = np.arange(len(labels)), np.unique(labels)
 
     def offsets(x: np.ndarray) -> np.ndarray:
         out = np.zeros(logits.shape[1])
-        out[there] = x[1:] - (x[1:].mean() if len(there) else 0)
+        out[present] = x[1:] - (x[1:].mean() if len(present) else 0)
         return out
 
     def loss(x: np.ndarray) -> float:
         chosen = metrics.softmax(logits / np.exp(x[0]) + offsets(x))[rows, labels]
         return float(-np.log(np.maximum(chosen, 1e-12)).sum() + x[0] ** 2 / 2 + (x[1:] ** 2).sum() / (2 * _SPREAD**2))
 
-    found = minimize(loss, np.zeros(1 + len(there)), method="L-BFGS-B", bounds=[(-3, 3)] + [(-8, 8)] * len(there))
+    found = minimize(loss, np.zeros(1 + len(present)), method="L-BFGS-B", bounds=[(-3, 3)] + [(-8, 8)] * len(present))
     return Fit(float(np.exp(found.x[0])), offsets(found.x))
 
 

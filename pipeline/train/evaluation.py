@@ -104,7 +104,7 @@ def seen_in_training(chain: Sequence[Stage], data: Manifest) -> list[dict[str, A
         One dict a stage, split and source: ``stage``, ``split``, ``source``, ``films`` (how many) and ``used_to``:
         "train" the network, or "choose" its best epoch, temperature and thresholds.
     """
-    there = Counter(zip(data.table["split"], data.table["source"], strict=True))
+    counts = Counter(zip(data.table["split"], data.table["source"], strict=True))
     found = []
     for stage in chain:
         training = stage.card.get("training") or {}
@@ -114,7 +114,7 @@ def seen_in_training(chain: Sequence[Stage], data: Manifest) -> list[dict[str, A
             sources = (films.get(part) or {}).get("by_source") or {}
             found += [
                 {"stage": stage.name, "split": split, "source": source, "films": n, "used_to": used_to}
-                for (split, source), n in sorted(there.items())
+                for (split, source), n in sorted(counts.items())
                 if split in splits and source in sources
             ]
     return found

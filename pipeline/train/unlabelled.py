@@ -251,8 +251,8 @@ def _drawn(found: Alignment, reference: Reference, count: int, c: int) -> np.nda
     """Films of class number `c` as the site would have them, (count, K - 1); the same at each call."""
     centre = reference.means[-1]
     draw = np.random.default_rng(c)
-    there = draw.multivariate_normal(reference.means[c], reference.covariances[c], count)
-    return centre + found.stretch * (there - centre) + found.shift
+    sample = draw.multivariate_normal(reference.means[c], reference.covariances[c], count)
+    return centre + found.stretch * (sample - centre) + found.shift
 
 
 def _probabilities(x: np.ndarray, slope: float, offsets: np.ndarray) -> np.ndarray:

@@ -286,10 +286,10 @@ class _Worker:
             os.environ.setdefault(f"TF_NUM_{pool}_THREADS", str(task.threads))
         chain = task.opening(threads=task.threads)
         for name in ("version", "runtime", "classes", "stages"):
-            here, there = getattr(chain.identity, name), getattr(task.identity, name)
-            if here != there:
+            own, expected = getattr(chain.identity, name), getattr(task.identity, name)
+            if own != expected:
                 raise RunError(
-                    f"it would judge with other {name} ({here}) than the process that was called ({there}). Give all "
+                    f"it would judge with other {name} ({own}) than the process that was called ({expected}). Give all "
                     "machines the same version of this program and the same weights, then run the same command again"
                 )
         return Runner(
