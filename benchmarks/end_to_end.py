@@ -46,8 +46,8 @@ def write(load: str, images: list[np.ndarray], folder: Path) -> None:
     for number, image in enumerate(images):
         side = 3000 if load == "png3000" else 512 if load == "jpeg512" else 1024
         scale = side / max(image.shape)
-        how = cv2.INTER_CUBIC if scale > 1 else cv2.INTER_AREA
-        image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=how)
+        method = cv2.INTER_CUBIC if scale > 1 else cv2.INTER_AREA
+        image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=method)
         if load == "jpeg512":
             cv2.imwrite(str(folder / f"{number:03}.jpg"), image)
         elif load == "png3000":

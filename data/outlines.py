@@ -178,13 +178,13 @@ def _unpacked(text: str) -> list[int]:
     numbers: list[int] = []
     at = 0
     while at < len(text):
-        value, shift, more = 0, 0, True
-        while more:
+        value, shift, goes_on = 0, 0, True
+        while goes_on:
             letter = ord(text[at]) - 48
             value |= (letter & 31) << shift
-            more = bool(letter & 32)
+            goes_on = bool(letter & 32)
             at, shift = at + 1, shift + 5
-            if not more and letter & 16:
+            if not goes_on and letter & 16:
                 value |= -1 << shift
         numbers.append(value + (numbers[-2] if len(numbers) > 2 else 0))
     return numbers

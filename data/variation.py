@@ -60,8 +60,8 @@ def _resolution(crop: np.ndarray, draw: np.random.Generator) -> np.ndarray:
         return crop
     side = max(8, int(draw.uniform(0.35, 0.9) * crop.shape[0]))
     small = cv2.resize(crop, (side, side), interpolation=cv2.INTER_AREA)
-    how = cv2.INTER_LINEAR if draw.random() < 0.7 else cv2.INTER_CUBIC
-    return cv2.resize(small, crop.shape[::-1], interpolation=how)
+    method = cv2.INTER_LINEAR if draw.random() < 0.7 else cv2.INTER_CUBIC
+    return cv2.resize(small, crop.shape[::-1], interpolation=method)
 
 
 def _tone(draw: np.random.Generator) -> np.ndarray:

@@ -110,11 +110,11 @@ class Classify(Stage):
         return list(records)
 
     def _check(self, record: Record) -> None:
-        against = by_header(record.film, MIN_SIDE, None)
-        if against and self.refuse:
-            record.refuse(str(against[0]))
+        reasons = by_header(record.film, MIN_SIDE, None)
+        if reasons and self.refuse:
+            record.refuse(str(reasons[0]))
         else:
-            record.warn(*map(str, against))
+            record.warn(*map(str, reasons))
 
     def _judge(self, record: Record, logits: np.ndarray) -> None:
         """Calibrated probabilities from a film's logits (classes,), and what they decide: see `stages.decisions`.

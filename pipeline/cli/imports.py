@@ -167,8 +167,8 @@ def _next_step(name: str, manifest: Manifest, out: Path) -> str:
         return f"pipeline train --data {out} --config {_PRESETS[name]} --out my-weights"
     if not (manifest.table["label"] == "TB").any():
         return "join it with films of TB, or ask your own question of it: docs/tasks.md"
-    more = "" if (manifest.table["mask"] != "").any() else " --set segment.weights=tb"
-    return f"pipeline train --data {out}{more} --out my-weights"
+    lungs = "" if (manifest.table["mask"] != "").any() else " --set segment.weights=tb"
+    return f"pipeline train --data {out}{lungs} --out my-weights"
 
 
 def _own_step(manifest: Manifest, out: Path) -> str:

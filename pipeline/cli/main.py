@@ -390,10 +390,10 @@ def evaluate(
 
     log_to_stderr()
     chosen = None if split == "all" else split
-    how: dict[str, Any] = {"weights": weights, "runtime": runtime, "site": site, "refuse": not no_refuse}
+    options: dict[str, Any] = {"weights": weights, "runtime": runtime, "site": site, "refuse": not no_refuse}
     if mask_labels:
-        how["mask_labels"] = mask_labels
-    metrics = judge(stage, data, out, split=chosen, source=source, **how)
+        options["mask_labels"] = mask_labels
+    metrics = judge(stage, data, out, split=chosen, source=source, **options)
     print_figures(metrics)
     click.echo(f"All figures: {out / 'metrics.json'}")
     return DONE

@@ -35,7 +35,7 @@ from cxr_pipeline.cli.commands import (
     metavar="INPUT",
     help="Films without labels, as for run, or a finished results folder. Repeatable.",
 )
-@click.argument("more", nargs=-1, type=click.Path(exists=True), metavar="[INPUT]...")
+@click.argument("films", nargs=-1, type=click.Path(exists=True), metavar="[INPUT]...")
 @click.option(
     "--target-sensitivity", type=click.FloatRange(0.5, 0.999), default=0.9, show_default=True, help="Where to operate."
 )
@@ -47,7 +47,7 @@ from cxr_pipeline.cli.commands import (
 def calibrate(
     data: Path | None,
     unlabelled: tuple[str, ...],
-    more: tuple[str, ...],
+    films: tuple[str, ...],
     target_sensitivity: float,
     site: str | None,
     split: str | None,
@@ -71,8 +71,8 @@ def calibrate(
     from cxr_pipeline.train.calibration import MANY
     from cxr_pipeline.train.calibration import calibrate as fit_site
 
-    if more and not unlabelled:
-        raise click.UsageError(f"{more[0]}: films without labels follow --unlabelled; labelled ones --data")
+    if films and not unlabelled:
+        raise click.UsageError(f"{films[0]}: films without labels follow --unlabelled; labelled ones --data")
     log_to_stderr()
     path = out or Path(f"{site or 'site'}.yaml")
     if unlabelled:
@@ -81,7 +81,7 @@ def calibrate(
         if split is not None or source is not None:
             raise click.UsageError("--split and --source choose films of --data alone. Leave them out")
         made = calibrate_unlabelled(
-            [*unlabelled, *more],
+            [*unlabelled, *films],
             path,
             data=data,
             target_sensitivity=target_sensitivity,

@@ -161,9 +161,9 @@ def _check_all_there(parts: Sequence[_Part]) -> list[tuple[int, str, _Part]]:
     order.sort(key=lambda one: one[:2])
     total = parts[0].run["shard"]["inputs"]
     if [place for place, _, _ in order] != list(range(total)):
-        there = {place for place, _, _ in order}
+        filled = {place for place, _, _ in order}
         raise ResultsError(
-            f"the parts do not add up: {len(order)} inputs in them, {total} in the run, {total - len(there)} places "
+            f"the parts do not add up: {len(order)} inputs in them, {total} in the run, {total - len(filled)} places "
             "missing. Run all shards with the same inputs, then merge"
         )
     return order

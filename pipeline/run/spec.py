@@ -73,8 +73,8 @@ class ChainSpec:
             from cxr_pipeline.configs.schema import load_config
 
             wanted = load_config(self.config)  # first: its faults are found sooner than networks load
-        more = {"also": self.also} if self.also else {}
-        chain = stages.load_chain(self.weights, self.last_stage, self.runtime, threads=self.threads, **more)
+        further = {"also": self.also} if self.also else {}
+        chain = stages.load_chain(self.weights, self.last_stage, self.runtime, threads=self.threads, **further)
         if wanted is not None:
             chain = _with_config(wanted, chain)
         if self.site is not None:

@@ -249,9 +249,9 @@ def _folds(is_positive: np.ndarray, patients: np.ndarray) -> np.ndarray:
     names, codes = np.unique(patients, return_inverse=True)
     has = np.bincount(codes, is_positive, len(names)) > 0
     draw = np.random.default_rng(0)
-    dealt = np.concatenate([draw.permutation(np.flatnonzero(has)), draw.permutation(np.flatnonzero(~has))])
+    order = np.concatenate([draw.permutation(np.flatnonzero(has)), draw.permutation(np.flatnonzero(~has))])
     fold_of = np.empty(len(names), int)
-    fold_of[dealt] = np.arange(len(names)) % _FOLDS
+    fold_of[order] = np.arange(len(names)) % _FOLDS
     return fold_of[codes]
 
 

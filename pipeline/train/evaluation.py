@@ -59,10 +59,10 @@ def evaluate(
     """
     *chain, last = ChainSpec(weights, stage, runtime=runtime, site=site, refuse=refuse).load()
     manifest = read_manifest(data, classes=labels_of([*chain, last]), mask_labels=mask_labels)
-    how = dict(last.card.get("dealt", {}))
-    if (split is not None or how) and not (manifest.table["split"] != "").any():
+    split_recipe = dict(last.card.get("dealt", {}))
+    if (split is not None or split_recipe) and not (manifest.table["split"] != "").any():
         # As the training of these weights dealt films out: other splits would hold films that it saw.
-        manifest = split_by_patient(manifest.relabelled(how.pop("class_of", None)), **how)
+        manifest = split_by_patient(manifest.relabelled(split_recipe.pop("class_of", None)), **split_recipe)
     chosen = manifest.select(split=split, source=source)
     if len(chosen) == 0:
         have = ", ".join(f"{s or 'none'}: {n}" for s, n in sorted(Counter(manifest.table["split"]).items()))

@@ -70,8 +70,8 @@ def calibrate_unlabelled(
     logits = _logits(inputs, chain)
     known = np.full(len(logits), -1)
     if data is not None:
-        more, labels, _ = labelled_logits(data, chain)
-        logits, known = np.concatenate([logits, more]), np.concatenate([known, labels])
+        of_labelled, labels, _ = labelled_logits(data, chain)
+        logits, known = np.concatenate([logits, of_labelled]), np.concatenate([known, labels])
     if len(logits) < LEAST:
         raise CalibrationError(
             f"{len(logits)} films could be judged; at least {LEAST} are needed, 100 to 300 are better"
