@@ -10,8 +10,8 @@ import re
 from pathlib import Path
 
 from cxr_pipeline.data.layouts.base import (
-    Film,
     Job,
+    ManifestRow,
     age_of,
     file_named,
     find_root,
@@ -32,7 +32,7 @@ _SPLITS = {"train.csv": "train", "valid.csv": "val", "test.csv": "test", "test_l
 _BELOW = 4  # levels that are looked at for the parts of the full-size download
 
 
-def chexpert(folder: Path, job: Job) -> list[Film]:
+def chexpert(folder: Path, job: Job) -> list[ManifestRow]:
     """Stanford Hospital, 2002 to 2017: 14 observations mined from reports by rules::
 
         CheXpert-v1.0-small/                       or CheXpert-v1.0
@@ -83,14 +83,14 @@ def _tables(root: Path) -> list[Path]:
     return tables + tests[:1]
 
 
-def _film(path: Path, row: dict[str, str], values: dict[str, float], split: str) -> Film:
+def _film(path: Path, row: dict[str, str], values: dict[str, float], split: str) -> ManifestRow:
     by_value = {wanted: [name for name, value in values.items() if value == wanted] for wanted in (1.0, 0.0, -1.0)}
     positive = by_value[1.0]
     if "No Finding" in positive:
         label = "NORM"
     else:
         label = "NTB" if set(positive) - {"Support Devices"} else ""
-    return Film(
+    return ManifestRow(
         path,
         patient=f"chexpert-{_patient(row['Path'])}",
         label=label,

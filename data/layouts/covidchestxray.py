@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cxr_pipeline.data.layouts.base import Film, Job, age_of, find_root, read_table, sex_of
+from cxr_pipeline.data.layouts.base import Job, ManifestRow, age_of, find_root, read_table, sex_of
 from cxr_pipeline.data.tables import row_dicts
 
 FRONTAL = ("PA", "AP", "AP Supine", "AP Erect")
 
 
-def covidchestxray(folder: Path, job: Job) -> list[Film]:
+def covidchestxray(folder: Path, job: Job) -> list[ManifestRow]:
     """Films of journals and web pages, of every size; arrows and letters on many::
 
         covid-chestxray-dataset/
@@ -48,7 +48,7 @@ def covidchestxray(folder: Path, job: Job) -> list[Film]:
         else:
             label = "NTB" if findings else ""
         films.append(
-            Film(
+            ManifestRow(
                 root / row["folder"] / row["filename"],
                 patient=f"covidchestxray-{row['patientid']}",
                 label=label,

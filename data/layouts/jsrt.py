@@ -19,8 +19,8 @@ import numpy as np
 from cxr_pipeline.data.geometry import Box
 from cxr_pipeline.data.layouts.base import (
     PICTURES,
-    Film,
     Job,
+    ManifestRow,
     age_of,
     files_below,
     read_table,
@@ -46,7 +46,7 @@ _ORGANS = re.compile(r"heart|clavicle|landmark|points")
 _HARDLY_FILMS = re.compile(r"mask|lungs?$|heart|clavicle|landmark|points", re.IGNORECASE)
 
 
-def jsrt(folder: Path, job: Job) -> list[Film]:
+def jsrt(folder: Path, job: Job) -> list[ManifestRow]:
     """Films with one lung nodule each (JPCLN, NTB) and without (JPCNN, NORM)::
 
         JSRT/                                       any depth; only file names count
@@ -89,7 +89,7 @@ def jsrt(folder: Path, job: Job) -> list[Film]:
             converted += 1
         nodule = name.startswith("JPCLN")
         age, sex, box = about.get(name, ("", "", None))
-        film = Film(
+        film = ManifestRow(
             path,
             patient=f"jsrt-{name}",
             label="NTB" if nodule else "NORM",

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from cxr_pipeline.data.geometry import Box
 from cxr_pipeline.data.layouts.base import (
-    Film,
     Job,
     LayoutError,
+    ManifestRow,
     age_of,
     carve_val,
     file_named,
@@ -32,7 +32,7 @@ _TABLES = ("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv", "sample_labels.cs
 _SIDE = 1024  # of the films as they are distributed, which boxes refer to
 
 
-def nih(folder: Path, job: Job) -> list[Film]:
+def nih(folder: Path, job: Job) -> list[ManifestRow]:
     """NIH Clinical Center: frontal films, 14 findings mined from reports; 1024x1024 px, 8 bits::
 
         ChestX-ray14/
@@ -65,7 +65,7 @@ def nih(folder: Path, job: Job) -> list[Film]:
         if math.isnan(person):
             raise LayoutError(f"{table_path}, row {number}: no Patient ID. Is the download whole?")
         findings = row["Finding Labels"].split("|")
-        film = Film(
+        film = ManifestRow(
             where.get(name, root / "images" / name),
             patient=f"nih-{int(person):08d}",
             label="NORM" if findings == ["No Finding"] else "NTB",

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from cxr_pipeline.data.geometry import Box
 from cxr_pipeline.data.layouts.base import (
-    Film,
     Job,
     LayoutError,
+    ManifestRow,
     copies_as_one,
     files_below,
     find_root,
@@ -29,7 +29,7 @@ from cxr_pipeline.data.tables import row_dicts
 _LABELS = {"health": "NORM", "sick": "NTB", "tb": "TB"}
 
 
-def tbx11k(folder: Path, job: Job) -> list[Film]:
+def tbx11k(folder: Path, job: Job) -> list[ManifestRow]:
     """Healthy (NORM), sick without tuberculosis (NTB) and tuberculosis (TB); all 512x512 px, about 3000 px once::
 
         TBX11K/
@@ -109,8 +109,8 @@ def tbx11k(folder: Path, job: Job) -> list[Film]:
     return films
 
 
-def _own(path: Path, kind: str) -> Film:
-    return Film(
+def _own(path: Path, kind: str) -> ManifestRow:
+    return ManifestRow(
         path,
         patient=f"tbx11k-{path.stem}",
         label=_LABELS[kind],
@@ -120,7 +120,7 @@ def _own(path: Path, kind: str) -> Film:
     )
 
 
-def _copy(path: Path) -> Film | None:
+def _copy(path: Path) -> ManifestRow | None:
     """The film of imgs/extra: as the original's own importer names it where there is one."""
     source = {"MCUCXR": "montgomery", "CHNCXR": "shenzhen"}.get(path.stem.split("_")[0])
     if source is not None:
@@ -129,7 +129,7 @@ def _copy(path: Path) -> Film | None:
         # DA's are nx and px, in JPEG; DB's n and p. Both number train and val alike.
         source = "da" if path.stem[1:2].lower() == "x" else "db"
         sick = path.stem[0].lower() == "p"
-        film = Film(
+        film = ManifestRow(
             path,
             patient=f"{source}-{path.parent.name}-{path.stem}",
             label="TB" if sick else "NORM",
@@ -217,19 +217,19 @@ def _is_simplified(path: Path) -> bool:
         return {"fname", "image_type"} <= {name.strip() for name in file.readline().split(",")}
 
 
-def _simplified(root: Path, job: Job) -> list[Film]:
+def _simplified(root: Path, job: Job) -> list[ManifestRow]:
     """The films of Kaggle's simplified form: one row per box, or per film without any."""
     table = read_table(root / "data.csv", ("fname", "source", "bbox", "tb_type", "image_type"), tbx11k)
     names = {"active_tb": "ActiveTuberculosis", "latent_tb": "ObsoletePulmonaryTuberculosis"}
     labels = {"healthy": "NORM", "sick_but_no_tb": "NTB", "tb": "TB"}
     own = {"healthy": "health", "sick_but_no_tb": "sick", "tb": "tb"}
-    films: dict[str, Film] = {}
+    films: dict[str, ManifestRow] = {}
     for row in row_dicts(table):
         name = row["fname"]
         kind = row["image_type"].strip()
         film = films.setdefault(
             name,
-            Film(
+            ManifestRow(
                 root / "images" / name,
                 patient=f"tbx11k-{Path(name).stem}",
                 label=labels.get(kind, ""),

@@ -12,14 +12,14 @@ from pathlib import Path
 import pandas as pd
 
 from cxr_pipeline.data.geometry import Box
-from cxr_pipeline.data.layouts.base import Film, Job, carve_val, files_below, find_root, number_in, read_table
+from cxr_pipeline.data.layouts.base import Job, ManifestRow, carve_val, files_below, find_root, number_in, read_table
 from cxr_pipeline.data.tables import row_dicts
 
 _SPELT = {"Other disease": "Other diseases"}  # the test's table has one, train's the other
 _SAME = 0.4  # overlap (IoU) from which boxes of two radiologists are taken to mean one lesion
 
 
-def vindr(folder: Path, job: Job) -> list[Film]:
+def vindr(folder: Path, job: Job) -> list[ManifestRow]:
     """Two hospitals of Hanoi: frontal films, 22 local and 6 global labels by radiologists::
 
         vindr-cxr/1.0.0/
@@ -44,7 +44,7 @@ def vindr(folder: Path, job: Job) -> list[Film]:
     root = find_root(folder, pieces, vindr)
     if _tables_of(root) == "train.csv":
         return _challenge(root, job)
-    films: list[Film] = []
+    films: list[ManifestRow] = []
     for part in ("train", "test"):
         labels_path = root / "annotations" / f"image_labels_{part}.csv"
         boxes_path = root / "annotations" / f"annotations_{part}.csv"
@@ -60,7 +60,9 @@ def vindr(folder: Path, job: Job) -> list[Film]:
     return carve_val(films)
 
 
-def _films(folder: Path, votes: pd.DataFrame, boxes: dict[str, list[tuple[str, str, Box]]], split: str) -> list[Film]:
+def _films(
+    folder: Path, votes: pd.DataFrame, boxes: dict[str, list[tuple[str, str, Box]]], split: str
+) -> list[ManifestRow]:
     names = [name for name in votes.columns if name not in ("image_id", "rad_id")]
     by_film = votes[names].apply(pd.to_numeric, errors="coerce").fillna(0).groupby(votes["image_id"])
     readers = by_film.size()
@@ -72,7 +74,7 @@ def _films(folder: Path, votes: pd.DataFrame, boxes: dict[str, list[tuple[str, s
             label = "TB"
         else:
             label = "NORM" if "No finding" in findings else "NTB"
-        film = Film(
+        film = ManifestRow(
             folder / f"{image}.dicom",
             patient=f"vindr-{image}",
             label=label,
@@ -132,7 +134,7 @@ def _tables_of(root: Path) -> str | None:
     return "train.csv" if {"image_id", "class_name", "rad_id"} <= header else None
 
 
-def _challenge(root: Path, job: Job) -> list[Film]:
+def _challenge(root: Path, job: Job) -> list[ManifestRow]:
     """The films of Kaggle's challenge: what most readers drew, as votes."""
     path = root / "train.csv"
     table = read_table(path, ("image_id", "class_name", "rad_id"), vindr)

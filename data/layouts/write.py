@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cxr_pipeline.data.layouts import importer_of, layouts
-from cxr_pipeline.data.layouts.base import Film, Job, LayoutError, joined
+from cxr_pipeline.data.layouts.base import Job, LayoutError, ManifestRow, joined
 from cxr_pipeline.data.manifest import BOX_COLUMNS, COLUMNS, Manifest, ManifestError, read_manifest
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def _checked_out(out: Path, overwrite: bool) -> Path:
     return out
 
 
-def _written(films: list[Film], out: Path, labels: str, job: Job) -> Imported:
+def _written(films: list[ManifestRow], out: Path, labels: str, job: Job) -> Imported:
     _check_room(out, any(film.boxes for film in films))
     return Imported(_write(films, out, labels), out, job.notes)
 
@@ -121,7 +121,7 @@ def _images(path: Path) -> set[str]:
         return {row["image"] for row in csv.DictReader(file) if row.get("image")}
 
 
-def _write(films: list[Film], out: Path, labels: str) -> Manifest:
+def _write(films: list[ManifestRow], out: Path, labels: str) -> Manifest:
     """The manifest, and boxes.csv where there are boxes, as they read back; an older boxes.csv without successor goes.
 
     Written aside and checked first: a manifest with faults replaces nothing.
