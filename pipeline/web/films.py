@@ -23,7 +23,7 @@ _log = logging.getLogger("cxr.web")
 
 
 @dataclass
-class Film:
+class UploadedFilm:
     """A film of a job. `row` and `boxes` are filled in once it is done; `crashed` where the chain raised on it."""
 
     id: str
@@ -35,7 +35,7 @@ class Film:
     crashed: bool = False
 
 
-def through(film: Film, reader: Callable[..., Radiograph], stages: Sequence[Stage]) -> tuple[Record, str]:
+def through(film: UploadedFilm, reader: Callable[..., Radiograph], stages: Sequence[Stage]) -> tuple[Record, str]:
     """A film through the chain; whatever goes wrong becomes a record that says so.
 
     Args:

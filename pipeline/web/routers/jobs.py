@@ -15,7 +15,7 @@ from cxr_pipeline.about import NOTICE
 from cxr_pipeline.results.folder import FOLDERS
 from cxr_pipeline.web.answers import FILM_ID, JOB_ID, MEDIA, PICTURES, ApiError, problems, result_of
 from cxr_pipeline.web.context import Server, multipart
-from cxr_pipeline.web.films import Film
+from cxr_pipeline.web.films import UploadedFilm
 from cxr_pipeline.web.jobs import Job
 
 _ZIPPED = ("results.csv", "regions.json", "run.json")  # and the pictures; not what is for who runs the server
@@ -130,7 +130,7 @@ def _shown(server: Server, job: Job) -> dict[str, Any]:
     }
 
 
-def _shown_film(server: Server, job: Job, film: Film) -> dict[str, Any]:
+def _shown_film(server: Server, job: Job, film: UploadedFilm) -> dict[str, Any]:
     done = film.state == "done"
     return {
         "id": film.id,
