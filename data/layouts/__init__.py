@@ -3,6 +3,9 @@
 Each importer is a function `name(root, job) -> list[ManifestRow]` in a module here; its docstring draws the tree that
 it expects, and says what the labels mean. `LAYOUTS` says of each what a person should know before training on it;
 docs/data.md shows the same as a table, made by docs/data.py.
+
+Somebody else's package adds a data set by an entry point of the group `cxr_pipeline.layouts`, whose object is a
+`Layout`; its `module` is then the whole name of the module that holds the importer.
 """
 
 from __future__ import annotations

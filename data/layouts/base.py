@@ -44,7 +44,7 @@ class ManifestRow:
         findings: labels that are there.
         mask: of the lungs, where there is one; `other_masks` are joined to it when read.
         boxes: finding and box in the film's pixels.
-        more: columns that only this data set has, such as age in years and sex (F or M).
+        extra: columns that only this data set has, such as age in years and sex (F or M).
     """
 
     image: Path
@@ -57,7 +57,7 @@ class ManifestRow:
     mask: Path | None = None
     other_masks: list[Path] = field(default_factory=list)
     boxes: list[tuple[str, Box]] = field(default_factory=list)
-    more: dict[str, str] = field(default_factory=dict)
+    extra: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass

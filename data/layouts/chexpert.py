@@ -97,7 +97,7 @@ def _film(path: Path, row: dict[str, str], values: dict[str, float], split: str)
         source="chexpert",
         split=split,
         findings=positive,
-        more={
+        extra={
             "uncertain": joined(by_value[-1.0]),
             "negative": joined(by_value[0.0]),
             "age": age_of(row.get("Age", "")),

@@ -55,7 +55,7 @@ def covidchestxray(folder: Path, job: Job) -> list[ManifestRow]:
                 own=row["finding"],
                 source="covidchestxray",
                 findings=findings,
-                more={
+                extra={
                     "age": age_of(row.get("age", "")),
                     "sex": sex_of(row.get("sex", "")),
                     "view": row["view"],

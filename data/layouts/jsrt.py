@@ -97,14 +97,14 @@ def jsrt(folder: Path, job: Job) -> list[ManifestRow]:
             source="jsrt",
             findings=["Nodule"] if nodule else [],
             boxes=[("Nodule", box)] if box else [],
-            more={"age": age, "sex": sex, "fold": ""},
+            extra={"age": age, "sex": sex, "fold": ""},
         )
         scaled_boxes(film, SIDE, SIDE)
         lungs = masks.get(name, {})
         if {"left lung", "right lung"} <= set(lungs):
             film.mask = job.mask_of(lungs.values(), f"jsrt/{name}.png")
             fold = re.search(r"fold(\d)", str(lungs["left lung"].relative_to(folder)))
-            film.more["fold"] = fold[1] if fold else ""
+            film.extra["fold"] = fold[1] if fold else ""
         elif "both" in lungs:
             film.mask = lungs["both"]
         films.append(film)

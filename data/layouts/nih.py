@@ -73,7 +73,7 @@ def nih(folder: Path, job: Job) -> list[ManifestRow]:
             split=splits.get(name, ""),
             findings=findings,
             boxes=boxes.get(name, []),
-            more={
+            extra={
                 "age": age_of(row.get("Patient Age", "")),
                 "sex": sex_of(row.get(sex, "")),
                 "view": row.get("View Position", ""),

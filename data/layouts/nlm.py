@@ -115,8 +115,8 @@ def _films(root: Path, images: Path, prefix: str, source: str) -> list[ManifestR
     details = _metadata(root / f"{source}_metadata.csv")
     for film in films:
         reading = root / "ClinicalReadings" / f"{film.image.stem}.txt"
-        film.more = details.get(film.image.stem, _UNKNOWN) if not reading.is_file() else _reading(reading)
-        film.more = dict(film.more)
+        film.extra = details.get(film.image.stem, _UNKNOWN) if not reading.is_file() else _reading(reading)
+        film.extra = dict(film.extra)
     return films
 
 

@@ -141,7 +141,7 @@ def rsna(folder: Path, job: Job) -> list[ManifestRow]:
                 own=own,
                 source="rsna",
                 findings=["Lung Opacity"] if opaque else [],
-                more={"leakage": "nih"},
+                extra={"leakage": "nih"},
             ),
         )
         if opaque:

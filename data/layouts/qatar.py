@@ -118,7 +118,7 @@ def _collection(
                     source=name,
                     findings=list(findings),
                     mask=mask if mask is not None and mask.is_file() else None,
-                    more={
+                    extra={
                         "origin": origin,
                         "leakage": next((note for part, note in _ORIGINS.items() if part in origin.lower()), ""),
                     },

@@ -131,7 +131,7 @@ def _of_table(path: Path, job: Job, options: TableOptions, source: str) -> list[
                     split=cells["split"],
                     findings=[part.strip() for part in cells["findings"].split("|") if part.strip()],
                     mask=mask[0] if mask else None,
-                    more={name: text for name, text in row.items() if name not in used and _safe(name)},
+                    extra={name: text for name, text in row.items() if name not in used and _safe(name)},
                 )
             )
     if absent:

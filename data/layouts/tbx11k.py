@@ -98,7 +98,7 @@ def tbx11k(folder: Path, job: Job) -> list[ManifestRow]:
     extra = sum(1 for _ in files_below(root / "imgs" / "extra"))
     if extra and job.extra:
         job.note(
-            f"LEAKAGE: {sum(bool(film.more['leakage']) for film in films)} films are copies of other sets (column "
+            f"LEAKAGE: {sum(bool(film.extra['leakage']) for film in films)} films are copies of other sets (column "
             "`leakage`). Never measure on montgomery or shenzhen what was trained on these"
         )
     elif extra:
@@ -116,7 +116,7 @@ def _own(path: Path, kind: str) -> ManifestRow:
         label=_LABELS[kind],
         own=kind,
         source="tbx11k",
-        more={"leakage": ""},
+        extra={"leakage": ""},
     )
 
 
@@ -141,7 +141,7 @@ def _copy(path: Path) -> ManifestRow | None:
         return None
     if film is not None:
         film.own = "tb" if film.label == "TB" else "health"
-        film.more = {"leakage": source}
+        film.extra = {"leakage": source}
     return film
 
 
@@ -236,7 +236,7 @@ def _simplified(root: Path, job: Job) -> list[ManifestRow]:
                 own=own.get(kind, ""),
                 source="tbx11k",
                 split={"train": "train", "val": "val"}.get(row["source"].strip(), ""),
-                more={"leakage": ""},
+                extra={"leakage": ""},
             ),
         )
         values = {key: float(value) for key, value in _BBOX.findall(row["bbox"])}

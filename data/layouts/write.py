@@ -126,7 +126,7 @@ def _write(films: list[ManifestRow], out: Path, labels: str) -> Manifest:
 
     Written aside and checked first: a manifest with faults replaces nothing.
     """
-    more = list(dict.fromkeys(column for film in films for column in film.more))
+    extra = list(dict.fromkeys(column for film in films for column in film.extra))
     rows, boxes = [], []
     for film in films:
         image = _below(film.image, out.parent)
@@ -139,12 +139,12 @@ def _write(films: list[ManifestRow], out: Path, labels: str) -> Manifest:
             "split": film.split,
             "findings": joined(film.findings),
         }
-        rows.append([row[column] for column in COLUMNS] + [film.more.get(column, "") for column in more])
+        rows.append([row[column] for column in COLUMNS] + [film.extra.get(column, "") for column in extra])
         boxes += [[image, finding, *(f"{value:.6g}" for value in box)] for finding, box in film.boxes]
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".import-", dir=out.parent) as aside:
         new, new_boxes = Path(aside, out.name), Path(aside, "boxes.csv")
-        _write_csv(new, [*COLUMNS, *more], rows)
+        _write_csv(new, [*COLUMNS, *extra], rows)
         if boxes:
             _write_csv(new_boxes, list(BOX_COLUMNS), boxes)
         try:
