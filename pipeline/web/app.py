@@ -36,11 +36,11 @@ def create_app(settings: Settings, chain: Chain) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        server.desk.start()
+        server.queue.start()
         try:
             yield
         finally:
-            await run_in_threadpool(server.desk.stop)
+            await run_in_threadpool(server.queue.stop)
 
     app = FastAPI(
         title="cxr-pipeline",
@@ -54,8 +54,8 @@ def create_app(settings: Settings, chain: Chain) -> FastAPI:
         lifespan=lifespan,
         responses=problems(400, 403) if settings.api_key is None else problems(400, 401),
     )
-    app.state.desk = server.desk
-    app.add_middleware(Guard, settings=settings, metrics=server.desk.metrics)
+    app.state.queue = server.queue
+    app.add_middleware(Guard, settings=settings, metrics=server.queue.metrics)
     if settings.allow_origins:
         app.add_middleware(
             CORSMiddleware,

@@ -84,19 +84,19 @@ class Job:
 class Places:
     """Room in the queue, taken when an upload is there and given back if nothing comes of it. Use as a context."""
 
-    def __init__(self, desk: Desk, count: int) -> None:
-        self._desk, self._count, self.kept = desk, count, False
+    def __init__(self, queue: JobQueue, count: int) -> None:
+        self._queue, self._count, self.kept = queue, count, False
 
     def __enter__(self) -> Places:
-        self._desk.take(self._count)
+        self._queue.take(self._count)
         return self
 
     def __exit__(self, *_: object) -> None:
         if not self.kept:
-            self._desk.take(-self._count)
+            self._queue.take(-self._count)
 
 
-class Desk:
+class JobQueue:
     """Takes jobs, judges their films one by one, each job in its turn, and forgets them.
 
     Args:

@@ -261,7 +261,7 @@ def test_a_waiting_job_can_be_taken_back(own_tmp):
 
 def test_health_says_when_the_thread_is_gone(client):
     assert client.get("/healthz").json()["status"] == "ok"
-    client.app.state.desk._since = time.monotonic() - 1e6
+    client.app.state.queue._since = time.monotonic() - 1e6
     answer = client.get("/healthz")
     assert (answer.status_code, answer.json()["status"]) == (503, "stuck")
 

@@ -61,14 +61,14 @@ def _hand_in(routes: APIRouter, server: Server) -> None:
     @routes.delete("/v1/jobs/{job}", status_code=204, response_class=Response, responses=problems(404, 422))
     def delete_job(job: JobId) -> None:
         """Delete a job and its films now. What the operator keeps by --keep stays."""
-        server.desk.discard(server.desk.job(job))
+        server.queue.discard(server.queue.job(job))
 
 
 def _ask(routes: APIRouter, server: Server) -> None:
     @routes.get("/v1/jobs/{job}", response_model=server.job_model, responses=problems(404, 422))
     def get_job(job: JobId) -> Any:
         """How far a job is, and the results of its films so far."""
-        return _shown(server, server.desk.job(job))
+        return _shown(server, server.queue.job(job))
 
     @routes.get("/v1/jobs/{job}/results", response_model=server.results_model, responses=problems(404, 409, 422))
     def get_results(job: JobId) -> Any:
@@ -97,7 +97,7 @@ def _fetch(routes: APIRouter, server: Server) -> None:
             if not path.exists():
                 _zip(done.results, path)
         if discard and "range" not in request.headers:  # a part of it is not all of it
-            background.add_task(server.desk.discard, done)
+            background.add_task(server.queue.discard, done)
         return FileResponse(path, media_type="application/zip", filename=f"results-{done.id[:8]}.zip")
 
     @routes.get(
@@ -107,7 +107,7 @@ def _fetch(routes: APIRouter, server: Server) -> None:
     )
     def get_picture(job: JobId, film: FilmId, picture: Picture) -> FileResponse:
         """A picture of a film that is done."""
-        held = server.desk.job(job)
+        held = server.queue.job(job)
         found = held.film(film)
         path = held.picture(found, picture) if found is not None else None
         if path is None:
@@ -125,7 +125,7 @@ def _shown(server: Server, job: Job) -> dict[str, Any]:
         "done": len(done),
         "counts": {status: counts[status] for status in ("ok", "refused", "failed")},
         "films": [_shown_film(server, job, film) for film in job.films],
-        "forgotten_in": server.desk.forgotten_in(job),
+        "forgotten_in": server.queue.forgotten_in(job),
         "notice": NOTICE,
     }
 
@@ -142,7 +142,7 @@ def _shown_film(server: Server, job: Job, film: UploadedFilm) -> dict[str, Any]:
 
 
 def _finished(server: Server, name: str) -> Job:
-    job = server.desk.job(name)
+    job = server.queue.job(name)
     if not job.finished.done():
         done = sum(film.state == "done" for film in job.films)
         raise ApiError(

@@ -39,13 +39,13 @@ def router(server: Server) -> APIRouter:
     )
     def get_health(response: Response) -> Any:
         """Whether films are judged. Needs no key."""
-        healthy = server.desk.healthy
+        healthy = server.queue.healthy
         response.status_code = 200 if healthy else 503
-        return Health(status="ok" if healthy else "stuck", version=version(), queue=server.desk.waiting)
+        return Health(status="ok" if healthy else "stuck", version=version(), queue=server.queue.waiting)
 
     @routes.get("/metrics", response_class=PlainTextResponse, dependencies=server.secured)
     def get_metrics() -> PlainTextResponse:
         """Counters for Prometheus."""
-        return PlainTextResponse(server.desk.metrics.text())
+        return PlainTextResponse(server.queue.metrics.text())
 
     return routes
