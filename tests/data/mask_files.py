@@ -53,12 +53,12 @@ def packed(numbers: list[int]) -> str:
     text = ""
     for at, number in enumerate(numbers):
         value = number - numbers[at - 2] if at > 2 else number
-        more = True
-        while more:
+        goes_on = True
+        while goes_on:
             letter = value & 31
             value >>= 5
-            more = value != (-1 if letter & 16 else 0)
-            text += chr((letter | 32 if more else letter) + 48)
+            goes_on = value != (-1 if letter & 16 else 0)
+            text += chr((letter | 32 if goes_on else letter) + 48)
     return text
 
 

@@ -71,8 +71,8 @@ def test_without_internet_the_settings_to_change_are_named(monkeypatch):
         raise OSError("URL fetch failure")
 
     monkeypatch.setattr(k.applications, "MobileNetV2", offline)
-    said = r"could not be downloaded \(URL.*set segment\.encoder_weights or classify\.encoder_weights to its path.*null"
-    with pytest.raises(EncoderWeightsError, match=said):
+    text = r"could not be downloaded \(URL.*set segment\.encoder_weights or classify\.encoder_weights to its path.*null"
+    with pytest.raises(EncoderWeightsError, match=text):
         application("MobileNetV2", "imagenet", 64, 0.35)
 
 

@@ -12,19 +12,19 @@ from tests.pipeline.fake_chain import CLASSES, FakeClassify, FakeLocalize, FakeS
 FINGERPRINTS = {"segment": "s1", "classify": "c1", "localize": "l1"}
 
 
-def identity(upto="localize", **changes):
-    names = list(FINGERPRINTS)[: list(FINGERPRINTS).index(upto) + 1]
+def identity(last_stage="localize", **changes):
+    names = list(FINGERPRINTS)[: list(FINGERPRINTS).index(last_stage) + 1]
     stages = {name: changes.pop(name, FINGERPRINTS[name]) for name in names}
     fields = {"version": "1", "runtime": "onnx", "classes": tuple(CLASSES) if len(names) > 1 else (), "about": {}}
     return Identity(stages=stages, **(fields | changes))
 
 
-def record(name="a", *, upto="localize", seed=0, lungs=0.35, size=(72, 96)):
+def record(name="a", *, last_stage="localize", seed=0, lungs=0.35, size=(72, 96)):
     pixels = film(seed, size=size, lungs=lungs).astype(np.float32) / 255
     out = [Record(Radiograph(pixels, name, f"in/{name}.png", pixels.shape))]
     for stage in (FakeSegment(), FakeClassify(), FakeLocalize()):
         out = stage.run(out)
-        if stage.name == upto:
+        if stage.name == last_stage:
             return out[0]
 
 

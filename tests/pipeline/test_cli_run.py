@@ -34,10 +34,10 @@ def test_stage_names_are_those_of_the_stages():
 
 def test_all_done_is_0_and_says_where_and_what_for(films, tmp_path, weights, capsys):
     assert call("run", films, "--out", tmp_path / "out", "--weights", weights) == 0
-    said = capsys.readouterr().out
-    assert re.search(r"ok +3\n", said)
-    assert str(tmp_path / "out" / "results.csv") in said
-    assert "Not a medical device" in said
+    message = capsys.readouterr().out
+    assert re.search(r"ok +3\n", message)
+    assert str(tmp_path / "out" / "results.csv") in message
+    assert "Not a medical device" in message
     info = run_info(tmp_path / "out")
     assert info["weights"] == str(weights)
     assert set(info["hashes"]) == set(info["config"]) == {"segment", "classify", "localize"}
@@ -86,8 +86,8 @@ def test_an_interrupted_call_goes_on_with_an_equal_result(films, tmp_path, weigh
 
 def test_stage_by_stage_in_one_folder(films, tmp_path, weights):
     asked = ("--weights", weights, "--outputs", "all")
-    for upto, folders in (("segment", 4), ("classify", 4), ("localize", 4)):
-        assert call("run", films, "--out", tmp_path / "out", *asked, "--stage", upto) == 0
+    for last_stage, folders in (("segment", 4), ("classify", 4), ("localize", 4)):
+        assert call("run", films, "--out", tmp_path / "out", *asked, "--stage", last_stage) == 0
         assert len([path for path in (tmp_path / "out").iterdir() if path.is_dir()]) == folders
     assert call("run", films, "--out", tmp_path / "whole", "--weights", weights) == 0
     assert list(rows(tmp_path / "out")) == list(rows(tmp_path / "whole"))
@@ -108,7 +108,7 @@ def test_outputs_and_modes_are_those_asked_for(films, tmp_path, weights, capsys)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["run"], "Missing argument"),
         (["run", "FILMS"], "Missing option '--out'"),
@@ -127,7 +127,7 @@ def test_outputs_and_modes_are_those_asked_for(films, tmp_path, weights, capsys)
         (["nonsense"], "No such command"),
     ],
 )
-def test_a_wrong_call_is_2_with_one_clear_message(arguments, said, films, tmp_path, capsys, monkeypatch, request):
+def test_a_wrong_call_is_2_with_one_clear_message(arguments, message, films, tmp_path, capsys, monkeypatch, request):
     if "nonsense" not in arguments:
         request.getfixturevalue("weights")
     (tmp_path / "empty").mkdir()
@@ -137,7 +137,7 @@ def test_a_wrong_call_is_2_with_one_clear_message(arguments, said, films, tmp_pa
     arguments = [re.sub("FILMS|OUT|EMPTY", lambda m: str(names[m[0]]), one) for one in arguments]
     assert call(*arguments[:1], *weighted, *arguments[1:]) == 2
     error = capsys.readouterr().err
-    assert said in error
+    assert message in error
     assert "Traceback" not in error
     assert not (tmp_path / "out").exists()
 
@@ -253,9 +253,9 @@ def test_info_for_programs_and_people(capsys, tmp_path, monkeypatch):
     assert "tb" in facts["presets"]
     assert facts["settings"]["segment.fit.epochs"]["default"] >= 1
     assert call("info") == 0
-    said = capsys.readouterr().out
-    assert "dice 0.950 (0.940 to 0.960)" in said
-    assert "Not a medical device" in said
+    message = capsys.readouterr().out
+    assert "dice 0.950 (0.940 to 0.960)" in message
+    assert "Not a medical device" in message
 
 
 def test_what_a_folder_holds_and_the_run_leaves_out_is_listed(films, tmp_path, weights, capsys):
@@ -266,11 +266,11 @@ def test_what_a_folder_holds_and_the_run_leaves_out_is_listed(films, tmp_path, w
     (films / "z.png").write_bytes((films / "f0.png").read_bytes())
     out = tmp_path / "out"
     assert call("run", films, "--out", out, "--weights", weights) == 0
-    told = capsys.readouterr()
-    assert "\x1b" not in told.out + told.err
-    assert "unpack them" in told.err
-    assert "left_out.csv" in told.err
-    assert f"1 film(s) are the same file as another, see `warnings`: such as {films / 'z.png'}" in told.err
+    printed = capsys.readouterr()
+    assert "\x1b" not in printed.out + printed.err
+    assert "unpack them" in printed.err
+    assert "left_out.csv" in printed.err
+    assert f"1 film(s) are the same file as another, see `warnings`: such as {films / 'z.png'}" in printed.err
     with open(out / "left_out.csv", newline="") as file:
         table = {Path(row["file"]).name: row["reason"] for row in csv.DictReader(file)}
     assert table == {

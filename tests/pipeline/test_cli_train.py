@@ -72,21 +72,21 @@ def test_evaluate_gets_what_was_asked(tmp_path, films, monkeypatch, capsys, spli
     )
     options = {"split": asked_split, "source": "x", "weights": "tb", "runtime": "onnx", "site": None, "refuse": True}
     assert asked == [(("segment", films, tmp_path / "e"), options)]
-    said = capsys.readouterr().out
-    assert re.search(r"dice +0\.951 +0\.940 to 0\.960 +n 12", said)
-    assert str(tmp_path / "e" / "metrics.json") in said
+    printed = capsys.readouterr().out
+    assert re.search(r"dice +0\.951 +0\.940 to 0\.960 +n 12", printed)
+    assert str(tmp_path / "e" / "metrics.json") in printed
 
 
 @pytest.mark.parametrize(
-    ("asked", "said"),
+    ("asked", "message"),
     [
         (["--split", "val"], "no film has split 'val'. Splits there (test: 1); sources there: here. "),
         (["--split", "all", "--source", "x"], "no film has source 'x'. "),
         (["--source", "x"], "no film has split 'test' and source 'x'. "),
     ],
 )
-def test_no_film_to_evaluate_names_what_was_asked(tmp_path, films, weights, capsys, asked, said):
+def test_no_film_to_evaluate_names_what_was_asked(tmp_path, films, weights, capsys, asked, message):
     (films / "manifest.csv").write_text("image,label,source,split\nf0.png,TB,here,test\n")
-    how = ["--stage", "segment", "--data", films, "--out", tmp_path / "e", "--weights", weights]
-    assert call("evaluate", *how, *asked) == 2
-    assert said in capsys.readouterr().err
+    call_options = ["--stage", "segment", "--data", films, "--out", tmp_path / "e", "--weights", weights]
+    assert call("evaluate", *call_options, *asked) == 2
+    assert message in capsys.readouterr().err

@@ -47,9 +47,9 @@ class OutputContract:
     def test_it_goes_to_another_process(self):
         assert pickle.loads(pickle.dumps(self.made())).key == self.made().key
 
-    @pytest.mark.parametrize("upto", ["segment", "classify", "localize"])
-    def test_its_files_are_those_declared_and_the_same_each_time(self, upto):
-        one, film = self.made(), judged(record(upto=upto))
+    @pytest.mark.parametrize("last_stage", ["segment", "classify", "localize"])
+    def test_its_files_are_those_declared_and_the_same_each_time(self, last_stage):
+        one, film = self.made(), judged(record(last_stage=last_stage))
         files = one.files(film)
         assert set(files) <= set(one.suffixes)
         assert all(isinstance(data, bytes) and data for data in files.values())

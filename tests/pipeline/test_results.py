@@ -59,7 +59,7 @@ def test_numbers_have_the_promised_digits():
 
 
 def test_what_the_chain_did_not_reach_stays_empty():
-    row = row_of(record(upto="segment"))
+    row = row_of(record(last_stage="segment"))
     assert "lung_fraction" in row
     assert not {"p_TB", "label", "tb_score", "regions"} & set(row)
     assert row_of(Record(Radiograph(np.zeros((1, 1), np.float32), "a", "a", (0, 0)), FAILED, "no\nfile")) == {
@@ -97,7 +97,7 @@ def test_pictures_are_native(tmp_path, size):
 
 
 def test_pictures_follow_how_far_a_film_came():
-    assert set(pictures(record(upto="segment"))) == {"masks", "crops", "overlays"}
+    assert set(pictures(record(last_stage="segment"))) == {"masks", "crops", "overlays"}
     assert set(pictures(record(), None)) == {"masks", "overlays"}
     assert set(pictures(record().refuse("no_lungs"))) == {"overlays"}
     assert pictures(failed(record(), "classify", KeyError("x"))[0]) == {}
@@ -165,7 +165,7 @@ def test_a_folder_without_films_to_look_at_has_valid_coco(tmp_path):
 
 def test_a_chain_without_localize_leaves_no_regions(tmp_path):
     with ResultsFolder(tmp_path, identity("classify")) as folder:
-        save(folder, record("a", upto="classify"))
+        save(folder, record("a", last_stage="classify"))
         finish(folder, ["a"])
     assert not (tmp_path / "regions.json").exists()
     assert not (tmp_path / "heatmaps").exists()
@@ -236,7 +236,7 @@ def test_a_film_that_fails_now_leaves_no_pictures_of_before(tmp_path):
 
 
 def test_masks_come_back_for_later_stages(tmp_path):
-    one = record("a", upto="segment")
+    one = record("a", last_stage="segment")
     with ResultsFolder(tmp_path, identity("segment")) as folder:
         save(folder, one)
         finish(folder, ["a"])
@@ -255,7 +255,7 @@ def test_a_shorter_chain_leaves_what_a_longer_one_found(tmp_path):
         finish(folder, ["a"])
     with ResultsFolder(tmp_path, identity("segment", about={"config": {"segment": 1}})) as folder:
         assert folder.done("a", "abc") is not None
-        save(folder, record("b", upto="segment"))
+        save(folder, record("b", last_stage="segment"))
         finish(folder, ["a", "b"])
     assert run_info(tmp_path)["config"] == {"segment": 1, "localize": 2}
     assert run_info(tmp_path)["fingerprints"] == FINGERPRINTS

@@ -12,7 +12,7 @@ from tests.pipeline.made_results import finish, identity, record, save
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"segment": "other"}, "stage segment"),
         ({"localize": "other"}, "stage localize"),
@@ -20,11 +20,11 @@ from tests.pipeline.made_results import finish, identity, record, save
         ({"runtime": "keras"}, "runtime (onnx; now keras)"),
     ],
 )
-def test_results_of_another_identity_are_not_mixed(tmp_path, change, said):
+def test_results_of_another_identity_are_not_mixed(tmp_path, change, message):
     with ResultsFolder(tmp_path, identity()) as folder:
         save(folder, record("a"))
         finish(folder, ["a"])
-    with pytest.raises(ResultsError, match=re.escape(said)) as caught:
+    with pytest.raises(ResultsError, match=re.escape(message)) as caught:
         ResultsFolder(tmp_path, identity(**change))
     assert "--overwrite" in str(caught.value)
     assert [row["id"] for row in rows(tmp_path)] == ["a"]
