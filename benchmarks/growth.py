@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     rows = []
-    print("inputs   ms a film   films/s   first result, s   memory, MB")
+    print("inputs   ms per film   films/s   first result, s   memory, MB")
     for count in options.counts:
         with tempfile.TemporaryDirectory(prefix="cxr-bench-") as name:
             first = Path(name) / "first"

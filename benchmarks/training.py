@@ -1,4 +1,4 @@
-"""Whether reading and augmenting films keeps a network waiting in training: share of the time, and films a second.
+"""Whether reading and augmenting films keeps a network waiting in training: share of the time, and films per second.
 
     python benchmarks/training.py --data MANIFEST [--stage segment|classify] [--batches 40] [--rounds 3]
 

@@ -31,7 +31,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def load(address: str, films: list[bytes], clients: int, seconds: float, key: str = "") -> dict:
-    """Figures: films answered, lost (by reason), turned away and sent again, seconds of an answer, films a second."""
+    """Figures: films answered, lost (by reason), turned away and sent again, seconds of an answer, films per second."""
     times: list[float] = []
     counts: Counter = Counter()
     reasons: Counter = Counter()

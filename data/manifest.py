@@ -58,8 +58,8 @@ class Manifest:
     """Films with what is known of them.
 
     Attributes:
-        table: one row a film; the columns of `COLUMNS` always exist (empty text where unknown; `patient` is the image's
-            path and `source` "unknown" where not given), further ones are kept.
+        table: one row per film; the columns of `COLUMNS` always exist (empty text where unknown; `patient` is the
+            image's path and `source` "unknown" where not given), further ones are kept.
         root: folder that relative paths start from.
         boxes: lesion boxes in native pixels, columns `BOX_COLUMNS`; may be empty.
         has_classes: whether labels were made classes already, see `relabelled`.

@@ -56,7 +56,7 @@ class Results:
 
     @cached_property
     def table(self) -> pd.DataFrame:
-        """`results.csv` with numbers as numbers, one row an input."""
+        """`results.csv` with numbers as numbers, one row per input."""
         import pandas as pd
 
         text = {name: str for name in ("image", "id", "status", "error", "label", "screen", "warnings", "sha256")}

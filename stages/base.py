@@ -79,7 +79,7 @@ class Record:
     lung_box: Box | None = None  # around the mask with a margin, native pixels, within the film
     lung_fraction: float | None = None  # share of the film's pixels that are lung
     # classify
-    probabilities: dict[str, float] | None = None  # calibrated, one a class, in the order of the classes
+    probabilities: dict[str, float] | None = None  # calibrated, one per class, in the order of the classes
     label: str | None = None  # the likeliest class
     screen: str | None = None  # positive, negative or unsure, at the operating threshold: see `stages.decisions`
     tb_score: float | None = None  # 0 to 100, of the positive class; 50 is the operating threshold

@@ -61,7 +61,7 @@ class Classify(Stage):
         self.pool: str = decisions.get("pool", "all")
         self.temperature: float = decisions["temperature"]
         self.threshold: float = decisions["threshold"]
-        self.thresholds: dict[str, float] = decisions.get("thresholds", {})  # of several labels a film
+        self.thresholds: dict[str, float] = decisions.get("thresholds", {})  # of several labels per film
         self.threshold_ci95: list[float] | None = decisions.get("threshold_ci95")
         self.normal: str | None = decisions.get("normal")
         self.scale, self.sets = Scale.of(decisions.get("score")), Sets.of(decisions.get("sets"))

@@ -1,4 +1,4 @@
-"""The figures and pictures of a classify evaluation, from one row a film."""
+"""The figures and pictures of a classify evaluation, from one row per film."""
 
 from __future__ import annotations
 

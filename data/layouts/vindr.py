@@ -26,7 +26,7 @@ def vindr(folder: Path, job: Job) -> list[ManifestRow]:
           train/000434271f63a053c4128a0ba6352c7f.dicom
           test/...
           annotations/annotations_train.csv         image_id,rad_id,class_name,x_min,y_min,x_max,y_max
-          annotations/image_labels_train.csv        image_id,rad_id, a column a label with 0 or 1
+          annotations/image_labels_train.csv        image_id,rad_id, a column per label with 0 or 1
           annotations/annotations_test.csv          without rad_id: five radiologists in consensus
           annotations/image_labels_test.csv
 

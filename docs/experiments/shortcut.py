@@ -25,7 +25,7 @@ from cxr_pipeline.stages.crops import encoder_input, lung_crop
 from cxr_pipeline.stages.films import stream
 
 SOURCES = ("shenzhen", "montgomery", "nih", "rahman")
-EACH = 80  # films a source
+EACH = 80  # films per source
 
 
 def main() -> None:

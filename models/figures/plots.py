@@ -93,7 +93,7 @@ def compared_curves(runs: Sequence[tuple[str, Sequence[dict[str, Any]]]], names:
     """Each metric on val by epoch, all runs in one picture.
 
     Args:
-        runs: name and history, one dict an epoch with columns val_<name>; a run without a metric is left out there.
+        runs: name and history, one dict per epoch with columns val_<name>; a run without a metric is left out there.
         names: of the metrics, such as "loss", "accuracy".
     """
     figure, axes = _figure(5.2 * len(names), 3.8, len(names))

@@ -35,7 +35,7 @@ class Run:
         folder: as given. name: the part of it that tells the runs apart.
         bundle: the trained stage's folder, None where `folder` is an evaluation.
         evaluation: folder of metrics.json.
-        history: one dict an epoch, numbers as float, blank as NaN.
+        history: one dict per epoch, numbers as float, blank as NaN.
     """
 
     folder: Path
@@ -49,7 +49,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Comparison:
-    """`rows` has one dict a run, `pairs` one a tested pair, `notes` what a reader must know."""
+    """`rows` has one dict per run, `pairs` one per tested pair, `notes` what a reader must know."""
 
     runs: list[Run]
     rows: list[dict[str, Any]]
@@ -257,7 +257,7 @@ def curve_names(history: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def cost_of(run: Run, milliseconds: float | None) -> dict[str, Any]:
-    """Parameters (those that training leaves alone too), milliseconds an image, and the serving file's megabytes."""
+    """Parameters (those that training leaves alone too), milliseconds per image, and the serving file's megabytes."""
     row: dict[str, Any] = {}
     if run.bundle is not None and (run.bundle / KERAS_FILE).is_file():
         row["parameters"] = _parameters(run.bundle / KERAS_FILE)
@@ -281,7 +281,7 @@ def _parameters(path: Path) -> int:
 
 
 def _milliseconds(bundles: Sequence[Path | None]) -> list[float | None]:
-    """Median milliseconds an image of each bundle's serving file under ONNX Runtime, in batches of 8.
+    """Median milliseconds per image of each bundle's serving file under ONNX Runtime, in batches of 8.
 
     The bundles take turns in this process, so that whatever else the machine does falls on all alike.
     """

@@ -38,7 +38,7 @@ def findings(manifest: Manifest) -> pd.DataFrame:
 
 
 def as_text(manifest: Manifest) -> str:
-    """Films by source and class, a column a split; then findings, the commonest first."""
+    """Films by source and class, a column per split; then findings, the commonest first."""
     table = manifest.table
     lines = [
         f"{len(table)} films of {table['patient'].nunique()} patients from {table['source'].nunique()} source(s); "

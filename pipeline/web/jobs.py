@@ -113,7 +113,7 @@ class JobQueue:
         self._jobs: dict[str, Job] = {}
         self._turns: deque[Job] = deque()
         self._stopping = False
-        self._average = 0.5  # seconds a film, of the last ones
+        self._average = 0.5  # seconds per film, of the last ones
         self._since: float | None = None  # when the film in work was begun
         self._reader = IsolatedReader(settings.timeout)
         self._in_work: tuple[Job, UploadedFilm] | None = None

@@ -21,7 +21,7 @@ from cxr_pipeline.web.settings import Settings
 _BLOCK = 1 << 20
 _LONGEST_NAME = 120
 _DEFLATED = "1.2.840.10008.1.2.1.99"  # Deflated Explicit VR Little Endian: the whole data set is one zlib stream
-_RATIO = 16  # bytes a pixel that a data set may unfold to
+_RATIO = 16  # bytes per pixel that a data set may unfold to
 
 
 @dataclass

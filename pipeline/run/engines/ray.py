@@ -2,7 +2,7 @@
 
 The process that was called (the driver) alone holds the folder's lock, writes the journal and the tables. A worker is a
 Ray actor with a chain of its own; it takes a block of films, writes their pictures into the shared folder under their
-final names, and answers with their entries for the journal, a few hundred bytes a film. Equal films leave equal bytes,
+final names, and answers with their entries for the journal, some hundred bytes per film. Equal films leave equal bytes,
 so a block that is judged twice, because its worker was killed, does no harm.
 """
 
@@ -174,7 +174,7 @@ class RayRunner(Runner):
                 arriving.close()
 
     def _planned(self, ray: ModuleType, task: _Task, blocks: list[dict[str, bytes]], workers: int) -> Any:
-        """The dataset of answers, of which nothing has run yet: one row a block."""
+        """The dataset of answers, of which nothing has run yet: one row per block."""
         with warnings.catch_warnings():
             # Of `max_restarts` and `max_task_retries`, which Ray 2.64 will no longer take (hence the bound in
             # pyproject.toml): without them a film that kills its worker would be tried for ever.
