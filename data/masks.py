@@ -226,7 +226,7 @@ def _snapped(values: Values) -> Values | None:
     )  # edges pass through other labels
     if any(_thin(index == number) for number in range(len(levels))):  # soft edges, then
         return None
-    return Values(index, tuple(f"{level:g}" for level in levels), levels)
+    return Values(index.astype(np.int32), tuple(f"{level:g}" for level in levels), levels)
 
 
 def _named(values: Values, path: str | Path, labels: Sequence[str | int]) -> np.ndarray:
