@@ -298,7 +298,7 @@ class Segment(Stage):
         rows, tiles = [], []
         for row, record in stream(self.films_with_truth(data), [self], description="segment"):
             size = record.size
-            if record.film is None:
+            if record.radiograph is None:
                 continue
             try:
                 truth = film_mask(data, row, size)
