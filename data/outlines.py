@@ -4,6 +4,7 @@
 
     run lengths    "start length start length ..."   from 1, down the columns (Kaggle) or along the rows (CheXmask)
     COCO           images, annotations with `segmentation`: polygons, or {"counts": ..., "size": [height, width]}
+                   {"counts": ..., "size": ...} alone too
     LabelMe        shapes with `points`, imageHeight, imageWidth
 """
 
@@ -75,6 +76,8 @@ def mask_in_json(path: Path, size: tuple[int, int] | None, *, image: str = "") -
             return _labelme(content, size, path)
         if "annotations" in content and "images" in content:
             return _coco(content, size, path, image)
+        if "counts" in content and "size" in content:  # what pycocotools gives for one mask
+            return _coco_runs(content, _checked(content["size"], path), path)
     except RadiographError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, IndexError) as error:

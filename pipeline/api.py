@@ -27,7 +27,8 @@ from cxr_pipeline.data.radiograph import Radiograph, read
 from cxr_pipeline.results.identity import ResultsError
 from cxr_pipeline.results.outputs import chosen
 from cxr_pipeline.results.reader import ResultsReader
-from cxr_pipeline.run.inputs import find_inputs
+from cxr_pipeline.run.inputs import LeftOut, find_inputs, marked_equal
+from cxr_pipeline.run.listing import about_inputs, write_left_out
 from cxr_pipeline.run.runner import Runner
 from cxr_pipeline.run.spec import ChainSpec
 from cxr_pipeline.stages.apply import apply
@@ -203,12 +204,15 @@ class Pipeline:
         missing = [str(one) for one in given if not Path(one).exists()]
         if missing:
             raise FileNotFoundError(f"no such file or folder: {', '.join(missing)}")
-        found = find_inputs([str(one) for one in given], out=Path(out))
+        left_out: list[LeftOut] = []
+        found = marked_equal(find_inputs([str(one) for one in given], out=Path(out), left_out=left_out))
+        self._chain.identity.about.update(about_inputs(found, left_out))
         runner = Runner(
             self._chain.stages, Path(out), identity=self._chain.identity, batch_size=batch_size, workers=workers
         )
         runner.outputs, runner.mode = chosen(outputs), mode
         runner.run(found, overwrite=overwrite)
+        write_left_out(Path(out), left_out)
         return Results(Path(out))
 
     def analyze(self, film: str | Path | np.ndarray) -> Record:

@@ -77,6 +77,7 @@ class Record:
     # segment
     mask: np.ndarray | None = None  # (H, W) uint8, 0 or 1, native size
     lung_box: Box | None = None  # around the mask with a margin, native pixels, within the film
+    square_mask: np.ndarray | None = None  # the mask as of a film with square pixels, where its own are few and oblong
     lung_fraction: float | None = None  # share of the film's pixels that are lung
     # classify
     probabilities: dict[str, float] | None = None  # calibrated, one per class, in the order of the classes

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from cxr_pipeline.data.geometry import Box, Frame, bounding_box
+from cxr_pipeline.data.geometry import Box, Frame, bounding_box, coarse
 from cxr_pipeline.data.radiograph import Radiograph, RadiographError
 from cxr_pipeline.models.store import LICENCE, fingerprint, open_network, read_card, write_card
 from cxr_pipeline.stages.base import Monitor, Record, Stage, Truth
@@ -84,6 +84,8 @@ class Segment(Stage):
         for record, view, heart in zip(todo, views, hearts, strict=True):
             frame = Frame.letterbox(record.film.size, self.size, record.film.aspect)
             self._fill(record, postprocess(view.lungs, frame, self.threshold))
+            if coarse(record.film.size, record.film.aspect, self.size):
+                self._fill_square(record, view.lungs)
             if heart is not None:
                 record.heart_mask = largest(frame.to_native(levels_of(heart)) >= round(self.threshold * 255.0))
             reasons = by_header(record.film, self.min_side, self.min_age)
@@ -140,6 +142,17 @@ class Segment(Stage):
         height, width = record.mask.shape
         if box is not None:
             record.lung_box = box.grown(self.margin).rounded().intersect(Box(0, 0, width, height))
+
+    def _fill_square(self, record: Record, lungs: np.ndarray) -> None:
+        """Lungs and box of a film with few, oblong pixels, as exact as on a film with square ones."""
+        (height, width), aspect = record.film.size, record.film.aspect
+        square = (round(height * aspect), width) if aspect > 1 else (height, round(width / aspect))
+        mask = postprocess(lungs, Frame.letterbox(square, self.size), self.threshold)
+        box = bounding_box(mask)
+        if box is not None:
+            box = box.grown(self.margin).rounded().intersect(Box(0, 0, square[1], square[0]))
+            record.lung_box = box.scaled(height / square[0], width / square[1])
+            record.square_mask = mask
 
     def _too_little_lung(self, record: Record) -> list[Finding]:
         fraction = record.lung_fraction or 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import warnings as python_warnings
@@ -27,6 +28,8 @@ pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
 logging.getLogger("pydicom").setLevel(logging.CRITICAL)
 python_warnings.filterwarnings("ignore", module="pydicom")
 
+_OPEN_PIXELS = b"\xe0\x7f\x10\x00OB\x00\x00\xff\xff\xff\xff"  # compressed pixels, of a length that is not said
+_END_OF_SEQUENCE = b"\xfe\xff\xdd\xe0\x00\x00\x00\x00"
 _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 
 
@@ -56,6 +59,12 @@ def open_dataset(raw: bytes, name: str) -> tuple[pydicom.Dataset, list[str]]:
         dataset = _otherwise(raw, notes) or dataset
     if dataset is None:
         raise RadiographError(name, f"the DICOM file is damaged ({problem}). Export it again", "damaged")
+    if pixel_tag(dataset) is None and _OPEN_PIXELS in raw and not raw.endswith(_END_OF_SEQUENCE):
+        with contextlib.suppress(Exception):  # what it was read as before, then
+            closed = _parsed(raw + bytes(len(raw) % 2) + _END_OF_SEQUENCE, name)
+            if pixel_tag(closed) is not None:
+                notes.append("PixelData (7FE0,0010) has no sequence delimiter: the end of the file was taken")
+                dataset = closed
     _settle_syntax(dataset, notes)
     return dataset, notes
 

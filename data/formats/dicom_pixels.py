@@ -69,6 +69,11 @@ def _layout(dataset: pydicom.Dataset, name: str, notes: list[str], raw: bytes | 
     if not samples:
         samples = 3 if photometric.startswith(("RGB", "YBR")) else 1
         notes.append(f"SamplesPerPixel (0028,0002) is missing: {samples} was taken")
+    if samples == 3 and not photometric.startswith(("RGB", "YBR")) and raw is not None:
+        values = rows * columns * max(1, (_integer(dataset, "BitsAllocated") or 16) // 8)
+        if values <= len(raw) < 3 * values:
+            notes.append("SamplesPerPixel (0028,0002) is 3, the pixel data hold one sample a pixel")
+            samples = 1
     if samples not in (1, 3):
         raise RadiographError(
             name,
@@ -252,7 +257,7 @@ def _check_stream(header: StreamHeader | None, layout: Layout, name: str, notes:
 
 def _jpeg(stream: bytes, layout: Layout, name: str, notes: list[str]) -> Stored:
     header = _check_stream(jpeg_header(stream), layout, name, notes)
-    if b"\xff\xd9" not in stream[-64:]:
+    if b"\xff\xd9" not in stream.rstrip(b"\0")[-64:]:
         raise RadiographError(
             name, "its JPEG stream ends without its end mark: the file is cut off. Export it again", "damaged"
         )

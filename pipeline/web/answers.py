@@ -76,6 +76,7 @@ class Limits(BaseModel):
 
     version: str
     classes: list[str]
+    formats: str  # of films, as people write them
     max_upload_mb: float
     max_job_mb: float
     max_megapixels: float

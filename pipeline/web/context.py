@@ -8,6 +8,7 @@ from typing import Any
 from fastapi import Request, Security
 from fastapi.security import APIKeyHeader, HTTPBearer
 
+from cxr_pipeline.data.formats import labels
 from cxr_pipeline.results.outputs import columns
 from cxr_pipeline.run.chain import Chain
 from cxr_pipeline.web.answers import job_models, result_model
@@ -64,7 +65,7 @@ class Server:
 
 def multipart(*, several: bool) -> dict[str, Any]:
     """The request body for the OpenAPI document; it is read by hand, so that keys and queue are looked at first."""
-    film: dict[str, Any] = {"type": "string", "format": "binary", "description": "PNG, JPEG, TIFF, BMP or DICOM."}
+    film: dict[str, Any] = {"type": "string", "format": "binary", "description": f"{labels()}."}
     field = {"type": "array", "items": film, "minItems": 1} if several else film
     schema = {"type": "object", "required": ["file"], "properties": {"file": field}, "additionalProperties": False}
     return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}

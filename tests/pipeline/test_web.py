@@ -101,7 +101,7 @@ def test_pictures_have_the_size_that_is_promised(client):
 @pytest.mark.parametrize(
     ("data", "status", "code"),
     [
-        (b"GIF89a" + bytes(200), 415, "not_an_image"),
+        (b"%PDF-1.4" + bytes(200), 415, "not_an_image"),
         (b"<html>", 415, "not_an_image"),
         (b"", 422, "empty_file"),
         (bomb(), 413, "too_large"),
@@ -112,7 +112,7 @@ def test_pictures_have_the_size_that_is_promised(client):
         (png()[:-30], 422, "truncated"),
         (png(size=(16, 16)), 422, "too_small"),
     ],
-    ids=["gif", "html", "empty", "bomb", "large dicom", "deflate bomb", "ct", "pages", "cut", "small"],
+    ids=["pdf", "html", "empty", "bomb", "large dicom", "deflate bomb", "ct", "pages", "cut", "small"],
 )
 def test_what_is_no_film_is_refused_by_its_content(data, status, code):
     with serving(max_megapixels=1) as client:

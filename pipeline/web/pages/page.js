@@ -58,7 +58,7 @@ async function start() {
   $("key-form").hidden = true;
   $("work").hidden = false;
   $("drop-help").textContent =
-    `PNG, JPEG, TIFF, BMP or DICOM; up to ${limits.max_files} films of ${limits.max_upload_mb} MB and ` +
+    `${limits.formats}; up to ${limits.max_files} films of ${limits.max_upload_mb} MB and ` +
     `${limits.max_megapixels} megapixels.${limits.unchecked ? ` ${limits.unchecked}.` : ""}`;
   $("version").textContent = `version ${limits.version}`;
   $("kept").textContent = limits.kept

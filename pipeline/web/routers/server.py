@@ -8,6 +8,7 @@ from fastapi import APIRouter, Response
 from fastapi.responses import PlainTextResponse
 
 from cxr_pipeline.about import version
+from cxr_pipeline.data.formats import labels
 from cxr_pipeline.web.answers import Health, Limits
 from cxr_pipeline.web.context import Server
 
@@ -23,6 +24,7 @@ def router(server: Server) -> APIRouter:
         return Limits(
             version=version(),
             classes=list(identity.classes),
+            formats=labels(),
             max_upload_mb=settings.max_upload_mb,
             max_job_mb=settings.job_bytes / 1e6,
             max_megapixels=settings.pixels / 1e6,
