@@ -22,11 +22,15 @@ KERAS_FILE, SERVING_FILE = "model.keras", "model.onnx"
 
 @dataclass(frozen=True)
 class Runtime:
-    """A registry entry: its module, the file of a bundle that it runs, and the package that it needs."""
+    """A registry entry: its module, the file of a bundle that it runs, and the package that it needs.
+
+    `late`: whether it may open a network in another thread than the one that uses it, see `models.late`.
+    """
 
     module: str
     file: str
     package: str
+    late: bool = True
 
     def open_file(self, path: Path, threads: int | None = None) -> Network:
         """The network in a file, ready to call.
@@ -46,5 +50,5 @@ class Runtime:
 RUNTIMES: dict[str, Runtime] = {
     "onnx": Runtime("onnx", SERVING_FILE, "onnxruntime"),
     "openvino": Runtime("openvino", SERVING_FILE, "openvino"),
-    "keras": Runtime("keras", KERAS_FILE, "tensorflow"),
+    "keras": Runtime("keras", KERAS_FILE, "tensorflow", late=False),
 }
