@@ -166,8 +166,10 @@ def _opened(path: Path, runtime: str, threads: int | None) -> Network:
     try:
         return runtimes.RUNTIMES[runtime].open_file(path, threads)
     except ModuleNotFoundError as error:
+        extra = runtimes.RUNTIMES[runtime].extra
+        named = f"cxr-pipeline[{extra}]" if extra else "cxr-pipeline"
         raise WeightsError(
-            f"the runtime {runtime!r} is not installed ({error}). Install it: pip install 'cxr-pipeline[{runtime}]'"
+            f"the runtime {runtime!r} is not installed ({error}). Install it: pip install '{named}'"
         ) from error
     except Exception as error:
         raise WeightsError(f"{path} cannot be loaded ({type(error).__name__}: {error}). Is the file whole?") from error

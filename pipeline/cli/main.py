@@ -333,8 +333,10 @@ def train(
     Example:
       pipeline train --data manifest.csv --out my-weights --set classify.fit.epochs=20
     """
+    from cxr_pipeline.configs.extras import require
     from cxr_pipeline.configs.schema import load_config
 
+    require("train", "pipeline train")
     settings = load_config(config, overrides)
     log_to_stderr()
     settings = _for_own_data(settings, data, config, overrides, stage, context)
@@ -401,6 +403,9 @@ def evaluate(
     Every figure comes with its 95 % interval, by bootstrap over patients. Films that the chain refuses are in no
     figure; to set figures beside published ones, which are of all films, give --no-refuse.
     """
+    from cxr_pipeline.configs.extras import require
+
+    require("figures", "pipeline evaluate")
     from cxr_pipeline.train.evaluation import evaluate as judge
 
     log_to_stderr()
@@ -449,6 +454,10 @@ def _call(arguments: list[str] | None) -> int:
 def _explained(error: Exception) -> str:
     from cxr_pipeline.data.names import printable
 
+    if isinstance(error, ModuleNotFoundError):
+        from cxr_pipeline.configs.extras import explained
+
+        error = explained(error) or error
     if isinstance(error, CxrError):
         return printable(str(error))
     text = printable(" ".join(str(error).split())) or "no message"

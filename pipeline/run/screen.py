@@ -40,7 +40,7 @@ from cxr_pipeline.results.worklist import write_worklist
 from cxr_pipeline.stages.base import OK, fingerprint_of
 from cxr_pipeline.stages.decisions import AT_THRESHOLD, DOUBTS, Answer, Rules, probabilities_of, shown
 from cxr_pipeline.stages.uncertain import uncertain
-from cxr_pipeline.train.calibration import check_site, read_site
+from cxr_pipeline.train.site import check_site, read_site
 
 _OVERLAY = 50_000_000  # bytes that an overlay may have
 _END = b"\xff\xd9"  # of a whole JPEG

@@ -65,7 +65,7 @@ class ChainSpec:
             stages.UnknownStageError: no stage has that name.
             models.store.WeightsError: the weights do not exist, lack a stage, or cannot be opened.
             configs.schema.ConfigError: the config cannot be read, or names other classes than the weights have.
-            train.calibration.CalibrationError: the site file cannot be read, or is of other weights.
+            train.site.CalibrationError: the site file cannot be read, or is of other weights.
             stages.base.StageError: the label is none of the classes, or a threshold is given and there is no score.
         """
         wanted = None
@@ -78,7 +78,7 @@ class ChainSpec:
         if wanted is not None:
             chain = _with_config(wanted, chain)
         if self.site is not None:
-            from cxr_pipeline.train.calibration import apply_site
+            from cxr_pipeline.train.site import apply_site
 
             chain = apply_site(self.site, chain)
         if self.threshold is not None:
