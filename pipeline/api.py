@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cxr_pipeline.about import NOTICE
+from cxr_pipeline.configs.extras import require
 from cxr_pipeline.data.files import PRIVATE, plain_cell
 from cxr_pipeline.data.radiograph import Radiograph, read
 from cxr_pipeline.results.identity import ResultsError
@@ -57,7 +58,12 @@ class Results:
 
     @cached_property
     def table(self) -> pd.DataFrame:
-        """`results.csv` with numbers as numbers, one row per input."""
+        """`results.csv` with numbers as numbers, one row per input. It needs pandas; `rows` does not.
+
+        Raises:
+            configs.extras.MissingExtraError: pandas is not installed.
+        """
+        require("pandas", "Results.table")
         import pandas as pd
 
         text = {name: str for name in ("image", "id", "status", "error", "label", "screen", "warnings", "sha256")}

@@ -143,6 +143,13 @@ def run(
       pipeline run films/ --out part1 --shard 1/2       (and 2/2 elsewhere; then: pipeline merge)
       pipeline run films/ --out results --engine ray    (see docs/cluster.md)
     """
+    from cxr_pipeline.results.quick import REPORT, finished, has_report
+    from cxr_pipeline.run.helper import start_early, stop_early
+
+    fresh = not finished(out)  # else there may be nothing to do
+    if fresh and engine == "local":
+        start_early()  # it imports what it needs while we do
+        click.get_current_context().call_on_close(stop_early)
     from cxr_pipeline.cli.console import print_summary, run_progress
     from cxr_pipeline.results.outputs import chosen
     from cxr_pipeline.run.engines import engine_class, owner_of
@@ -186,7 +193,9 @@ def run(
         refuse=not no_refuse,
         threshold=threshold,
     )
-    chain = spec.open(arguments)
+    chain = spec.open(arguments, late=True)
+    if fresh:
+        chain.networks.start()
     if chain.identity.about["unchecked"]:
         click.echo(f"note: {chain.identity.about['unchecked']}.", err=True)
     left_out: list[LeftOut] = []
@@ -212,12 +221,18 @@ def run(
     try:
         with run_progress(len(found)) as progress:
             summary = runner.run(found, overwrite=overwrite, shard=shard, progress=progress)
-        write_left_out(out, left_out)
+        if not summary.unchanged:
+            write_left_out(out, left_out)
     except KeyboardInterrupt:
         click.echo(f"\nStopped. What is finished is kept in {out}; the same command goes on from there.", err=True)
         return INTERRUPTED
     print_summary(summary)
-    _report_at_end(out, sum(summary.counts.values()) + summary.others, report)
+    if summary.unchanged and report is False:
+        (out / REPORT).unlink(missing_ok=True)
+    elif summary.unchanged and has_report(out):
+        click.echo(f"Report    {out / REPORT}")
+    else:
+        _report_at_end(out, sum(summary.counts.values()) + summary.others, report)
     return summary.exit_code
 
 
@@ -318,8 +333,10 @@ def train(
     Example:
       pipeline train --data manifest.csv --out my-weights --set classify.fit.epochs=20
     """
+    from cxr_pipeline.configs.extras import require
     from cxr_pipeline.configs.schema import load_config
 
+    require("train", "pipeline train")
     settings = load_config(config, overrides)
     log_to_stderr()
     settings = _for_own_data(settings, data, config, overrides, stage, context)
@@ -386,6 +403,9 @@ def evaluate(
     Every figure comes with its 95 % interval, by bootstrap over patients. Films that the chain refuses are in no
     figure; to set figures beside published ones, which are of all films, give --no-refuse.
     """
+    from cxr_pipeline.configs.extras import require
+
+    require("figures", "pipeline evaluate")
     from cxr_pipeline.train.evaluation import evaluate as judge
 
     log_to_stderr()
@@ -434,6 +454,10 @@ def _call(arguments: list[str] | None) -> int:
 def _explained(error: Exception) -> str:
     from cxr_pipeline.data.names import printable
 
+    if isinstance(error, ModuleNotFoundError):
+        from cxr_pipeline.configs.extras import explained
+
+        error = explained(error) or error
     if isinstance(error, CxrError):
         return printable(str(error))
     text = printable(" ".join(str(error).split())) or "no message"

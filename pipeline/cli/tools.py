@@ -74,6 +74,9 @@ def calibrate(
       pipeline calibrate --unlabelled films/ --site ours
       pipeline run films/ --out results --site ours.yaml
     """
+    from cxr_pipeline.configs.extras import require
+
+    require("figures", "pipeline calibrate")
     from cxr_pipeline.train.calibration import MANY
     from cxr_pipeline.train.calibration import calibrate as fit_site
 
@@ -187,6 +190,9 @@ def plan(
       pipeline plan results --data read.csv --prevalence 0.01 --test-cost 12 --film-cost 1.5 --site ours
       pipeline screen results --site ours.yaml
     """
+    from cxr_pipeline.configs.extras import require
+
+    require("figures", "pipeline plan")
     from cxr_pipeline.report.plan import Costs, summary_lines, write_plan, write_site
     from cxr_pipeline.report.plan import plan as make_plan
 
@@ -225,6 +231,9 @@ def compare(runs: tuple[str, ...], split: str, out: Path | None) -> int:
     Example:
       pipeline compare weights-a weights-b --out compared
     """
+    from cxr_pipeline.configs.extras import require
+
+    require("train", "pipeline compare")
     from cxr_pipeline.compare.compare import compare as put_together
     from cxr_pipeline.compare.report import as_text, write
 

@@ -30,16 +30,15 @@ from cxr_pipeline import stages
 from cxr_pipeline.about import NOTICE, PROGRAM
 from cxr_pipeline.data.files import PRIVATE, csv_line, file_sha256, folder_mode, sweep, whole_file, write_json
 from cxr_pipeline.data.locks import LockError
-from cxr_pipeline.results.entries import read_places
 from cxr_pipeline.results.filmfiles import FOLDERS, FilmFiles
 from cxr_pipeline.results.identity import Identity, ResultsError
 from cxr_pipeline.results.journal import FolderLock, Journal
 from cxr_pipeline.results.outputs import Output, chosen, columns, output_class, output_names
 from cxr_pipeline.results.outputs.table import Table
+from cxr_pipeline.results.quick import REPORT
 from cxr_pipeline.results.reader import rows, run_info
 from cxr_pipeline.stages.base import Record
 
-REPORT = "report.html"
 LAYOUT = 2  # of the folder; those of another layout are not gone on with
 
 _FILES = (
@@ -149,7 +148,7 @@ class ResultsFolder:
         about = self.identity.about
         if before is not None:
             self._check_identity(before)
-            about = _merged(before, about)
+            about = merged(before, about)
         (self.path / REPORT).unlink(missing_ok=True)  # it tells of what was here before
         self._run = {
             "program": PROGRAM,
@@ -190,28 +189,13 @@ class ResultsFolder:
         return same and not before.get("finished") and bool(before.get("started_with_overwrite"))
 
     def _difference(self, before: dict[str, Any]) -> str | None:
-        if before.get("layout") != LAYOUT:
-            return "an earlier version of this program, whose folders looked otherwise"
-        for name, value in (("version", self.identity.version), ("runtime", self.identity.runtime)):
-            if before.get(name) != value:
-                return f"another {name} ({before.get(name)}; now {value})"
-        if before.get("shard") != self._shard:
-            return f"another shard or other inputs ({_said(before.get('shard'))}; now {_said(self._shard)})"
-        for name, value in self.identity.stages.items():
-            if before.get("fingerprints", {}).get(name, value) != value:
-                return f"other weights or another config (stage {name})"
-        had = stages.ends(list(before.get("fingerprints", {})))
-        if not (stages.covers(had, self.identity.last) or stages.covers(self.identity.last, had)):
-            # Its rows would lose what only the other chain fills in.
-            return f"other stages (up to {had}; now up to {self.identity.last}: name them all, by --stage and --also)"
-        return None
+        return difference(before, self.identity, self._shard)
 
     def _check_identity(self, before: dict[str, Any]) -> None:
-        difference = self._difference(before)
-        if difference is not None:
+        found = self._difference(before)
+        if found is not None:
             raise ResultsError(
-                f"{self.path} holds results made with {difference}. "
-                "Choose another --out, or discard them with --overwrite"
+                f"{self.path} holds results made with {found}. Choose another --out, or discard them with --overwrite"
             )
 
     def _clear(self) -> None:
@@ -259,9 +243,11 @@ class ResultsFolder:
         order = [key for key in self.journal.keys() if key not in current] + list(keys)  # noqa: SIM118
         self._csv.close()
         counts = self._write_table(order)
+        tables = ["results.csv", "journal.jsonl"]
         self._write_log(order)
         for one in self._summaries():
             if one.wants_summary(self._run):
+                tables.append(one.summary)
                 with whole_file(self.path / one.summary, durable=True, mode=self.mode) as file:
                     one.write_summary(file, lambda: self.journal.entries(order), self._run)
         self.journal.rewrite(order)
@@ -269,6 +255,8 @@ class ResultsFolder:
             "finished": True,
             **promised,
             "counts": {"total": len(order), **counts},
+            "tables": {name: file_sha256(self.path / name) for name in tables},
+            "mode": f"{self.mode:o}",
             "seconds": {name: round(value, 3) for name, value in seconds.items()},
             "started": started,
             "ended": ended,
@@ -287,6 +275,8 @@ class ResultsFolder:
         """What a shard promises to `merge`: its films, and the checksum of its list of them."""
         if self._shard is None:
             return {}
+        from cxr_pipeline.results.entries import read_places
+
         if set(read_places(self.path)) != set(keys):
             raise ResultsError(f"{self.path / 'shard.csv'} does not list what was judged. Run this shard again")
         return {"promised": {"films": len(keys), "sha256": file_sha256(self.path / "shard.csv")}}
@@ -315,7 +305,32 @@ class ResultsFolder:
                 file.write((text + "\n").encode("utf-8", "backslashreplace"))
 
 
-def _merged(before: dict[str, Any], about: dict[str, Any]) -> dict[str, Any]:
+def difference(before: dict[str, Any], identity: Identity, shard: dict[str, int] | None) -> str | None:
+    """What keeps a run from going on in a folder, as words after "made with"; None where nothing does.
+
+    Args:
+        before: the folder's run.json.
+        identity: of the run's chain.
+        shard: of the run, as run.json has it; None where it judges all inputs.
+    """
+    if before.get("layout") != LAYOUT:
+        return "an earlier version of this program, whose folders looked otherwise"
+    for name, value in (("version", identity.version), ("runtime", identity.runtime)):
+        if before.get(name) != value:
+            return f"another {name} ({before.get(name)}; now {value})"
+    if before.get("shard") != shard:
+        return f"another shard or other inputs ({_said(before.get('shard'))}; now {_said(shard)})"
+    for name, value in identity.stages.items():
+        if before.get("fingerprints", {}).get(name, value) != value:
+            return f"other weights or another config (stage {name})"
+    had = stages.ends(list(before.get("fingerprints", {})))
+    if not (stages.covers(had, identity.last) or stages.covers(identity.last, had)):
+        # Its rows would lose what only the other chain fills in.
+        return f"other stages (up to {had}; now up to {identity.last}: name them all, by --stage and --also)"
+    return None
+
+
+def merged(before: dict[str, Any], about: dict[str, Any]) -> dict[str, Any]:
     """What run.json says of the stages, with those that an earlier, longer chain ran."""
     out = dict(about)
     for key, value in about.items():

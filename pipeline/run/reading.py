@@ -161,13 +161,10 @@ class Reading:
             name = self.ids[item.key]
             if item.problem:
                 return RunItem(item, record=unread(name, f"{item.path}: {item.problem}"))
-            try:
-                if not stat.S_ISREG(os.stat(item.path).st_mode) and not os.path.isdir(item.path):
-                    error = f"{Path(item.path).name}: this is a device or a pipe. Give a file"
-                    return RunItem(item, record=unread(name, error))
-                sha256 = file_hash(item.path)
-            except (OSError, ValueError):
-                sha256 = ""  # the reader says why
+            if is_device(item.path):
+                error = f"{Path(item.path).name}: this is a device or a pipe. Give a file"
+                return RunItem(item, record=unread(name, error))
+            sha256 = hash_or_nothing(item)  # without one the reader says why
             done = self.folder.done(item.key, sha256) if sha256 else None
             if done is not None:
                 return RunItem(item, sha256, done=done)
@@ -184,6 +181,24 @@ class Reading:
             if self.masks:
                 mask = self.folder.mask(item.key, sha256, record.film.size)
             return RunItem(item, sha256, record, mask=mask)
+
+
+def is_device(path: str | Path) -> bool:
+    """Whether a path leads to what is neither file nor folder: reading it could take for ever."""
+    try:
+        return not stat.S_ISREG(os.stat(path).st_mode) and not os.path.isdir(path)
+    except (OSError, ValueError):
+        return False
+
+
+def hash_or_nothing(item: Input) -> str:
+    """SHA-256 of an input, as 64 hex digits; "" where it cannot be read."""
+    if item.problem or is_device(item.path):
+        return ""
+    try:
+        return file_hash(item.path)
+    except (OSError, ValueError):
+        return ""
 
 
 def file_hash(path: str | Path) -> str:

@@ -18,7 +18,16 @@ import cv2
 import numpy as np
 
 from cxr_pipeline.configs.errors import CxrError
-from cxr_pipeline.data.files import csv_line, mode_like, read_regular, sha256_of, whole_file, write_bytes, write_json
+from cxr_pipeline.data.files import (
+    csv_line,
+    file_sha256,
+    mode_like,
+    read_regular,
+    sha256_of,
+    whole_file,
+    write_bytes,
+    write_json,
+)
 from cxr_pipeline.data.locks import FolderLock
 from cxr_pipeline.results.drawing import answers, layout, strip_of
 from cxr_pipeline.results.folder import LAYOUT, REPORT
@@ -31,7 +40,7 @@ from cxr_pipeline.results.worklist import write_worklist
 from cxr_pipeline.stages.base import OK, fingerprint_of
 from cxr_pipeline.stages.decisions import AT_THRESHOLD, DOUBTS, Answer, Rules, probabilities_of, shown
 from cxr_pipeline.stages.uncertain import uncertain
-from cxr_pipeline.train.calibration import check_site, read_site
+from cxr_pipeline.train.site import check_site, read_site
 
 _OVERLAY = 50_000_000  # bytes that an overlay may have
 _END = b"\xff\xd9"  # of a whole JPEG
@@ -159,6 +168,8 @@ def _write(folder: Path, run: dict[str, Any], previous: Rules, decisions: dict[s
             entries.write((json.dumps(entry, separators=(",", ":")) + "\n").encode())
         journal.close()
     (folder / REPORT).unlink(missing_ok=True)  # it tells of what was decided before
+    if "tables" in run:
+        run["tables"] |= {path.name: file_sha256(path) for path in (table, lines)}
     write_json(folder / "run.json", run, **how)
     write_worklist(folder)
     return Screened(len(keys), dict(before), dict(now), changed, rules.cutoff)

@@ -65,7 +65,7 @@ class ChainSpec:
             stages.UnknownStageError: no stage has that name.
             models.store.WeightsError: the weights do not exist, lack a stage, or cannot be opened.
             configs.schema.ConfigError: the config cannot be read, or names other classes than the weights have.
-            train.calibration.CalibrationError: the site file cannot be read, or is of other weights.
+            train.site.CalibrationError: the site file cannot be read, or is of other weights.
             stages.base.StageError: the label is none of the classes, or a threshold is given and there is no score.
         """
         wanted = None
@@ -78,7 +78,7 @@ class ChainSpec:
         if wanted is not None:
             chain = _with_config(wanted, chain)
         if self.site is not None:
-            from cxr_pipeline.train.calibration import apply_site
+            from cxr_pipeline.train.site import apply_site
 
             chain = apply_site(self.site, chain)
         if self.threshold is not None:
@@ -90,16 +90,17 @@ class ChainSpec:
             chain = [stage.with_settings(refuse=False) if stage is first else stage for stage in chain]
         return chain
 
-    def open(self, arguments: dict[str, Any] | None = None, *, threads: int | None = None) -> Chain:
+    def open(self, arguments: dict[str, Any] | None = None, *, threads: int | None = None, late: bool = False) -> Chain:
         """The loaded chain with its identity; see `load` for what it raises.
 
         Args:
             arguments: of the command, for run.json.
             threads: in place of those of the description.
+            late: leave the networks closed, see `run.chain.Chain`.
         """
         from cxr_pipeline.run.chain import open_chain
 
-        return open_chain(self if threads is None else replace(self, threads=threads), arguments)
+        return open_chain(self if threads is None else replace(self, threads=threads), arguments, late=late)
 
 
 def _with_config(config: Config, chain: Sequence[Stage]) -> list[Stage]:

@@ -185,6 +185,7 @@ def tree(folder):
             if path.name == "run.json":
                 facts = json.loads(data)
                 data = {k: v for k, v in facts.items() if k not in ("seconds", "started", "ended")}
+                data["tables"] = {k: v for k, v in data.get("tables", {}).items() if k != "journal.jsonl"}
             elif path.name == "journal.jsonl":
                 data = [json.loads(line) for line in data.splitlines()]
                 for line in data:

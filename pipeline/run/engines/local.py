@@ -23,4 +23,4 @@ class LocalEngine(Engine):
     def runner(cls, chain: Chain, spec: ChainSpec, out: Path, options: RunnerOptions, **own: Any) -> runner.Runner:
         """See `Engine.runner`."""
         del spec, own  # the chain is in this process already; there are no further options
-        return runner.Runner(chain.stages, out, identity=chain.identity, **options)
+        return runner.Runner(chain.stages, out, identity=chain.identity, ready=chain.networks.wait, **options)

@@ -68,7 +68,8 @@ class RayEngine(Engine):
     def runner(cls, chain: Chain, spec: ChainSpec, out: Path, options: RunnerOptions, **own: Any) -> RayRunner:
         """See `Engine.runner`."""
         opening = spec.absolute().open
-        return RayRunner(chain.stages, out, identity=chain.identity, opening=opening, **options, **own)
+        ready = chain.networks.wait
+        return RayRunner(chain.stages, out, identity=chain.identity, ready=ready, opening=opening, **options, **own)
 
 
 @dataclass(kw_only=True)
