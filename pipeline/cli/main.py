@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cxr_pipeline.cli import export, imports, tools, web  # noqa: F401  (whose commands join the group)
+from cxr_pipeline.cli import deidentify, export, imports, tools, web  # noqa: F401  (whose commands join the group)
 from cxr_pipeline.cli.commands import (
     DONE,
     INTERRUPTED,
@@ -85,10 +85,23 @@ def _parsed_mode(_context: click.Context, _option: click.Parameter, value: str |
     "--outputs",
     metavar="NAMES",
     help="What is written, with commas between: masks, overlays, heatmaps, crops, regions (and those of installed "
-    "packages), or all.  "
+    "packages), or all; dicom and fhir only where they are named.  "
     "[default: masks,overlays,regions; results.csv always is]",
 )
 @click.option("--native-heatmaps", is_flag=True, help="Write heat maps too, and at the films' own size.")
+@click.option(
+    "--dicom-header",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="TABLE",
+    help="Patient and study of films that are no DICOM: a table with image, PatientID and other DICOM keywords.",
+)
+@click.option(
+    "--identifiers",
+    type=click.Choice(("pseudonym", "plain")),
+    is_flag=False,
+    flag_value="pseudonym",
+    help="Columns that say whose a film is: as pseudonyms of the site, or plain.  [default: none; alone: pseudonym]",
+)
 @click.option("--mode", callback=_parsed_mode, metavar="OCTAL", help="Permissions of the results.  [default: 600]")
 @click.option("--verify", is_flag=True, help="Going on: check every file that is there, and not only a sample.")
 @click.option("--overwrite", is_flag=True, help="Discard what another run left in the folder.")
@@ -115,6 +128,8 @@ def run(
     no_refuse: bool,
     outputs: str | None,
     native_heatmaps: bool,
+    dicom_header: Path | None,
+    identifiers: str | None,
     mode: int,
     verify: bool,
     overwrite: bool,
@@ -151,13 +166,14 @@ def run(
         start_early()  # it imports what it needs while we do
         click.get_current_context().call_on_close(stop_early)
     from cxr_pipeline.cli.console import print_summary, run_progress
-    from cxr_pipeline.results.outputs import chosen
+    from cxr_pipeline.results.outputs.asked import asked
     from cxr_pipeline.run.engines import engine_class, owner_of
     from cxr_pipeline.run.inputs import LeftOut, find_inputs, marked_equal
     from cxr_pipeline.run.listing import about_inputs, tell_of_inputs, write_left_out
     from cxr_pipeline.run.spec import ChainSpec
 
-    wanted = chosen(outputs, native_heatmaps=native_heatmaps)
+    whose: dict[str, Any] = {"dicom_header": dicom_header, "identifiers": identifiers}
+    wanted = asked(outputs, native_heatmaps=native_heatmaps, **whose)
     cluster = {name: value for name, value in cluster.items() if value is not None}
     made_by = engine_class(engine)
     foreign = [name for name in cluster if name not in made_by.options]
@@ -180,6 +196,7 @@ def run(
         "overwrite": overwrite,
         "engine": engine,
         **({"also": list(also)} if also else {}),
+        **{name: str(value) for name, value in whose.items() if value is not None},
         **cluster,
     }
     spec = ChainSpec(

@@ -98,7 +98,7 @@ def _draw_region(canvas: np.ndarray, region: Region, across: float, down: float)
 
 
 def _caption(record: Record, width: int, height: int) -> np.ndarray:
-    return strip_of(_results(record), width, height)
+    return strip_of(sentences(record), width, height)
 
 
 def strip_of(results: Sequence[str], width: int, height: int) -> np.ndarray:
@@ -128,7 +128,7 @@ def _width(text: str, size: float) -> int:
     return cv2.getTextSize(text, _FONT, size, 1)[0][0]
 
 
-def _results(record: Record) -> list[str]:
+def sentences(record: Record) -> list[str]:
     """What the caption says, the longest form first."""
     if not record.ok:
         return [f"{record.status}: {record.error}"]

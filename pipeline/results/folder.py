@@ -164,7 +164,8 @@ class ResultsFolder:
             **({"shard": self._shard} if self._shard else {}),
             **about,
         }
-        further = list(dict.fromkeys([*(before or {}).get("columns", []), *self.identity.columns]))
+        of_outputs = (column for one in self.outputs for column in one.columns)
+        further = list(dict.fromkeys([*(before or {}).get("columns", []), *self.identity.columns, *of_outputs]))
         if further:
             self._run["columns"] = further
         self.columns = columns(self._run["classes"], further)

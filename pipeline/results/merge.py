@@ -206,7 +206,7 @@ def _outputs(parts: Sequence[_Part]) -> tuple[Any, ...]:
     """The outputs that the parts have, as far as this installation knows them."""
     keys = {key for part in parts for key in part.run.get("outputs", ())}
     names = [name for name in output_names() if name in keys]
-    return chosen(names, native_heatmaps="heatmaps native" in keys)
+    return chosen(names, native_heatmaps="heatmaps native" in keys, check=False)
 
 
 def _place(source: Path, target: Path) -> None:

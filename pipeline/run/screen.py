@@ -33,7 +33,7 @@ from cxr_pipeline.results.drawing import answers, layout, strip_of
 from cxr_pipeline.results.folder import LAYOUT, REPORT
 from cxr_pipeline.results.identity import ResultsError
 from cxr_pipeline.results.journal import Journal
-from cxr_pipeline.results.outputs import columns
+from cxr_pipeline.results.outputs import columns, output_class, output_names
 from cxr_pipeline.results.outputs.overlays import overlay_jpeg
 from cxr_pipeline.results.reader import ResultsReader, film_file, inside
 from cxr_pipeline.results.worklist import write_worklist
@@ -161,6 +161,7 @@ def _write(folder: Path, run: dict[str, Any], previous: Rules, decisions: dict[s
                 texts = _texts(row, rules)
                 if texts != shown_before:
                     _caption(folder, entry, texts, mode)
+                    _forget(folder, entry)
                 before[old] += 1
                 now[row["screen"]] += 1
                 changed += old != row["screen"]
@@ -220,6 +221,16 @@ def _caption(folder: Path, entry: dict[str, Any], texts: Sequence[str], mode: in
     data = overlay_jpeg(drawn)
     write_bytes(path, data, mode=mode)
     entry["files"][name] = {"size": len(data), "sha256": sha256_of(data)}
+
+
+def _forget(folder: Path, entry: dict[str, Any]) -> None:
+    """Remove the film's files that hold the decision of before (dicom, fhir); `run` with --outputs makes them anew."""
+    for name in output_names():
+        if output_class(name).decides and name in entry["outputs"]:
+            for file in [file for file in entry["files"] if file.startswith(f"{name}/")]:
+                inside(folder, file).unlink(missing_ok=True)
+                del entry["files"][file]
+            entry["outputs"].remove(name)
 
 
 def summary(screened: Screened, out: Path) -> str:

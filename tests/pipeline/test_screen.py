@@ -21,6 +21,7 @@ from cxr_pipeline.run.screen import ScreenError, screen, summary
 from cxr_pipeline.stages.base import fingerprint_of
 from cxr_pipeline.stages.classify import Classify
 from cxr_pipeline.train.calibration import CalibrationError
+from tests.pipeline import dicom_films
 from tests.pipeline.fake_chain import CLASSES, FakeClassify, chain, tree, write_film
 
 DECISIONS = {
@@ -60,7 +61,7 @@ class Judge(FakeClassify):
         self.real._judge(record, logits)
 
 
-def go(films, out, settings=None):
+def go(films, out, settings=None, **how):
     """A run whose classifier has other settings than its card's, as `open_chain` would make it."""
     segment, _, localize = chain()
     stages = [segment, Judge(settings), localize]
@@ -69,7 +70,7 @@ def go(films, out, settings=None):
     about = {"config": {"classify": DECISIONS | settings}, "bundles": bundles, "decided": settings}
     prints = bundles | {"classify": fingerprint_of(bundles["classify"], settings)}
     identity = Identity("1", "onnx", prints, tuple(CLASSES), about)
-    return Runner(stages, out, identity, workers=1).run(find_inputs([films]))
+    return Runner(stages, out, identity, workers=1, **how).run(find_inputs([films]))
 
 
 @pytest.fixture
@@ -251,3 +252,25 @@ def test_a_folder_without_logits_says_to_run_again(films, tmp_path):
     with pytest.raises(ScreenError, match="--overwrite"):
         screen(out, threshold=40)
     assert tree(out) == before
+
+
+def test_answers_that_hold_the_decision_of_before_go_and_the_next_run_makes_them_anew(tmp_path):
+    from cxr_pipeline.results.outputs import chosen
+
+    pytest.importorskip("highdicom")
+    pytest.importorskip("fhir.resources")
+    (tmp_path / "films").mkdir()
+    dicom_films.write(tmp_path / "films" / "a.dcm")
+
+    def run(settings=None):
+        return go(tmp_path / "films", tmp_path / "out", settings, outputs=chosen("masks,dicom,fhir"))
+
+    run()
+    assert (tmp_path / "out" / "dicom" / "a-sr.dcm").is_file()
+    screen(tmp_path / "out", threshold=99.0)
+    assert [path.name for folder in ("dicom", "fhir") for path in (tmp_path / "out" / folder).iterdir()] == []
+    (entry,) = ResultsReader(tmp_path / "out")
+    assert wrong_files(tmp_path / "out", entry) == []
+    run({"cutoff": 99.0})
+    assert "threshold 99" in (tmp_path / "out" / "fhir" / "a.json").read_text()
+    assert (tmp_path / "out" / "dicom" / "a-sr.dcm").is_file()
