@@ -281,7 +281,8 @@ def test_memory_stays_flat(tmp_path):
         return found
 
     peak(20)  # imports
-    assert peak(200) < 1.3 * peak(40)
+    # A busy machine lets some films more wait; 160 that were kept would add four times as much as is allowed here.
+    assert peak(200) < peak(40) + 160 * 256 * 256 * 4 / 4
 
 
 def script(films, out, delay, **options):
