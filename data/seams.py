@@ -65,8 +65,9 @@ def _step(picture: np.ndarray) -> bool:
     """Whether grey jumps at one column along most of it, as where two films touch.
 
     Ribs, spine and heart have edges too, but none that is upright, or level, from edge to edge. The measure is the mean
-    jump over two columns, without the rows of the strongest (a frame that somebody drew), times how much of the column jumps far more than its row does, and how much it stands out of
-    the other columns. On 1755 single films and 700 made pairs the two hardly overlap: see `docs/quality.md`.
+    jump over two columns, without the rows of the strongest (a frame that somebody drew), times how much of the column
+    jumps far more than its row does, and how much it stands out of the other columns. Single films and made pairs
+    hardly overlap: see `docs/quality.md`.
     """
     if min(picture.shape) < _FEWEST:
         return False
