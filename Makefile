@@ -52,6 +52,7 @@ format: .venv/ready  ## Mend what ruff can mend
 	$(BIN)/python -m pip install --quiet --require-hashes --requirement locks/tools.txt
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes --requirement locks/dev.txt
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	$(BIN)/uv pip check --quiet --python $(BIN)/python || { echo "the lock files lack something: make lock" >&2; exit 1; }
 	touch $@
 
 # Versions and hashes for every Python and system that the project runs on; versions that are there stay where they fit.

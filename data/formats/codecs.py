@@ -79,7 +79,7 @@ def decode_jpeg(raw: bytes, *, as_stored: bool = False) -> np.ndarray:
 
     header = jpeg_header(raw)
     if header is not None and header.process == 0xF7:
-        # CharLS reads on for ever where a stream ends without an end mark: with one, it finds that something is missing.
+        # CharLS reads on for ever where a stream ends without an end mark; with one, it notices what is missing.
         return imagecodecs.jpegls_decode(raw if raw.endswith(_END_MARK) else raw + _END_MARK)
     if header is not None and header.process == 0xC3:
         return _lossless(raw, header)
