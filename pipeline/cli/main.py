@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cxr_pipeline.cli import deidentify, export, imports, tools, web  # noqa: F401  (whose commands join the group)
+from cxr_pipeline.cli import deidentify, export, imports, tools, training, web  # noqa: F401  (their commands join the group)
 from cxr_pipeline.cli.commands import (
     DONE,
     INTERRUPTED,
@@ -20,12 +20,8 @@ from cxr_pipeline.cli.commands import (
     WRONG,
     cli,
     command,
-    data_option,
     debugging,
     engine_options,
-    log_to_stderr,
-    mask_labels_option,
-    print_figures,
     runtime_option,
     site_option,
     threshold_option,
@@ -35,7 +31,6 @@ from cxr_pipeline.cli.commands import (
 from cxr_pipeline.configs.errors import CxrError
 
 if TYPE_CHECKING:
-    from cxr_pipeline.configs.schema import Config
     from cxr_pipeline.run.engines.base import RunnerOptions
 
 
@@ -67,13 +62,19 @@ def _parsed_mode(_context: click.Context, _option: click.Parameter, value: str |
 @click.option(
     "--also", multiple=True, type=click.Choice(STAGES), help="Run this stage too, such as measure. Repeatable."
 )
-@click.option("--config", metavar="FILE", help="YAML file or preset; of it, a run obeys the thresholds.")
+@click.option("--config", metavar="FILE", help="YAML file or preset; a run takes only its thresholds.")
 @weights_option
 @site_option
 @threshold_option
 @click.option("--label", metavar="NAME", help="Heat map and regions of this class.  [default: the predicted one]")
 @workers_option
-@click.option("--batch-size", type=click.IntRange(1, 512), default=8, show_default=True, help="Films at once.")
+@click.option(
+    "--batch-size",
+    type=click.IntRange(1, 512),
+    default=8,
+    show_default=True,
+    help="Films that the networks see at once.",
+)
 @runtime_option
 @click.option(
     "--shard", metavar="I/N", callback=_parsed_shard, help="Judge the I-th of N parts, each into its own --out."
@@ -88,7 +89,7 @@ def _parsed_mode(_context: click.Context, _option: click.Parameter, value: str |
     "packages), or all; dicom and fhir only where they are named.  "
     "[default: masks,overlays,regions; results.csv always is]",
 )
-@click.option("--native-heatmaps", is_flag=True, help="Write heat maps too, and at the films' own size.")
+@click.option("--native-heatmaps", is_flag=True, help="Also write heat maps, at the films' own size.")
 @click.option(
     "--dicom-header",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
@@ -103,7 +104,7 @@ def _parsed_mode(_context: click.Context, _option: click.Parameter, value: str |
     help="Columns that say whose a film is: as pseudonyms of the site, or plain.  [default: none; alone: pseudonym]",
 )
 @click.option("--mode", callback=_parsed_mode, metavar="OCTAL", help="Permissions of the results.  [default: 600]")
-@click.option("--verify", is_flag=True, help="Going on: check every file that is there, and not only a sample.")
+@click.option("--verify", is_flag=True, help="Check every file that an earlier call left, not only a sample.")
 @click.option("--overwrite", is_flag=True, help="Discard what another run left in the folder.")
 @click.option(
     "--report/--no-report",
@@ -141,15 +142,15 @@ def run(
 
     \b
     Leaves in the folder given by --out:
-      results.csv    a row for every input, those that failed too
+      results.csv    one row per input, also for those that failed
       worklist.csv   what to read first, and why (worklist.xlsx too, with openpyxl)
       masks/ overlays/    PNG and JPEG, named after the id in results.csv (more: --outputs)
       regions.json   boxes in COCO format, in pixels of the original films
       run.json       versions, weights, config, counts
       report.html    one page to look at all of it, with small copies of the films: treat it like them
 
-    Stopped or killed, it goes on where it was when the same command is given again. Films that come later may join the
-    same folder, and so may a later stage: what is there already is used.
+    If a run is stopped or killed, the same command goes on where it stopped. Later films can join the same folder, and
+    so can a later stage: what is done already is used.
 
     \b
     Examples:
@@ -278,9 +279,13 @@ def _report_at_end(out: Path, films: int, wanted: bool | None) -> None:
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path), metavar="DIR")
 @threshold_option
 @site_option
-@click.option("--report/--no-report", default=None, help="As for run.  [default: up to 2000 films in the folder]")
+@click.option(
+    "--report/--no-report",
+    default=None,
+    help="Write report.html at the end.  [default: up to 2000 films in the folder]",
+)
 def screen(folder: Path, threshold: float | None, site: Path | None, report: bool | None) -> int:
-    """Decide a finished folder again, within seconds: no network runs, no film is read.
+    """Decide the films of a finished folder again, in seconds: no network runs, and no film is read.
 
     Labels, screening answers, scores, warnings of doubt, the worklist and the overlays' captions are made anew. Masks,
     heat maps and boxes stay as the run drew them.
@@ -304,10 +309,10 @@ def screen(folder: Path, threshold: float | None, site: Path | None, report: boo
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for all results.")
 @click.option("--mode", callback=_parsed_mode, metavar="OCTAL", help="Permissions of the results.  [default: 600]")
 def merge(folders: tuple[Path, ...], out: Path, mode: int) -> int:
-    """Join the folders of all shards of a run: as if one run had judged all inputs.
+    """Join the folders of all shards of a run, as if one run had judged all inputs.
 
-    Every part is checked first, against what it promises and by the checksums of its files. Where something is missing
-    nothing is written.
+    Every part is checked first: its list of films, and the checksums of its files. If anything is missing, nothing is
+    written.
 
     \b
     Example:
@@ -318,122 +323,6 @@ def merge(folders: tuple[Path, ...], out: Path, mode: int) -> int:
     counts = join(folders, out, mode=mode)
     click.echo(f"{sum(counts.values())} films in {out}: " + ", ".join(f"{n} {status}" for status, n in counts.items()))
     return SOME_FAILED if counts["refused"] or counts["failed"] else DONE
-
-
-@command
-@click.option("--stage", type=click.Choice(STAGES), help="Train this stage alone.  [default: all, one after the other]")
-@data_option
-@click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder for the weights.")
-@click.option("--config", default="tb", show_default=True, metavar="FILE", help="YAML file or preset.")
-@click.option(
-    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="A setting; see `pipeline info`. Repeatable."
-)
-@click.option("--overwrite", is_flag=True, help="Train again what --out holds, finished, with other settings or data.")
-@mask_labels_option
-@click.pass_context
-def train(
-    context: click.Context,
-    stage: str | None,
-    data: Path,
-    out: Path,
-    config: str,
-    overrides: tuple[str, ...],
-    overwrite: bool,
-    mask_labels: list[str] | None,
-) -> int:
-    """Train the chain, or one stage of it, on labelled films.
-
-    The folder given by --out then serves as `pipeline run --weights`. Stopped or killed, training goes on from its last
-    finished epoch when the same command is given again.
-
-    \b
-    Example:
-      pipeline train --data manifest.csv --out my-weights --set classify.fit.epochs=20
-    """
-    from cxr_pipeline.configs.extras import require
-    from cxr_pipeline.configs.schema import load_config
-
-    require("train", "pipeline train")
-    settings = load_config(config, overrides)
-    log_to_stderr()
-    settings = _for_own_data(settings, data, config, overrides, stage, context)
-    from cxr_pipeline.train.training import train as train_chain
-
-    labels = {"mask_labels": mask_labels} if mask_labels else {}
-    try:
-        train_chain(data, settings, out, stage, overwrite=overwrite, **labels)
-    except KeyboardInterrupt:
-        click.echo("\nStopped. The same command goes on from the last finished epoch.", err=True)
-        return INTERRUPTED
-    click.echo(f"Weights in {out}. Use them: pipeline run INPUT --weights {out} --out DIR")
-    click.echo(f"How the training went, on a page: pipeline report {out}")
-    return DONE
-
-
-def _for_own_data(
-    settings: Config, data: Path, config: str, overrides: tuple[str, ...], stage: str | None, context: click.Context
-) -> Config:
-    """The settings with what follows from a manifest of one's own, and a message that says so."""
-    from cxr_pipeline.configs.schema import load_config
-    from cxr_pipeline.data.manifest import ManifestError, read_manifest
-    from cxr_pipeline.data.names import printable
-    from cxr_pipeline.manifests.owndata import settings_of
-
-    chosen = context.get_parameter_source("config") is not click.core.ParameterSource.DEFAULT
-    try:
-        manifest = read_manifest(data, check_files=False, faults_into=[])
-    except ManifestError:  # the training says what is wrong with it
-        return settings
-    follows = settings_of(manifest, settings, given=overrides, own_config=chosen, stage=stage)
-    for message in follows.messages:
-        click.echo(printable(f"note: {message}"), err=True)
-    return load_config(config, (*follows.overrides, *overrides)) if follows.overrides else settings
-
-
-@command
-@click.option("--stage", required=True, type=click.Choice(STAGES), help="Stage to judge; those before it run too.")
-@data_option
-@click.option(
-    "--split", default="test", show_default=True, metavar="NAME", help="Films of this split; 'all' for every one."
-)
-@click.option("--source", metavar="NAME", help="Films of this source only.")
-@click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder for the figures.")
-@weights_option
-@runtime_option
-@site_option
-@click.option("--no-refuse", is_flag=True, help="Judge films too that the chain would refuse.")
-@mask_labels_option
-def evaluate(
-    stage: str,
-    data: Path,
-    split: str,
-    source: str | None,
-    out: Path,
-    weights: str,
-    runtime: str,
-    site: Path | None,
-    no_refuse: bool,
-    mask_labels: list[str] | None,
-) -> int:
-    """Measure one stage on labelled films: metrics.json and plots.
-
-    Every figure comes with its 95 % interval, by bootstrap over patients. Films that the chain refuses are in no
-    figure; to set figures beside published ones, which are of all films, give --no-refuse.
-    """
-    from cxr_pipeline.configs.extras import require
-
-    require("figures", "pipeline evaluate")
-    from cxr_pipeline.train.evaluation import evaluate as judge
-
-    log_to_stderr()
-    chosen = None if split == "all" else split
-    options: dict[str, Any] = {"weights": weights, "runtime": runtime, "site": site, "refuse": not no_refuse}
-    if mask_labels:
-        options["mask_labels"] = mask_labels
-    metrics = judge(stage, data, out, split=chosen, source=source, **options)
-    print_figures(metrics)
-    click.echo(f"All figures: {out / 'metrics.json'}")
-    return DONE
 
 
 def main(arguments: list[str] | None = None) -> None:
