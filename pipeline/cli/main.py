@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cxr_pipeline.cli import deidentify, export, imports, tools, web  # noqa: F401  (whose commands join the group)
+from cxr_pipeline.cli import deidentify, export, hospital, imports, tools, web  # noqa: F401  (whose commands join the group)
 from cxr_pipeline.cli.commands import (
     DONE,
     INTERRUPTED,
@@ -25,6 +25,7 @@ from cxr_pipeline.cli.commands import (
     engine_options,
     log_to_stderr,
     mask_labels_option,
+    parsed_mode,
     print_figures,
     runtime_option,
     site_option,
@@ -46,16 +47,6 @@ def _parsed_shard(_context: click.Context, _option: click.Parameter, value: str 
     if not (slash and number.isdigit() and count.isdigit() and 1 <= int(number) <= int(count)):
         raise click.BadParameter(f"it reads I/N with I from 1 to N, such as 2/4. Received: {value!r}")
     return int(number), int(count)
-
-
-def _parsed_mode(_context: click.Context, _option: click.Parameter, value: str | None) -> int:
-    try:
-        mode = int(value or "600", 8)
-    except ValueError:
-        mode = -1
-    if mode & ~0o666 or mode & 0o600 != 0o600:
-        raise click.BadParameter(f"it is three digits such as 600, 640 or 644, the first a 6. Received: {value!r}")
-    return mode
 
 
 @command
@@ -102,7 +93,7 @@ def _parsed_mode(_context: click.Context, _option: click.Parameter, value: str |
     flag_value="pseudonym",
     help="Columns that say whose a film is: as pseudonyms of the site, or plain.  [default: none; alone: pseudonym]",
 )
-@click.option("--mode", callback=_parsed_mode, metavar="OCTAL", help="Permissions of the results.  [default: 600]")
+@click.option("--mode", callback=parsed_mode, metavar="OCTAL", help="Permissions of the results.  [default: 600]")
 @click.option("--verify", is_flag=True, help="Going on: check every file that is there, and not only a sample.")
 @click.option("--overwrite", is_flag=True, help="Discard what another run left in the folder.")
 @click.option(
@@ -302,7 +293,7 @@ def screen(folder: Path, threshold: float | None, site: Path | None, report: boo
 @command
 @click.argument("folders", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path), metavar="DIR...")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for all results.")
-@click.option("--mode", callback=_parsed_mode, metavar="OCTAL", help="Permissions of the results.  [default: 600]")
+@click.option("--mode", callback=parsed_mode, metavar="OCTAL", help="Permissions of the results.  [default: 600]")
 def merge(folders: tuple[Path, ...], out: Path, mode: int) -> int:
     """Join the folders of all shards of a run: as if one run had judged all inputs.
 
