@@ -147,6 +147,9 @@ def listen(
     wanted = chosen(outputs or "masks,overlays,regions,dicom")
     page = None
     if http is not None:
+        from cxr_pipeline.web import check_installed as check_web
+
+        check_web("pipeline listen --http")
         from cxr_pipeline.dicom.page import page_settings
 
         page = page_settings(http_host, http, api_key, allow_host)

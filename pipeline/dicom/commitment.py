@@ -29,6 +29,9 @@ _ALL, _SOME = 1, 2  # event types: all are committed; some are not
 _NO_SUCH_OBJECT = 0x0112
 _FIRST, _LONGEST, _GIVE_UP = 2.0, 300.0, 7 * 86_400.0  # seconds
 
+_SETTLED = 1.0  # seconds after which a caller that has not hung up waits for the answer
+_ANSWER = 10.0  # seconds
+
 _log = logging.getLogger("cxr.dicom")
 
 
@@ -50,7 +53,9 @@ class Commitment:
         self._peers = {peer.title: peer for peer in peers if peer.host and peer.port}
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._change = threading.Condition()
-        self._open: dict[str, Any] = {}  # name of the request -> the association that it came by
+        self._open: dict[
+            str, tuple[Any, float]
+        ] = {}  # name of the request -> the association that it came by, and when
         self._tries: dict[Path, tuple[float, float]] = {}  # when next, and how long to wait after that
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="cxr-commitment", daemon=True)
@@ -84,7 +89,7 @@ class Commitment:
         name = sha256_of(f"{caller.title} {wanted.TransactionUID}".encode())[:32]
         write_json(self.folder / f"{name}.json", request, durable=True, mode=0o600)
         with self._change:
-            self._open[name] = association
+            self._open[name] = (association, time.monotonic())
             self._change.notify_all()
 
     def _run(self) -> None:
@@ -92,7 +97,7 @@ class Commitment:
             with self._change:
                 if self._stopping:
                     return
-                self._change.wait(1.0 if self._open or any(self.folder.glob("*.json")) else 5.0)
+                self._change.wait(0.5 if self._open or any(self.folder.glob("*.json")) else 5.0)
             for path in sorted(self.folder.glob("*.json")):
                 if self._stopping:
                     return
@@ -101,12 +106,14 @@ class Commitment:
     def _try(self, path: Path) -> None:
         now = time.monotonic()
         again, wait = self._tries.get(path, (0.0, _FIRST))
-        if now < again:
+        association, came = self._open.get(path.stem, (None, 0.0))
+        if now < again or now < came + _SETTLED:
             return
         try:
             request = json.loads(path.read_bytes())
             age = time.time() - path.stat().st_mtime
-            told = self._tell(request, self._open.pop(path.stem, None))
+            self._open.pop(path.stem, None)
+            told = self._tell(request, association)
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             _log.debug("commitment: %s", error)
             told, age = False, 0.0
@@ -120,6 +127,7 @@ class Commitment:
         """Tell the result; False where the peer cannot be reached now."""
         report, kind = self._report(request)
         if association is not None and association.is_established:
+            association.dimse_timeout = _ANSWER
             try:
                 status, _ = association.send_n_event_report(report, kind, _SOP_CLASS, _SOP_INSTANCE)
                 if status.get("Status") == 0:

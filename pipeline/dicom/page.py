@@ -8,13 +8,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cxr_pipeline.web import check_installed
+import uvicorn
+from fastapi import FastAPI, Response
+from fastapi.responses import FileResponse, PlainTextResponse
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from cxr_pipeline.about import version
+from cxr_pipeline.web.metrics import Metrics
+from cxr_pipeline.web.routers.pages import PAGES as SHARED
+from cxr_pipeline.web.security import Guard
+from cxr_pipeline.web.server import listen, server_config
+from cxr_pipeline.web.settings import Settings
 
 if TYPE_CHECKING:
-    from fastapi import FastAPI
-
     from cxr_pipeline.dicom.listen import Listener
-    from cxr_pipeline.web.settings import Settings
 
 PAGES = Path(__file__).parent / "pages"
 _RECEIVED = ("new", "again", "left alone", "no room", "unreadable")
@@ -24,11 +32,8 @@ def page_settings(host: str, port: int, api_key: str | None, allow_hosts: tuple[
     """Where the page is served, checked as that of `pipeline serve` is.
 
     Raises:
-        WebError: the extra is missing, or others than this machine could look and there is no API key.
+        WebError: others than this machine could look and there is no API key.
     """
-    check_installed("pipeline listen --http")
-    from cxr_pipeline.web.settings import Settings
-
     settings = Settings(host=host, port=port, api_key=api_key, allow_hosts=allow_hosts)
     settings.check()
     return settings
@@ -40,10 +45,6 @@ def serve(listener: Listener, settings: Settings) -> str:
     Raises:
         WebError: the address cannot be listened on.
     """
-    import uvicorn
-
-    from cxr_pipeline.web.server import listen, server_config
-
     socket = listen(settings)
     host, port = socket.getsockname()[:2]
     server = uvicorn.Server(server_config(settings, create_app(listener, settings)))
@@ -53,14 +54,6 @@ def serve(listener: Listener, settings: Settings) -> str:
 
 def create_app(listener: Listener, settings: Settings) -> FastAPI:
     """The page's application, behind the same guard as that of `pipeline serve`."""
-    from fastapi import FastAPI, Response
-    from fastapi.responses import FileResponse, PlainTextResponse
-
-    from cxr_pipeline.about import version
-    from cxr_pipeline.web.metrics import Metrics
-    from cxr_pipeline.web.routers.pages import PAGES as SHARED
-    from cxr_pipeline.web.security import Guard
-
     metrics = Metrics(lambda: len(listener.spool), lambda: 0)
     metrics.add(_Figures(listener))
     app = FastAPI(title="cxr-pipeline listen", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
@@ -117,15 +110,13 @@ def state(listener: Listener) -> dict[str, Any]:
     }
 
 
-class _Figures:
+class _Figures(Collector):
     """Figures of the node for Prometheus, taken when they are asked for."""
 
     def __init__(self, listener: Listener) -> None:
         self._listener = listener
 
     def collect(self) -> Iterator[Any]:
-        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
-
         now = state(self._listener)
         objects = CounterMetricFamily("cxr_objects", "DICOM objects received, by what became of them.", labels=["what"])
         for what, count in now["received"].items():

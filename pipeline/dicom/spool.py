@@ -116,7 +116,7 @@ class Spool:
             if not self._queue:
                 self._change.wait(wait)
             names = list(self._queue)[:most]
-            taken = [self._placed(name) for name in names]
+            taken = [self._placed(name) for name in names if (self.new / f"{name}{SUFFIX}").is_file()]
             for name in names:
                 del self._queue[name]
             self._in_work += len(taken)
@@ -135,14 +135,12 @@ class Spool:
         return Taken(name, target, _version(source))
 
     def settle(self, taken: Taken) -> None:
-        """Forget a film whose results are safe. One that came again in the meantime, changed, stays in the queue."""
+        """Forget a film whose results are safe. One that came again in the meantime is in the queue again, and stays."""
         path = self.new / f"{taken.name}{SUFFIX}"
         with self._change:
             self._in_work -= 1
             if path.exists() and _version(path) == taken.version:
                 path.unlink()
-            elif path.exists():
-                self._queue.setdefault(taken.name, path.stat().st_mtime)
         if not self.keep:
             taken.path.unlink(missing_ok=True)
 

@@ -62,7 +62,7 @@ class Station:
         self._started, self._begun = _now(), time.monotonic()
         self._threads = cv2.getNumThreads()
         self._stale = len(self.folder.journal) > 0
-        self._refreshed, self._refreshing = 0.0, 0.0
+        self._refreshed, self._refreshing = time.monotonic(), 0.0
         cv2.setNumThreads(1)  # as in a run: our threads take a film each
 
     def __enter__(self) -> Station:
