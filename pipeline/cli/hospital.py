@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from cxr_pipeline.cli.commands import (
 
 if TYPE_CHECKING:
     from cxr_pipeline.run.chain import Chain
+    from cxr_pipeline.run.inputs import Input
 
 _out_option = click.option(
     "--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder for the results."
@@ -33,6 +35,7 @@ _batch_option = click.option(
 _mode_option = click.option(
     "--mode", callback=parsed_mode, metavar="OCTAL", help="Permissions of the results.  [default: 600]"
 )
+_EVERY = 10.0  # seconds between two lines of progress
 _file = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
@@ -56,6 +59,41 @@ def _on_signals(stop: Callable[[], None]) -> None:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, once)
+
+
+def check_source(inputs: Sequence[str], source: str | None) -> None:
+    """Refuse a run without films, and a source that cannot be asked, before any weights are loaded.
+
+    Raises:
+        click.UsageError: neither inputs nor a source were given.
+        NodeError: the source is named wrongly, or what asks it is not installed.
+    """
+    if not inputs and source is None:
+        raise click.UsageError("Missing argument 'INPUT...'. Give files, folders, a manifest, or --from.")
+    if source is not None:
+        from cxr_pipeline.dicom import check_installed
+
+        check_installed("--from dicomweb:")
+        from cxr_pipeline.dicom.dicomweb import Source
+
+        Source.parsed(source)
+
+
+def pulled(source: str, out: Path, mode: int) -> list[Input]:
+    """The films of a PACS, fetched into the results folder; see `dicom.dicomweb.pull` for what it raises."""
+    from cxr_pipeline.dicom.dicomweb import Source, pull
+
+    begun = last = time.monotonic()
+
+    def fetched(done: int, total: int) -> None:
+        nonlocal last
+        if time.monotonic() - last > _EVERY:
+            last = time.monotonic()
+            click.echo(f"{done} of {total} films fetched in {last - begun:.0f} s", err=True)
+
+    films = pull(Source.parsed(source), out, mode=mode, progress=fetched)
+    click.echo(f"{len(films)} films from {Source.parsed(source).url} lie in {out / 'pulled'}", err=True)
+    return films
 
 
 @command

@@ -33,6 +33,7 @@ from cxr_pipeline.cli.commands import (
     weights_option,
     workers_option,
 )
+from cxr_pipeline.cli.hospital import check_source, pulled
 from cxr_pipeline.configs.errors import CxrError
 
 if TYPE_CHECKING:
@@ -50,8 +51,14 @@ def _parsed_shard(_context: click.Context, _option: click.Parameter, value: str 
 
 
 @command
-@click.argument("inputs", nargs=-1, required=True, type=click.Path(exists=True), metavar="INPUT...")
+@click.argument("inputs", nargs=-1, type=click.Path(exists=True), metavar="INPUT...")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the results.")
+@click.option(
+    "--from",
+    "source",
+    metavar="dicomweb:URL?QUERY",
+    help="Fetch films of a PACS first, into DIR/pulled: docs/hospital.md.",
+)
 @click.option(
     "--stage", type=click.Choice(STAGES), help="Run the chain up to this stage.  [default: all that the weights have]"
 )
@@ -105,6 +112,7 @@ def _parsed_shard(_context: click.Context, _option: click.Parameter, value: str 
 def run(
     inputs: tuple[str, ...],
     out: Path,
+    source: str | None,
     stage: str | None,
     also: tuple[str, ...],
     config: str | None,
@@ -148,6 +156,7 @@ def run(
       pipeline run a.png b.dcm --out results --stage segment
       pipeline run films/ --out part1 --shard 1/2       (and 2/2 elsewhere; then: pipeline merge)
       pipeline run films/ --out results --engine ray    (see docs/cluster.md)
+      pipeline run --from 'dicomweb:https://pacs.example.org/dicom-web?StudyDate=20240131' --out results
     """
     from cxr_pipeline.results.quick import REPORT, finished, has_report
     from cxr_pipeline.run.helper import start_early, stop_early
@@ -163,6 +172,7 @@ def run(
     from cxr_pipeline.run.listing import about_inputs, tell_of_inputs, write_left_out
     from cxr_pipeline.run.spec import ChainSpec
 
+    check_source(inputs, source)
     whose: dict[str, Any] = {"dicom_header": dicom_header, "identifiers": identifiers}
     wanted = asked(outputs, native_heatmaps=native_heatmaps, **whose)
     cluster = {name: value for name, value in cluster.items() if value is not None}
@@ -188,6 +198,7 @@ def run(
         "engine": engine,
         **({"also": list(also)} if also else {}),
         **{name: str(value) for name, value in whose.items() if value is not None},
+        **({"from": source} if source else {}),
         **cluster,
     }
     spec = ChainSpec(
@@ -207,7 +218,8 @@ def run(
     if chain.identity.about["unchecked"]:
         click.echo(f"note: {chain.identity.about['unchecked']}.", err=True)
     left_out: list[LeftOut] = []
-    found = marked_equal(find_inputs(inputs, out=out, left_out=left_out))
+    films = find_inputs(inputs, out=out, left_out=left_out) if inputs else []
+    found = marked_equal([*films, *(pulled(source, out, mode) if source else ())])
     for sentence in tell_of_inputs(found, left_out, out):
         click.echo(sentence, err=True)
     chain.identity.about.update(about_inputs(found, left_out))

@@ -135,7 +135,7 @@ class Spool:
         return Taken(name, target, _version(source))
 
     def settle(self, taken: Taken) -> None:
-        """Forget a film whose results are safe. One that came again in the meantime is in the queue again, and stays."""
+        """Forget a film whose results are safe. One that came again meanwhile is in the queue again, and stays."""
         path = self.new / f"{taken.name}{SUFFIX}"
         with self._change:
             self._in_work -= 1
