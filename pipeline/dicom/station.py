@@ -116,10 +116,10 @@ class Station:
         """Bring the tables of all films up to date, where films came since.
 
         Args:
-            often: at least so many seconds apart, and never so often that it takes more than a twentieth of the time.
+            often: at least so many seconds apart, and never so often that it takes more than a fifth of the time.
         """
         now = time.monotonic()
-        if not self._stale or now - self._refreshed < max(often, 20 * self._refreshing):
+        if not self._stale or now - self._refreshed < max(often, 4 * self._refreshing):
             return
         self.folder.refresh()
         write_worklist(self.out)
