@@ -35,6 +35,9 @@ _batch_option = click.option(
 _mode_option = click.option(
     "--mode", callback=parsed_mode, metavar="OCTAL", help="Permissions of the results.  [default: 600]"
 )
+_identifiers_option = click.option(
+    "--identifiers", type=click.Choice(("pseudonym", "plain")), help="Columns that say whose a film is, as for run."
+)
 _EVERY = 10.0  # seconds between two lines of progress
 _file = click.Path(exists=True, dir_okay=False, path_type=Path)
 
@@ -124,6 +127,7 @@ def pulled(source: str, out: Path, mode: int) -> list[Input]:
 @click.option("--api-key", envvar="CXR_API_KEY", show_envvar=True, metavar="KEY", help="For --http.")
 @click.option("--allow-host", multiple=True, metavar="NAME", help="For --http: answer to this name too. Repeatable.")
 @click.option("--outputs", metavar="NAMES", help="As for run.  [default: masks,overlays,regions,dicom]")
+@_identifiers_option
 @weights_option
 @runtime_option
 @site_option
@@ -149,6 +153,7 @@ def listen(
     api_key: str | None,
     allow_host: tuple[str, ...],
     outputs: str | None,
+    identifiers: str | None,
     weights: str,
     runtime: str,
     site: Path | None,
@@ -169,7 +174,7 @@ def listen(
       pipeline listen --out results --bind 0.0.0.0 --allow PACS@10.0.0.5 --send-to PACS@10.0.0.5:104 --http 8080
     """
     from cxr_pipeline.dicom import check_installed
-    from cxr_pipeline.results.outputs import chosen
+    from cxr_pipeline.results.outputs.asked import asked
 
     check_installed("pipeline listen")
     from cxr_pipeline.dicom.destinations import destination
@@ -182,7 +187,7 @@ def listen(
     called = tls_context(tls_cert, tls_key, tls_ca, server=False) if send_tls else None
     node = NodeSettings(ae_title, bind, port, peers, refuse_others, tls=served)
     places = [destination(one, ae_title, tls=called, ca=tls_ca) for one in dict.fromkeys(send_to)]
-    wanted = chosen(outputs or "masks,overlays,regions,dicom")
+    wanted = asked(outputs or "masks,overlays,regions,dicom", identifiers=identifiers)
     page = None
     if http is not None:
         from cxr_pipeline.web import check_installed as check_web
@@ -233,6 +238,7 @@ def _listening(listener: Any, title: str, bind: str) -> None:
 )
 @click.option("--until-empty", is_flag=True, help="End when everything that lies there is judged.")
 @click.option("--outputs", metavar="NAMES", help="As for run.")
+@_identifiers_option
 @weights_option
 @runtime_option
 @site_option
@@ -246,6 +252,7 @@ def watch(
     settle: float,
     until_empty: bool,
     outputs: str | None,
+    identifiers: str | None,
     weights: str,
     runtime: str,
     site: Path | None,
@@ -265,9 +272,9 @@ def watch(
       pipeline watch export/ --out results
     """
     from cxr_pipeline.dicom.watch import Watcher
-    from cxr_pipeline.results.outputs import chosen
+    from cxr_pipeline.results.outputs.asked import asked
 
-    wanted = chosen(outputs)
+    wanted = asked(outputs, identifiers=identifiers)
     log_to_stderr()
     chain = _opened(weights, runtime, site, threshold, "watch")
     how = {"outputs": wanted, "batch_size": batch_size, "workers": workers, "mode": mode}
