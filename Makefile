@@ -8,10 +8,10 @@ BIN := .venv/bin
 FAST := tests/configs tests/data tests/models/test_metrics.py tests/models/test_significance.py \
 	tests/test_docs.py tests/test_imports.py tests/test_package.py
 
-.PHONY: help run check test lint types format clean
+.PHONY: help run check test lint types format demo-hospital clean
 
 help:  ## This list
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 run: .venv/ready  ## The whole chain with the shipped weights, on synthetic samples or INPUT=folder
 ifeq ($(INPUT),samples)
@@ -51,6 +51,9 @@ format: .venv/ready  ## Mend what ruff can mend
 	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[dev]'
 	touch $@
+
+demo-hospital: .venv/ready  ## Orthanc, its rule and the DICOM node on this machine, and every answer back (docs/hospital.md)
+	$(BIN)/python -m tests.hospital.demo
 
 clean:  ## Remove the environment and the results
 	rm -rf .venv results

@@ -47,7 +47,7 @@ class Orthanc:
         url: of its DICOMweb service.
     """
 
-    def __init__(self, folder, *, modalities=None, lua=None, secret=False, title="ORTHANC"):
+    def __init__(self, folder, *, modalities=None, lua=None, heartbeat=0, secret=False, title="ORTHANC"):
         self.folder, self.http, self.dicom, self.title = Path(folder), free_port(), free_port(), title
         self.secret = secret
         self.url = f"http://127.0.0.1:{self.http}/dicom-web"
@@ -67,6 +67,8 @@ class Orthanc:
             "StableAge": 1,
             "Plugins": [str(plugin())],
             "LuaScripts": [str(lua)] if lua else [],
+            "LuaHeartBeatPeriod": heartbeat,
+            "JobsHistorySize": 10_000,
             "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
             "HttpsVerifyPeers": False,
             "ConcurrentJobs": 4,

@@ -47,7 +47,7 @@ def dicom_film(seed=0, sop_class=DX, **tags):
     out.ReferringPhysicianName, out.SeriesNumber, out.InstanceNumber = "", 1, 1
     out.Modality, out.BodyPartExamined, out.ViewPosition = "DX", "CHEST", "PA"
     out.PhotometricInterpretation, out.SamplesPerPixel, out.PixelRepresentation = "MONOCHROME2", 1, 0
-    pixels = film(seed)
+    pixels = film(seed if isinstance(seed, int) else 0)
     out.Rows, out.Columns = pixels.shape
     out.BitsAllocated, out.BitsStored, out.HighBit = 8, 8, 7
     out.PixelData = pixels.tobytes()
