@@ -1,4 +1,5 @@
-# pipeline serve in a container: see docs/web.md for how to run it (read-only root, a tmpfs for /tmp, an API key).
+# pipeline serve in a container: see docs/web.md for how to run it (read-only root, a tmpfs for /tmp, an API key); and
+# pipeline listen: see docs/hospital.md and docs/deploy/compose.yaml.
 # Two steps, so that the image holds no build tools: the environment is made in the first and copied into the second.
 
 FROM python:3.12-slim AS build
@@ -11,10 +12,11 @@ COPY data ./data
 COPY models ./models
 COPY stages ./stages
 COPY pipeline ./pipeline
-RUN /opt/venv/bin/pip install --constraint constraints.txt '.[web]'
+RUN /opt/venv/bin/pip install --constraint constraints.txt '.[dicom,web]'
 
 FROM python:3.12-slim
-RUN useradd --uid 10001 --user-group --no-create-home --home-dir /tmp --shell /usr/sbin/nologin cxr
+RUN useradd --uid 10001 --user-group --no-create-home --home-dir /tmp --shell /usr/sbin/nologin cxr \
+    && install -d -o cxr -g cxr -m 700 /results
 COPY --from=build /opt/venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \

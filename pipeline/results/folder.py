@@ -11,6 +11,7 @@
       journal.jsonl    one line per finished input, with the checksums of its files: what a run goes on from
       run.log          tracebacks of films that failed in a way nobody foresaw; absent where there are none
       report.html      all of it to look at, made from the files above by `report.report`
+      spool/  pulled/  sent.jsonl  left_alone.csv    of `listen` and `run --from`, see `dicom.spool` and `dicom.send`
       left_out.csv     files among the inputs that are no films, with the reason; absent where all are
       shard.csv        of a shard only: the key of each of its inputs, and its place among all of them
 """

@@ -3,8 +3,8 @@
     make demo-hospital
     python -m tests.hospital.demo --films 200
 
-Orthanc runs with a temporary configuration on loopback. Its rule (docs/deploy/orthanc/forward.lua) forwards films that come
-to `pipeline listen`, which sends Segmentation, Structured Report, overlay and Presentation State back.
+Orthanc runs with a temporary configuration on loopback. Its rule (docs/deploy/orthanc/forward.lua) forwards films to
+`pipeline listen`, which sends Segmentation, Structured Report, overlay and Presentation State back.
 Then the node is killed in the middle of many films, and started again. Ends with 1 where something is not as it should.
 """
 
@@ -112,6 +112,7 @@ def one_study(pacs, node):
     study = str(film.StudyInstanceUID)
     wait(lambda: all(modalities(pacs, study)[name] for name in ANSWERS), 180, "not all answers stand in the study")
     print(f"one study: {', '.join(ANSWERS)} stand in it after {time.monotonic() - begun:.1f} s")
+    assert send(node.port, other) == [0]  # as from a rule that forwards whole studies
     wait(lambda: node.state()["waiting"] == 0, 60, "films wait still")
     time.sleep(2)  # for what must not come
     found = modalities(pacs, study)
@@ -121,9 +122,10 @@ def one_study(pacs, node):
             assert answer.PatientID == film.PatientID
             assert answer.AccessionNumber == film.AccessionNumber
             assert answer.Manufacturer == "cxr-pipeline"
-    rows = node.state()["judged"]
-    assert rows["ok"] == 1, rows
-    print(f"  the film from the side was refused, the CT left alone: {node.state()['received']}")
+    state = node.state()
+    assert state["judged"] == {"ok": 1, "refused": 1, "failed": 0}, state["judged"]
+    assert state["received"]["left alone"] == 1, state["received"]
+    print("  the film from the side was refused, the CT left alone; neither has an answer")
 
 
 def killed(pacs, node, count):
