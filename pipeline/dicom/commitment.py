@@ -24,7 +24,7 @@ from cxr_pipeline.data.files import sha256_of, write_json
 from cxr_pipeline.dicom.peers import Peer
 
 _SOP_INSTANCE = "1.2.840.10008.1.20.1.1"  # well-known, of the push model
-_SOP_CLASS = "1.2.840.10008.1.20.1"
+SOP_CLASS = "1.2.840.10008.1.20.1"
 _ALL, _SOME = 1, 2  # event types: all are committed; some are not
 _NO_SUCH_OBJECT = 0x0112
 _FIRST, _LONGEST, _GIVE_UP = 2.0, 300.0, 7 * 86_400.0  # seconds
@@ -57,7 +57,7 @@ class Commitment:
             str, tuple[Any, float]
         ] = {}  # name of the request -> the association that it came by, and when
         self._tries: dict[Path, tuple[float, float]] = {}  # when next, and how long to wait after that
-        self._stopping = False
+        self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="cxr-commitment", daemon=True)
 
     def start(self) -> None:
@@ -67,7 +67,7 @@ class Commitment:
     def stop(self) -> None:
         """End; what is not told yet is told after the next start."""
         with self._change:
-            self._stopping = True
+            self._stopping.set()
             self._change.notify_all()
         self._thread.join(10)
 
@@ -95,11 +95,11 @@ class Commitment:
     def _run(self) -> None:
         while True:
             with self._change:
-                if self._stopping:
+                if self._stopping.is_set():
                     return
                 self._change.wait(0.5 if self._open or any(self.folder.glob("*.json")) else 5.0)
             for path in sorted(self.folder.glob("*.json")):
-                if self._stopping:
+                if self._stopping.is_set():
                     return
                 self._try(path)
 
@@ -129,7 +129,7 @@ class Commitment:
         if association is not None and association.is_established:
             association.dimse_timeout = _ANSWER
             try:
-                status, _ = association.send_n_event_report(report, kind, _SOP_CLASS, _SOP_INSTANCE)
+                status, _ = association.send_n_event_report(report, kind, SOP_CLASS, _SOP_INSTANCE)
                 if status.get("Status") == 0:
                     return True
             except (RuntimeError, ValueError):  # it was released meanwhile
@@ -159,14 +159,14 @@ class Commitment:
 
         ae = AE(self._title)
         ae.connection_timeout = 10
-        ae.add_requested_context(_SOP_CLASS)
-        role = build_role(_SOP_CLASS, scu_role=False, scp_role=True)
-        tls = {"tls_args": (self._tls, None)} if self._tls is not None else {}
+        ae.add_requested_context(SOP_CLASS)
+        role = build_role(SOP_CLASS, scu_role=False, scp_role=True)
+        tls: dict[str, Any] = {"tls_args": (self._tls, None)} if self._tls is not None else {}
         association = ae.associate(peer.host, peer.port, ae_title=peer.title, ext_neg=[role], **tls)
         if not association.is_established:
             return False
         try:
-            status, _ = association.send_n_event_report(report, kind, _SOP_CLASS, _SOP_INSTANCE)
+            status, _ = association.send_n_event_report(report, kind, SOP_CLASS, _SOP_INSTANCE)
             return status.get("Status") == 0
         finally:
             association.release()

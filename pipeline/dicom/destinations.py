@@ -97,7 +97,7 @@ class StoreScu(Destination):
 
         self.rest()
         wanted = [build_context(one, sorted(syntaxes)) for one, syntaxes in self._syntaxes.items()]
-        tls = {"tls_args": (self._tls, None)} if self._tls is not None else {}
+        tls: dict[str, Any] = {"tls_args": (self._tls, None)} if self._tls is not None else {}
         association = self._ae.associate(self._peer.host, self._peer.port, wanted, self._peer.title, **tls)
         if not association.is_established:
             why = "rejected the association" if association.is_rejected else "cannot be reached"

@@ -202,17 +202,14 @@ def _fetched(web: DICOMwebClient, folder: Path, mode: int, url: str, place: tupl
         file = io.BytesIO()
         dataset.save_as(file, enforce_file_format=True)
         write_bytes(path, file.getvalue(), durable=True, mode=mode)
-    with open(path, "rb") as file:
-        data = file.read()
-    facts = look(data, _class_of(data))
-    return None if facts.left_alone else one
+    return None if look(path.read_bytes(), _class_of(path)).left_alone else one
 
 
-def _class_of(data: bytes) -> str:
+def _class_of(path: Path) -> str:
     from pydicom.filereader import read_file_meta_info
 
     try:
-        return str(read_file_meta_info(io.BytesIO(data)).MediaStorageSOPClassUID)
+        return str(read_file_meta_info(path).MediaStorageSOPClassUID)
     except Exception:  # the reader says what is wrong with it
         return next(iter(FILMS))
 

@@ -77,7 +77,11 @@ class Listener:
         self, chain: Chain, settings: ListenSettings, destinations: Sequence[Destination] = (), tls: Any = None
     ) -> None:
         self.settings, out = settings, settings.out
-        how = {"outputs": settings.outputs, "batch_size": settings.batch_size, "workers": settings.workers}
+        how: dict[str, Any] = {
+            "outputs": settings.outputs,
+            "batch_size": settings.batch_size,
+            "workers": settings.workers,
+        }
         self.station = Station(chain, out, mode=settings.mode, **how)
         self.counts: Counter[str] = Counter()
         self.recent: deque[dict[str, str]] = deque(maxlen=_SHOWN)

@@ -8,10 +8,11 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from cxr_pipeline.data.files import sha256_of
 from cxr_pipeline.dicom import NodeError
+from cxr_pipeline.dicom.commitment import SOP_CLASS
 from cxr_pipeline.dicom.objects import Facts, look
 from cxr_pipeline.dicom.peers import Peer, checked_title
 from cxr_pipeline.dicom.spool import Spool, name_of
@@ -31,6 +32,7 @@ SYNTAXES = (
     *(f"1.2.840.10008.1.2.4.{number}" for number in (50, 51, 57, 70, 80, 81, 90, 91)),  # JPEG, JPEG-LS, JPEG 2000
     "1.2.840.10008.1.2.5",  # RLE
 )
+_VERIFICATION = "1.2.840.10008.1.1"
 _HANDSHAKE = 10.0  # seconds
 
 _log = logging.getLogger("cxr.dicom")
@@ -85,7 +87,6 @@ class Node:
         commitment: Callable[[Peer, Any, Any], None] | None = None,
     ) -> None:
         from pynetdicom import AE, AllStoragePresentationContexts
-        from pynetdicom.sop_class import StorageCommitmentPushModel, Verification
 
         self.settings, self._spool, self._done, self._told = settings, spool, done, told
         self._commitment = commitment
@@ -96,11 +97,11 @@ class Node:
         self._ae.require_called_aet = True
         if settings.allow:
             self._ae.require_calling_aet = sorted({peer.title for peer in settings.allow})
-        self._ae.add_supported_context(Verification)
+        self._ae.add_supported_context(_VERIFICATION)
         for context in AllStoragePresentationContexts:
             self._ae.add_supported_context(str(context.abstract_syntax), list(SYNTAXES))
         if commitment is not None:
-            self._ae.add_supported_context(StorageCommitmentPushModel)
+            self._ae.add_supported_context(SOP_CLASS)
         self._server: Any = None
         self._arriving: dict[Any, int] = {}  # association -> bytes of the message that is coming
 
@@ -158,12 +159,12 @@ class Node:
     def _store(self, event: Event) -> int:
         if not self._allowed(event):
             return NOT_ALLOWED
-        caller = self._caller(event)
+        caller, request = self._caller(event), cast(Any, event.request)
         facts = Facts("", "")
         try:
             data = event.encoded_dataset()
-            facts = look(data, str(event.request.AffectedSOPClassUID))
-            return self._judged(caller, facts, str(event.request.AffectedSOPInstanceUID), data)
+            facts = look(data, str(request.AffectedSOPClassUID))
+            return self._judged(caller, facts, str(request.AffectedSOPInstanceUID), data)
         except OSError as error:
             self._told("no room", caller, facts, error.strerror or type(error).__name__)
             return NO_ROOM
