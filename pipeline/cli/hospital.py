@@ -173,7 +173,7 @@ def listen(
       pipeline listen --out results
       pipeline listen --out results --bind 0.0.0.0 --allow PACS@10.0.0.5 --send-to PACS@10.0.0.5:104 --http 8080
     """
-    from cxr_pipeline.dicom import check_installed
+    from cxr_pipeline.dicom import NodeError, check_installed
     from cxr_pipeline.results.outputs.asked import asked
 
     check_installed("pipeline listen")
@@ -181,6 +181,7 @@ def listen(
     from cxr_pipeline.dicom.listen import Listener, ListenSettings
     from cxr_pipeline.dicom.node import NodeSettings, tls_context
     from cxr_pipeline.dicom.peers import allowed, known_places
+    from cxr_pipeline.dicom.send import OUTPUT
 
     peers = allowed(allow, bind)
     served = tls_context(tls_cert, tls_key, tls_ca, server=True)
@@ -188,6 +189,8 @@ def listen(
     node = NodeSettings(ae_title, bind, port, peers, refuse_others, tls=served)
     places = [destination(one, ae_title, tls=called, ca=tls_ca) for one in dict.fromkeys(send_to)]
     wanted = asked(outputs or "masks,overlays,regions,dicom", identifiers=identifiers)
+    if send_to and not any(one.name == OUTPUT for one in wanted):
+        raise NodeError("--send-to has nothing to send: add dicom to --outputs, or leave one of the two out")
     page = None
     if http is not None:
         from cxr_pipeline.web import check_installed as check_web

@@ -183,7 +183,10 @@ class Listener:
         keys = [key_of(one.path) for one in taken]
         self.station.secure(keys)
         for one in taken:
-            self.spool.settle(one)
+            try:
+                self.spool.settle(one)
+            except OSError as error:  # it is found done by the next start
+                _log.error("%s: %s", error.filename, error.strerror)
         for sender in self.senders:
             for key in keys:
                 sender.add(key)

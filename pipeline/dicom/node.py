@@ -26,9 +26,10 @@ _LARGEST = 512_000_000  # bytes of one object, which is held in memory until it 
 _PDU = 131_072  # bytes; pynetdicom's own 16 KB cost a large film a second
 _IDLE, _ANSWER = 60, 60  # seconds that an association may be silent, and that a message may take
 
-# Transfer syntaxes that are taken: those that films are read in, so that what a peer holds comes through unchanged.
+# Transfer syntaxes that are taken: those that films are read in, so that what a peer holds comes through unchanged. Not
+# the deflated one: its header cannot be looked at without unfolding all of it, which may be any size.
 SYNTAXES = (
-    *("1.2.840.10008.1.2.1", "1.2.840.10008.1.2", "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.2"),  # uncompressed
+    *("1.2.840.10008.1.2.1", "1.2.840.10008.1.2", "1.2.840.10008.1.2.2"),  # uncompressed
     *(f"1.2.840.10008.1.2.4.{number}" for number in (50, 51, 57, 70, 80, 81, 90, 91)),  # JPEG, JPEG-LS, JPEG 2000
     "1.2.840.10008.1.2.5",  # RLE
 )

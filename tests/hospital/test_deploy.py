@@ -95,6 +95,7 @@ def test_nginx_takes_its_example(tmp_path):
         (["--ae-title", "a" * 17], "16 characters"),
         (["--http", "0", "--http-host", "0.0.0.0"], "API key"),
         (["--outputs", "nonsense"], "no output is called"),
+        (["--outputs", "masks", "--send-to", "PACS@host:104"], "add dicom"),
     ],
 )
 def test_a_node_that_cannot_work_is_refused_before_weights_are_loaded(tmp_path, monkeypatch, words, said):
