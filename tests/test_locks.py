@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-LOCKS = ROOT / "locks"
+LOCKS = ROOT / "configs" / "locks"
 NAME = re.compile(r"^[A-Za-z0-9._-]+")
 
 
@@ -29,7 +29,7 @@ def entries(path: Path) -> dict[str, list[str]]:
     return found
 
 
-@pytest.mark.parametrize("name", ["dev.txt", "web.txt", "tools.txt"])
+@pytest.mark.parametrize("name", ["dev.txt", "image.txt", "tools.txt"])
 def test_every_entry_has_a_version_and_hashes_and_no_host(name):
     found = entries(LOCKS / name)
     assert found
@@ -39,7 +39,7 @@ def test_every_entry_has_a_version_and_hashes_and_no_host(name):
     assert "://" not in (LOCKS / name).read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize(("lock", "extras"), [("dev.txt", ("dev",)), ("web.txt", ("web",))])
+@pytest.mark.parametrize(("lock", "extras"), [("dev.txt", ("dev",)), ("image.txt", ("dicom", "web"))])
 def test_the_locks_hold_what_the_project_asks_for(lock, extras):
     found = entries(LOCKS / lock)
     wanted = [line for line in requires("cxr-pipeline") or () if not line.startswith("cxr-pipeline")]
@@ -50,7 +50,7 @@ def test_the_locks_hold_what_the_project_asks_for(lock, extras):
 
 def test_the_locks_agree_with_the_constraints():
     versions = {line.split(" ;")[0].strip() for line in (ROOT / "constraints.txt").read_text().splitlines()}
-    for name in ("dev.txt", "web.txt"):
+    for name in ("dev.txt", "image.txt"):
         for package, words in entries(LOCKS / name).items():
             for word in words:
                 if "==" in word and word[0].isalpha() and "python" not in word and "platform" not in word:

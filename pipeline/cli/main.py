@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cxr_pipeline.cli import deidentify, export, imports, tools, training, web  # noqa: F401  (their commands join the group)
+from cxr_pipeline.cli import (  # noqa: F401  (their commands join the group)
+    deidentify,
+    export,
+    hospital,
+    imports,
+    tools,
+    training,
+    web,
+)
 from cxr_pipeline.cli.commands import (
     DONE,
     INTERRUPTED,
@@ -22,12 +30,14 @@ from cxr_pipeline.cli.commands import (
     command,
     debugging,
     engine_options,
+    parsed_mode,
     runtime_option,
     site_option,
     threshold_option,
     weights_option,
     workers_option,
 )
+from cxr_pipeline.cli.hospital import check_source, pulled
 from cxr_pipeline.configs.errors import CxrError
 
 if TYPE_CHECKING:
@@ -43,19 +53,15 @@ def _parsed_shard(_context: click.Context, _option: click.Parameter, value: str 
     return int(number), int(count)
 
 
-def _parsed_mode(_context: click.Context, _option: click.Parameter, value: str | None) -> int:
-    try:
-        mode = int(value or "600", 8)
-    except ValueError:
-        mode = -1
-    if mode & ~0o666 or mode & 0o600 != 0o600:
-        raise click.BadParameter(f"it is three digits such as 600, 640 or 644, the first a 6. Received: {value!r}")
-    return mode
-
-
 @command
-@click.argument("inputs", nargs=-1, required=True, type=click.Path(exists=True), metavar="INPUT...")
+@click.argument("inputs", nargs=-1, type=click.Path(exists=True), metavar="INPUT...")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the results.")
+@click.option(
+    "--from",
+    "source",
+    metavar="dicomweb:URL?QUERY",
+    help="Fetch films of a PACS first, into DIR/pulled: docs/hospital.md.",
+)
 @click.option(
     "--stage", type=click.Choice(STAGES), help="Run the chain up to this stage.  [default: all that the weights have]"
 )
@@ -103,7 +109,7 @@ def _parsed_mode(_context: click.Context, _option: click.Parameter, value: str |
     flag_value="pseudonym",
     help="Columns that say whose a film is: as pseudonyms of the site, or plain.  [default: none; alone: pseudonym]",
 )
-@click.option("--mode", callback=_parsed_mode, metavar="OCTAL", help="Permissions of the results.  [default: 600]")
+@click.option("--mode", callback=parsed_mode, metavar="OCTAL", help="Permissions of the results.  [default: 600]")
 @click.option("--verify", is_flag=True, help="Check every file that an earlier call left, not only a sample.")
 @click.option("--overwrite", is_flag=True, help="Discard what another run left in the folder.")
 @click.option(
@@ -115,6 +121,7 @@ def _parsed_mode(_context: click.Context, _option: click.Parameter, value: str |
 def run(
     inputs: tuple[str, ...],
     out: Path,
+    source: str | None,
     stage: str | None,
     also: tuple[str, ...],
     config: str | None,
@@ -158,6 +165,7 @@ def run(
       pipeline run a.png b.dcm --out results --stage segment
       pipeline run films/ --out part1 --shard 1/2       (and 2/2 elsewhere; then: pipeline merge)
       pipeline run films/ --out results --engine ray    (see docs/cluster.md)
+      pipeline run --from 'dicomweb:https://pacs.example.org/dicom-web?StudyDate=20240131' --out results
     """
     from cxr_pipeline.results.quick import REPORT, finished, has_report
     from cxr_pipeline.run.helper import start_early, stop_early
@@ -173,6 +181,7 @@ def run(
     from cxr_pipeline.run.listing import about_inputs, tell_of_inputs, write_left_out
     from cxr_pipeline.run.spec import ChainSpec
 
+    check_source(inputs, source)
     whose: dict[str, Any] = {"dicom_header": dicom_header, "identifiers": identifiers}
     wanted = asked(outputs, native_heatmaps=native_heatmaps, **whose)
     cluster = {name: value for name, value in cluster.items() if value is not None}
@@ -198,6 +207,7 @@ def run(
         "engine": engine,
         **({"also": list(also)} if also else {}),
         **{name: str(value) for name, value in whose.items() if value is not None},
+        **({"from": source} if source else {}),
         **cluster,
     }
     spec = ChainSpec(
@@ -217,7 +227,8 @@ def run(
     if chain.identity.about["unchecked"]:
         click.echo(f"note: {chain.identity.about['unchecked']}.", err=True)
     left_out: list[LeftOut] = []
-    found = marked_equal(find_inputs(inputs, out=out, left_out=left_out))
+    films = find_inputs(inputs, out=out, left_out=left_out) if inputs else []
+    found = marked_equal([*films, *(pulled(source, out, mode) if source else ())])
     for sentence in tell_of_inputs(found, left_out, out):
         click.echo(sentence, err=True)
     chain.identity.about.update(about_inputs(found, left_out))
@@ -307,7 +318,7 @@ def screen(folder: Path, threshold: float | None, site: Path | None, report: boo
 @command
 @click.argument("folders", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path), metavar="DIR...")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for all results.")
-@click.option("--mode", callback=_parsed_mode, metavar="OCTAL", help="Permissions of the results.  [default: 600]")
+@click.option("--mode", callback=parsed_mode, metavar="OCTAL", help="Permissions of the results.  [default: 600]")
 def merge(folders: tuple[Path, ...], out: Path, mode: int) -> int:
     """Join the folders of all shards of a run, as if one run had judged all inputs.
 

@@ -7,6 +7,7 @@ import socket
 from contextlib import suppress
 
 import uvicorn
+from fastapi import FastAPI
 
 from cxr_pipeline.about import NOTICE
 from cxr_pipeline.run.chain import Chain
@@ -41,9 +42,14 @@ def serve(settings: Settings, chain: Chain) -> None:
 
 
 def config(settings: Settings, chain: Chain) -> uvicorn.Config:
+    """Uvicorn's settings for the server of films."""
+    return server_config(settings, create_app(settings, chain))
+
+
+def server_config(settings: Settings, app: FastAPI) -> uvicorn.Config:
     """Uvicorn's settings: no access log, which holds paths; no trust in forwarded headers; HTTP alone."""
     return uvicorn.Config(
-        create_app(settings, chain),
+        app,
         log_config=None,
         access_log=False,
         server_header=False,
