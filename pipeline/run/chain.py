@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +46,8 @@ def open_chain(spec: ChainSpec, arguments: dict[str, Any] | None = None) -> Chai
         "unchecked": unchecked(chain),
         "versions": versions(),
         "arguments": arguments or {},
+        "date": date.today().isoformat(),
+        "language": spec.language,
     }
     identity = identity_of(chain, runtime=spec.runtime, about=about)
     return Chain(chain, identity, {stage.name: dict(stage.settings) for stage in chain if stage.settings})

@@ -33,6 +33,7 @@ class ChainSpec:
         label: class whose map and regions are shown, in place of the predicted one.
         refuse: False lets films go on that would be refused, with the reasons as warnings.
         threads: cores for each network; None lets it take all.
+        language: of overlays and report, see `texts.LANGUAGES`.
     """
 
     weights: str = "tb"
@@ -45,6 +46,7 @@ class ChainSpec:
     label: str | None = None
     refuse: bool = True
     threads: int | None = None
+    language: str = "en"
 
     def absolute(self) -> ChainSpec:
         """The same for processes in other working folders: paths are absolute, names stay."""
