@@ -1,4 +1,4 @@
-"""The overlay that a person looks at: the film with its lung outline, translucent heat and boxes, over a strip of words.
+"""The overlay that a person looks at: the film with lung outline, translucent heat and boxes, over a strip of words.
 
 The strip says the answer and the score against its threshold, what the colours mean, which file it is of, and what made
 it when.
@@ -178,7 +178,7 @@ def _draw_region(
 
 
 def strip_of(caption: Caption, width: int, height: int) -> np.ndarray:
-    """The strip (height, width, 3) below a film: in a narrow one the result gives way to the notice, and the scale goes.
+    """The strip (height, width, 3) below a film; in a narrow one the result gives way to the notice, the scale goes.
 
     Above: result, notice. Below: what made it, and the scale of the heat's colours.
     """

@@ -57,7 +57,7 @@ def test_a_run_ends_with_its_report(arguments, tmp_path, capsys):
     page = opened(path)
     assert page.json("facts")["threshold"] == 0.25
     text = path.read_text()
-    assert "The threshold is 25.0." in text
+    assert "The threshold is 50.0." in text
     for said in ("0.900 (0.850 to 0.940), n 70", "train 123 (shenzhen 123)", "<td>MIT</td>", "Card of classify"):
         assert said in text
     assert f"<td>{run_info(tmp_path / 'out')['seconds']['total']:.1f}</td>" in text
