@@ -90,6 +90,12 @@ workers_option = click.option(
     help="Threads that read, and write; of ray, actors.  [default: one a core]",
 )
 
+language_option = click.option(
+    "--language",
+    type=click.Choice(("en", "fr", "es", "pt", "hi", "ru")),
+    help="Of overlays, report and page.  [default: English; report: that of the run]",
+)
+
 
 def _listed(_context: click.Context, _option: click.Parameter, value: str | None) -> list[str] | None:
     return [part.strip() for part in value.split(",") if part.strip()] if value else None

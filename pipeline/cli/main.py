@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cxr_pipeline.cli import export, imports, tools, web  # noqa: F401  (whose commands join the group)
+from cxr_pipeline.cli import export, imports, read, tools, web  # noqa: F401  (whose commands join the group)
 from cxr_pipeline.cli.commands import (
     DONE,
     INTERRUPTED,

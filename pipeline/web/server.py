@@ -7,6 +7,7 @@ import socket
 from contextlib import suppress
 
 import uvicorn
+from fastapi import FastAPI
 
 from cxr_pipeline.about import NOTICE
 from cxr_pipeline.run.chain import Chain
@@ -41,9 +42,14 @@ def serve(settings: Settings, chain: Chain) -> None:
 
 
 def config(settings: Settings, chain: Chain) -> uvicorn.Config:
+    """Uvicorn's settings for the server of `create_app`."""
+    return config_of(create_app(settings, chain), settings)
+
+
+def config_of(app: FastAPI, settings: Settings) -> uvicorn.Config:
     """Uvicorn's settings: no access log, which holds paths; no trust in forwarded headers; HTTP alone."""
     return uvicorn.Config(
-        create_app(settings, chain),
+        app,
         log_config=None,
         access_log=False,
         server_header=False,
