@@ -132,6 +132,7 @@ class Pipeline:
         site: a site file, see `pipeline calibrate`.
         threshold: score from which a film is screen positive; None: 50, the threshold of weights or site.
         label: heat map and regions of this class; None takes the predicted one.
+        language: of overlays, see `texts.LANGUAGES`.
 
     Raises:
         models.store.WeightsError: the weights do not exist or cannot be opened.
@@ -150,6 +151,7 @@ class Pipeline:
         site: Path | str | None = None,
         threshold: float | None = None,
         label: str | None = None,
+        language: str = "en",
     ) -> None:
         spec = ChainSpec(
             str(weights),
@@ -160,6 +162,7 @@ class Pipeline:
             site=Path(site) if site is not None else None,
             threshold=threshold,
             label=label,
+            language=language,
         )
         self._chain = spec.open({"api": True, "stage": stage})
 

@@ -23,6 +23,7 @@ from cxr_pipeline.cli.commands import (
     data_option,
     debugging,
     engine_options,
+    language_option,
     log_to_stderr,
     mask_labels_option,
     print_figures,
@@ -96,6 +97,8 @@ def _parsed_mode(_context: click.Context, _option: click.Parameter, value: str |
     default=None,
     help="Write report.html at the end.  [default: up to 2000 films in the folder]",
 )
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="A run setting. Repeatable.")
+@language_option
 @engine_options
 def run(
     inputs: tuple[str, ...],
@@ -118,6 +121,8 @@ def run(
     verify: bool,
     overwrite: bool,
     report: bool | None,
+    overrides: tuple[str, ...],
+    language: str | None,
     engine: str,
     **cluster: Any,
 ) -> int:
@@ -172,9 +177,12 @@ def run(
         "overwrite": overwrite,
         "engine": engine,
         **({"also": list(also)} if also else {}),
+        **({"set": list(overrides)} if overrides else {}),
+        **({"language": language} if language else {}),
         **cluster,
     }
     how = {"runtime": runtime, "config": config, "site": site, "label": label, "refuse": not no_refuse}
+    how |= {"language": language or "en", "overrides": overrides}
     spec = ChainSpec(weights, stage, also, threshold=threshold, **how)
     chain = spec.open(arguments)
     if chain.identity.about["unchecked"]:
@@ -188,7 +196,10 @@ def run(
         said = ", ".join(f"{key} {value}" for key, value in settings.items())
         given = [str(file) for file in (config, site) if file is not None]
         given += (
-            ["--threshold"] * (threshold is not None) + ["--label"] * (label is not None) + ["--no-refuse"] * no_refuse
+            ["--set"] * bool(overrides)
+            + ["--threshold"] * (threshold is not None)
+            + ["--label"] * (label is not None)
+            + ["--no-refuse"] * no_refuse
         )
         click.echo(f"from {' and '.join(given)}, in place of what the weights decide: {name} {said}", err=True)
     options: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "outputs": wanted, "mode": mode}

@@ -24,7 +24,7 @@ LANGUAGES = {
 # Words that code looks up by a value, beside those that stand in it as text.
 WORDS = (
     *("ok", "refused", "failed", "positive", "unsure", "negative", "right", "left", "upper", "middle", "lower"),
-    *("waiting", "running", "done", "bad", "TB", "NTB", "NORM"),
+    *("waiting", "running", "TB"),
 )
 
 

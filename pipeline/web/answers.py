@@ -83,6 +83,8 @@ class Limits(BaseModel):
     forget_after_minutes: float
     kept: bool = Field(description="Whether the operator keeps results on disk.")
     unchecked: str = Field("", description="Why films are not checked for being chest X-rays; empty where they are.")
+    positive: str = Field("", description="The class that films are screened for; empty without one.")
+    cutoff: float | None = Field(None, description="The score from which a film is screen positive.")
     notice: str = NOTICE
 
 

@@ -65,7 +65,7 @@ def create_app(settings: Settings, chain: Chain) -> FastAPI:
             expose_headers=["Location", "Retry-After", "Content-Range", "Content-Disposition"],
         )
     answer_errors(app)
-    for one in (films.router(server), jobs.router(server), about.router(server), pages.router()):
+    for one in (films.router(server), jobs.router(server), about.router(server), pages.router(settings.language)):
         app.include_router(one)
     app.mount("/pages", StaticFiles(directory=pages.PAGES))
     return app
