@@ -57,7 +57,9 @@ def shown():
 def test_texts_are_found_at_all():
     found = shown()
     assert len(found) > 120
-    assert {"research use only", "Previous film", "Choose films", "Write the labels", "{n} screen positive"} <= set(found)
+    assert {"research use only", "Previous film", "Choose films", "Write the labels", "{n} screen positive"} <= set(
+        found
+    )
 
 
 @pytest.mark.parametrize("language", [one for one in LANGUAGES if one != "en"])

@@ -153,21 +153,6 @@ def test_zoom_window_and_invert_change_the_picture_and_end_with_the_film(page):
     assert "invert" not in page.run("document.querySelector('#film').style.filter")
 
 
-def test_a_reload_and_the_back_button_find_the_film_again(page, server):
-    show(page, 0)
-    show(page, 1)
-    second = text(page, "#film-name")
-    address = page.run("location.href")
-    page.open(server + "/docs")
-    page.open(address)
-    page.wait(f"document.querySelector('#film-name').textContent === {second!r}")
-    show(page, 0)
-    page.wait(f"document.querySelector('#film-name').textContent !== {second!r}")
-    page.run("history.back()")
-    page.wait(f"document.querySelector('#film-name').textContent === {second!r}")
-    assert page.errors == []
-
-
 def test_a_job_that_is_gone_says_so(server, tmp_path):
     with tab(tmp_path / "profile") as page:
         page.open(f"{server}/#job={'0' * 32}")
@@ -200,6 +185,21 @@ def test_by_keyboard_alone(page):
         "document.querySelector('#film-name').textContent === document.querySelectorAll('#list .name')[1].textContent"
     )
     assert page.run("document.activeElement.getAttribute('aria-current')") == "true"
+
+
+def test_a_reload_and_the_back_button_find_the_film_again(page, server):
+    show(page, 0)
+    show(page, 1)
+    second = text(page, "#film-name")
+    address = page.run("location.href")
+    page.open(server + "/docs")
+    page.open(address)
+    page.wait(f"document.querySelector('#film-name').textContent === {second!r}")
+    show(page, 0)
+    page.wait(f"document.querySelector('#film-name').textContent !== {second!r}")
+    page.run("history.back()")
+    page.wait(f"document.querySelector('#film-name').textContent === {second!r}")
+    assert page.errors == []
 
 
 def test_the_zip_is_fetched_and_the_job_deleted(page, server, tmp_path):

@@ -331,14 +331,16 @@ async function pictures(film) {
   const wanted = `${job.id}/${film.id}/${film.pictures.length}`;
   if (wanted === drawn) return;
   drawn = wanted;
-  for (const url of urls.splice(0)) URL.revokeObjectURL(url);
   const has = film.pictures.includes("film.png");
   $("stage").hidden = $("controls").hidden = !has;
   if (!has) return;
-  const load = (name) => (film.pictures.includes(name) ? picture(film, name) : null);
+  const made = []; // let go of together, once nothing shows or loads them any more
+  const load = (name) => (film.pictures.includes(name) ? picture(film, name, made) : null);
   const [pixels, mask, heat] = await Promise.all(["film.png", "mask.png", "heatmap.png"].map(load));
-  if (wanted !== drawn) return; // another film was chosen meanwhile
+  if (wanted !== drawn) return made.forEach((url) => URL.revokeObjectURL(url)); // another film was chosen meanwhile
   $("film").src = pixels.src;
+  await $("film").decode().catch(() => null);
+  for (const url of urls.splice(0, urls.length, ...made)) URL.revokeObjectURL(url);
   const regions = (film.result.boxes || []).map((box) => `${box.category}, ${place(box)}`);
   $("stage").setAttribute(
     "aria-label",
@@ -350,11 +352,11 @@ async function pictures(film) {
   settings();
 }
 
-async function picture(film, name) {
+async function picture(film, name, made) {
   const data = await (await ask(`v1/jobs/${job.id}/films/${film.id}/${name}`)).blob();
   const image = new Image();
   const url = URL.createObjectURL(data);
-  urls.push(url);
+  made.push(url);
   image.src = url;
   await image.decode();
   return image;
