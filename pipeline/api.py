@@ -110,7 +110,7 @@ class Results:
         return f"Results({str(self.folder)!r}: {counts})"
 
     def _repr_html_(self) -> str:
-        shown = ("id", "status", "screen", "tb_score", "label", "regions", "error")
+        shown = ("id", "status", "screen", "tb_score", "score", "label", "regions", "error")
         columns = [name for name in shown if self.rows and name in self.rows[0]]
         cells = "".join(f"<th>{html.escape(name)}</th>" for name in columns)
         lines = [f"<tr>{cells}</tr>"]

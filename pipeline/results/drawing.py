@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 
 from cxr_pipeline.data.geometry import resize
+from cxr_pipeline.data.names import printable
 from cxr_pipeline.results import lettering
 from cxr_pipeline.results.heat import heat_at
 from cxr_pipeline.stages.base import Record, Region
@@ -44,7 +45,7 @@ class Made:
     @classmethod
     def of(cls, file: str, about: Mapping[str, Any], version: str) -> Made:
         """From what run.json says of a run. `file` may be a path."""
-        name = file.replace("\\", "/").rsplit("/", 1)[-1]
+        name = printable(file.replace("\\", "/").rsplit("/", 1)[-1])
         weights = str(about.get("weights", "")).rstrip("/\\").replace("\\", "/").rsplit("/", 1)[-1]
         return cls(name, str(about.get("date", "")), weights, version, str(about.get("language", "en")))
 

@@ -35,7 +35,7 @@ from cxr_pipeline.results.filmfiles import FOLDERS, FilmFiles
 from cxr_pipeline.results.identity import Identity, ResultsError
 from cxr_pipeline.results.journal import FolderLock, Journal
 from cxr_pipeline.results.outputs import Output, chosen, columns, output_class, output_names
-from cxr_pipeline.results.outputs.table import Table
+from cxr_pipeline.results.outputs.table import Table, cells
 from cxr_pipeline.results.reader import rows, run_info
 from cxr_pipeline.stages.base import Record
 
@@ -249,7 +249,7 @@ class ResultsFolder:
         """Take over the entry of an input whose pictures are here already: of another process, or another folder."""
         with self._guard:
             self.journal.append(key, entry)
-            self._csv.write(csv_line(self.columns, entry["row"]))
+            self._csv.write(csv_line(self.columns, cells(entry["row"])))
 
     def finish(self, keys: Sequence[str], seconds: dict[str, float], started: str, ended: str) -> dict[str, int]:
         """Put every file into its final form: `keys` in their order, after what earlier runs left of other inputs.

@@ -28,7 +28,8 @@ def readable(text: str) -> bool:
 
 
 def width(text: str, size: int) -> int:
-    """How wide a text is at `size` pixels, in pixels."""
+    """How wide a text is at `size` pixels, in pixels. What is no character counts as a question mark."""
+    text = _sound(text)
     return _set(text, size)[0].shape[1] if text else 0
 
 
@@ -40,6 +41,7 @@ def write(canvas: np.ndarray, text: str, x: int, y: int, size: int, colour: tupl
         x, y: left end of the text, and its base line, in pixels.
         size: of the font, in pixels. colour: in the canvas's order.
     """
+    text = _sound(text)
     if not text:
         return
     letters, rise = _set(text, size)
@@ -51,6 +53,11 @@ def write(canvas: np.ndarray, text: str, x: int, y: int, size: int, colour: tupl
     share = letters[y0 - top : y1 - top, x0 - left : x1 - left, None].astype(np.float32) / 255
     part = canvas[y0:y1, x0:x1]
     part[:] = (part * (1 - share) + np.float32(colour) * share + 0.5).astype(np.uint8)
+
+
+def _sound(text: str) -> str:
+    """The text without what no font can draw: halves of characters, as odd file names have them, and line ends."""
+    return " ".join(text.encode("utf-8", "replace").decode().splitlines())
 
 
 def _set(text: str, size: int) -> tuple[np.ndarray, int]:

@@ -26,6 +26,7 @@ from cxr_pipeline.results.identity import ResultsError
 from cxr_pipeline.results.journal import Journal
 from cxr_pipeline.results.outputs import columns
 from cxr_pipeline.results.outputs.overlays import overlay_jpeg
+from cxr_pipeline.results.outputs.table import cells
 from cxr_pipeline.results.reader import film_file, inside, run_info
 from cxr_pipeline.results.worklist import write_worklist
 from cxr_pipeline.stages.base import OK, fingerprint_of
@@ -162,7 +163,7 @@ def _write(folder: Path, run: dict[str, Any], previous: Rules, decisions: dict[s
                 before[old] += 1
                 now[row["screen"]] += 1
                 changed += old != row["screen"]
-            rows.write(csv_line(names, row))
+            rows.write(csv_line(names, cells(row)))
             entries.write((json.dumps(entry, separators=(",", ":")) + "\n").encode())
         journal.close()
     (folder / REPORT).unlink(missing_ok=True)  # it tells of what was decided before

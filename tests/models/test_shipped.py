@@ -18,6 +18,7 @@ from cxr_pipeline.models.figures.metrics import auroc, dice
 from cxr_pipeline.models.serving import serving_model
 from cxr_pipeline.models.store import (
     KERAS_FILE,
+    LICENCE,
     SERVING_FILE,
     SHIPPED,
     WeightsError,

@@ -153,3 +153,7 @@ def test_letters_that_the_font_lacks_give_english():
     assert not lettering.readable("हिन्दी")
     assert Made(language="hi").say.language == "en"
     assert Made(language="ru").say.language == "ru"
+
+
+def test_a_file_name_that_is_no_text_can_be_drawn():
+    overlay(judged((300, 300)), Made.of('in/\udcff, "é"\n\x1b[31m.png', {}, "1"))

@@ -186,6 +186,11 @@ function leave() {
   for (const url of urls.splice(0)) URL.revokeObjectURL(url);
 }
 
+// The score, under the name that it has for these weights; null without one.
+function scoreOf(result) {
+  return result.tb_score ?? result.score ?? null;
+}
+
 // A film's answer: one class, or of several labels all that were found, the likeliest first.
 function labels(result) {
   const found = (result.label || "").split("|").filter(Boolean);
@@ -197,7 +202,7 @@ function words(film) {
   if (!result) return t(STATES[film.state]);
   if (result.status !== "ok") return t(result.status);
   const answer = labels(result);
-  if (result.tb_score !== null) return `${result.screen ? t(result.screen) : answer.join(", ")} ${result.tb_score.toFixed(1)}`;
+  if (scoreOf(result) !== null) return `${result.screen ? t(result.screen) : answer.join(", ")} ${scoreOf(result).toFixed(1)}`;
   return answer.length > 1 ? `${answer[0]} +${answer.length - 1}` : answer[0] || t("none");
 }
 
@@ -247,7 +252,7 @@ function inOrder() {
     if (at >= 0) return at;
     return result.status === "ok" ? (result.screen ? 3 : 0) : 2;
   };
-  const score = (film) => (film.result && typeof film.result.tb_score === "number" ? film.result.tb_score : -1);
+  const score = (film) => (film.result && typeof scoreOf(film.result) === "number" ? scoreOf(film.result) : -1);
   job.films.sort((a, b) => rank(a) - rank(b) || score(b) - score(a) || (a.id < b.id ? -1 : 1));
 }
 function first() {
@@ -288,13 +293,13 @@ function show(id, move) {
 function facts(film) {
   const result = film.result || {};
   const classes = limits.classes.filter((name) => typeof result[`p_${name}`] === "number");
-  $("score-part").hidden = typeof result.tb_score !== "number";
+  $("score-part").hidden = typeof scoreOf(result) !== "number";
   if (!$("score-part").hidden) {
     $("score-title").textContent = t("{name} score", { name: limits.positive || (limits.classes.includes("TB") ? "TB" : "") });
-    $("score").textContent = result.tb_score.toFixed(1);
+    $("score").textContent = scoreOf(result).toFixed(1);
     const likeliest = t("likeliest {label}", { label: result.label });
     $("verdict").textContent = result.screen ? `${t("screen {screen}", { screen: t(result.screen) })}; ${likeliest}` : likeliest;
-    for (const [name, value] of [["at", result.tb_score], ["cut", limits.cutoff === null ? 50 : limits.cutoff]]) {
+    for (const [name, value] of [["at", scoreOf(result)], ["cut", limits.cutoff === null ? 50 : limits.cutoff]]) {
       for (const end of ["x1", "x2"]) $(name).setAttribute(end, value);
     }
     $("cut").style.display = limits.cutoff === null ? "none" : "";
@@ -316,7 +321,7 @@ function facts(film) {
   const said = (result.boxes || []).map((box) => `${box.category}: ${place(box)}, ${t("score")} ${box.score.toFixed(2)}`);
   $("regions").replaceChildren(...(said.length ? said : result.boxes ? [t("none")] : []).map((text) => element("li", text)));
   const rows = [];
-  if (result.status === "ok" && typeof result.tb_score !== "number" && classes.length)
+  if (result.status === "ok" && typeof scoreOf(result) !== "number" && classes.length)
     rows.push([t("Answer"), labels(result).join(", ") || t("none of the labels")]);
   if (result.width) rows.push([t("size"), `${result.width} x ${result.height} px`]);
   if (typeof result.lung_fraction === "number") rows.push([t("lungs"), t("{share} % of the film", { share: (100 * result.lung_fraction).toFixed(0) })]);
@@ -339,8 +344,10 @@ async function pictures(film) {
   const [pixels, mask, heat] = await Promise.all(["film.png", "mask.png", "heatmap.png"].map(load));
   if (wanted !== drawn) return made.forEach((url) => URL.revokeObjectURL(url)); // another film was chosen meanwhile
   $("film").src = pixels.src;
+  const before = urls.splice(0, urls.length, ...made);
   await $("film").decode().catch(() => null);
-  for (const url of urls.splice(0, urls.length, ...made)) URL.revokeObjectURL(url);
+  for (const url of before) URL.revokeObjectURL(url);
+  if (wanted !== drawn) return;
   const regions = (film.result.boxes || []).map((box) => `${box.category}, ${place(box)}`);
   $("stage").setAttribute(
     "aria-label",
