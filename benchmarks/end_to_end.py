@@ -46,8 +46,8 @@ def write(load: str, images: list[np.ndarray], folder: Path) -> None:
     for number, image in enumerate(images):
         side = 3000 if load == "png3000" else 512 if load == "jpeg512" else 1024
         scale = side / max(image.shape)
-        how = cv2.INTER_CUBIC if scale > 1 else cv2.INTER_AREA
-        image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=how)
+        method = cv2.INTER_CUBIC if scale > 1 else cv2.INTER_AREA
+        image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=method)
         if load == "jpeg512":
             cv2.imwrite(str(folder / f"{number:03}.jpg"), image)
         elif load == "png3000":
@@ -120,26 +120,26 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--loads", nargs="*", default=list(LOADS), choices=LOADS)
     parser.add_argument("--json", type=Path)
-    told = parser.parse_args()
-    said: dict[str, Any] = {}
+    options = parser.parse_args()
+    results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="cxr-bench-") as name:
-        for load in told.loads:
+        for load in options.loads:
             folder = Path(name) / load
-            write(load, films(told.films, LOADS[load]), folder)
-            times: dict[str, list[dict[str, float]]] = {who: [] for who in contestants(told.torch)}
+            write(load, films(options.films, LOADS[load]), folder)
+            times: dict[str, list[dict[str, float]]] = {who: [] for who in contestants(options.torch)}
             decoding = []
-            for _ in range(told.rounds):
-                for who, command in contestants(told.torch).items():
+            for _ in range(options.rounds):
+                for who, command in contestants(options.torch).items():
                     times[who].append(seconds_of(command, who, folder, Path(name) / "out"))
                 decoding.append(decode_only(folder))
-            said[load] = {"films": LOADS[load], "decoding_alone": statistics.median(decoding)}
-            print(f"\n{load}, {LOADS[load]} films; decoding alone {said[load]['decoding_alone']:.2f} s")
+            results[load] = {"films": LOADS[load], "decoding_alone": statistics.median(decoding)}
+            print(f"\n{load}, {LOADS[load]} films; decoding alone {results[load]['decoding_alone']:.2f} s")
             for who, rounds in times.items():
                 line = f"  {who:12}"
                 for kind in ("total", "films"):
                     values = [one[kind] for one in rounds]
                     ratios = [one[kind] / ours[kind] for one, ours in zip(rounds, times["ours"], strict=True)]
-                    said[load].setdefault(who, {})[kind] = {
+                    results[load].setdefault(who, {})[kind] = {
                         "seconds": values,
                         "times_ours": statistics.median(ratios),
                         "spread": [min(ratios), max(ratios)],
@@ -147,8 +147,8 @@ def main() -> None:
                     line += f"  {kind} {statistics.median(values):7.2f} s, {statistics.median(ratios):6.2f} times ours"
                     line += f" ({min(ratios):.2f} to {max(ratios):.2f})"
                 print(line, flush=True)
-    if told.json:
-        told.json.write_text(json.dumps(said, indent=2) + "\n")
+    if options.json:
+        options.json.write_text(json.dumps(results, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -27,13 +27,13 @@ def main() -> None:
     parser.add_argument("--films", type=Path)
     parser.add_argument("--counts", type=int, nargs="*", default=[100, 1000, 10000])
     parser.add_argument("--json", type=Path)
-    told = parser.parse_args()
+    options = parser.parse_args()
     rows = []
-    print("inputs   ms a film   films/s   first result, s   memory, MB")
-    for count in told.counts:
+    print("inputs   ms per film   films/s   first result, s   memory, MB")
+    for count in options.counts:
         with tempfile.TemporaryDirectory(prefix="cxr-bench-") as name:
             first = Path(name) / "first"
-            write("jpeg512", films(told.films, 100), first)
+            write("jpeg512", films(options.films, 100), first)
             folder = Path(name) / "films"
             folder.mkdir()
             sources = sorted(first.iterdir())
@@ -48,19 +48,19 @@ def main() -> None:
                 check=True,
                 cwd=HERE.parent,
             )
-            said = json.loads(answer.stdout.splitlines()[-1])
-        total = said["seconds"]["total"]
+            measured = json.loads(answer.stdout.splitlines()[-1])
+        total = measured["seconds"]["total"]
         row = {
             "inputs": count,
             "ms_a_film": 1000 * total / count,
             "films_a_second": count / total,
-            "first_result_seconds": said["first"] - said["begun"],
-            "peak_memory_mb": said["peak_memory_mb"],
+            "first_result_seconds": measured["first"] - measured["begun"],
+            "peak_memory_mb": measured["peak_memory_mb"],
         }
         rows.append(row)
         print("{:6d} {:11.1f} {:9.1f} {:17.1f} {:12.0f}".format(*row.values()), flush=True)
-    if told.json:
-        told.json.write_text(json.dumps(rows, indent=2) + "\n")
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -36,12 +36,12 @@ def main() -> None:
     given.add_argument("--films", type=int, default=20, dest="count")
     given.add_argument("--resize", type=int, help="Long side that the films are made first.")
     given.add_argument("--json", type=Path)
-    told = given.parse_args()
+    options = given.parse_args()
     cv2.setNumThreads(1)
     chain = ChainSpec("tb", "localize", threads=1).open()
     with tempfile.TemporaryDirectory(prefix="cxr-bench-") as name:
         folder = Path(name)
-        films = judged(chain, told, folder)
+        films = judged(chain, options, folder)
         made = [output_class(one)() for one in output_names() if output_class(one).suffixes] + [Heatmaps(native=True)]
         rows = {}
         for one in made:
@@ -54,20 +54,20 @@ def main() -> None:
     print(f"{len(films)} film(s), long side up to {size} px")
     for key, row in rows.items():
         print(f"{key:22}{row['kb']:9.1f} KB {row['ms']:9.2f} ms")
-    if told.json:
-        told.json.write_text(json.dumps({"films": len(films), "px": size, "outputs": rows}, indent=2) + "\n")
+    if options.json:
+        options.json.write_text(json.dumps({"films": len(films), "px": size, "outputs": rows}, indent=2) + "\n")
 
 
-def judged(chain: object, told: argparse.Namespace, folder: Path) -> list[JudgedFilm]:
+def judged(chain: object, options: argparse.Namespace, folder: Path) -> list[JudgedFilm]:
     """The first films that are ok, after the chain."""
     from cxr_pipeline.data.radiograph import read
 
     out: list[JudgedFilm] = []
-    for item in find_inputs([told.films]):
+    for item in find_inputs([options.films]):
         path = Path(item.path)
-        if told.resize:
+        if options.resize:
             image = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
-            scale = told.resize / max(image.shape)
+            scale = options.resize / max(image.shape)
             path = folder / "film.png"
             cv2.imwrite(str(path), cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA))
         record = Record(read(path, id=f"film{len(out)}"))
@@ -75,7 +75,7 @@ def judged(chain: object, told: argparse.Namespace, folder: Path) -> list[Judged
             (record,) = stage.run([record])
         if record.ok:
             out.append(JudgedFilm(record, record.radiograph.id, item.path, "", folder, chain.identity))
-        if len(out) == told.count:
+        if len(out) == options.count:
             break
     return out
 

@@ -1,7 +1,8 @@
 """The chain that a person would write first, with Keras: one film after the other, `predict`, a gradient tape.
 
-The same networks and the same outputs (mask, overlay, a row a film) as `pipeline run`, without its threads, batches and
-serving graphs. A peer to measure against, not part of the product: python benchmarks/plain_keras.py FOLDER OUT
+The same networks and the same outputs (mask, overlay, one row per film) as `pipeline run`, without its threads,
+batches and serving graphs. A peer to measure against, not part of the product:
+python benchmarks/plain_keras.py FOLDER OUT
 """
 
 from __future__ import annotations

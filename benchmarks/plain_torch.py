@@ -1,7 +1,7 @@
 """The same chain in PyTorch, written with care: batches of eight, channels last, no gradients, maps in closed form.
 
 Networks of the same shape as ours with random weights (speed does not depend on them), the same outputs (mask, overlay,
-a row a film). Needs torch, torchvision, segmentation-models-pytorch, opencv and pydicom in the Python that runs it:
+a row per film). Needs torch, torchvision, segmentation-models-pytorch, opencv and pydicom in the Python that runs it:
 python benchmarks/plain_torch.py FOLDER OUT
 """
 

@@ -1,4 +1,4 @@
-"""Whether reading and augmenting films keeps a network waiting in training: share of the time, and films a second.
+"""Whether reading and augmenting films keeps a network waiting in training: share of the time, and films per second.
 
     python benchmarks/training.py --data MANIFEST [--stage segment|classify] [--batches 40] [--rounds 3]
 
@@ -52,10 +52,10 @@ def main() -> None:
     parser.add_argument("--stage", choices=["segment", "classify"], default="segment")
     parser.add_argument("--batches", type=int, default=40)
     parser.add_argument("--rounds", type=int, default=3)
-    told = parser.parse_args()
+    options = parser.parse_args()
     config = load_config("tb", ["classify.encoder_weights=null", "segment.encoder_weights=null"])
-    films = read_manifest(told.data).select(split="train", has_mask=True)
-    if told.stage == "segment":
+    films = read_manifest(options.data).select(split="train", has_mask=True)
+    if options.stage == "segment":
         size, batch_size, augmentation = config.segment.size, config.segment.fit.batch_size, segment_augmentation
         model = build_unet(size, decoder_filters=config.segment.decoder_filters)
         model.compile("adam", DiceCrossEntropy(), jit_compile=False)
@@ -66,11 +66,11 @@ def main() -> None:
         model.compile("adam", "categorical_crossentropy", jit_compile=False)
     with tempfile.TemporaryDirectory() as cache:
         images, masks = (np.array(array) for array in arrays_of(films, size, Path(cache)))
-    repeats = -(-told.batches * batch_size // len(images))
+    repeats = -(-options.batches * batch_size // len(images))
     images, masks = np.tile(images, (repeats, 1, 1)), np.tile(masks, (repeats, 1, 1))
-    images, masks = images[: told.batches * batch_size], masks[: told.batches * batch_size]
+    images, masks = images[: options.batches * batch_size], masks[: options.batches * batch_size]
     targets, encode = None, encode
-    if told.stage == "classify":
+    if options.stage == "classify":
         targets = np.eye(3, dtype=np.float32)[np.arange(len(images)) % 3]
 
         def encode(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -82,7 +82,7 @@ def main() -> None:
     again = Again(batches[0], len(batches))
     model.fit(again, epochs=1, verbose=0)  # compiles
     seconds: dict[str, list[float]] = {"as they come": [], "network alone": [], "preparing alone": []}
-    for _ in range(told.rounds):
+    for _ in range(options.rounds):
         for name, data in (("as they come", batches), ("network alone", again)):
             begun = time.perf_counter()
             model.fit(data, epochs=1, verbose=0, shuffle=False)

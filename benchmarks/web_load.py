@@ -31,7 +31,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def load(address: str, films: list[bytes], clients: int, seconds: float, key: str = "") -> dict:
-    """Figures: films answered, lost (by reason), turned away and sent again, seconds of an answer, films a second."""
+    """Figures: films answered, lost (by reason), turned away and sent again, seconds of an answer, films per second."""
     times: list[float] = []
     counts: Counter = Counter()
     reasons: Counter = Counter()
@@ -97,7 +97,7 @@ def post(address: str, film: bytes, key: str) -> int:
         try:
             connection.request("POST", "/v1/analyze", body, headers)
             answer = connection.getresponse()
-            said = json.loads(answer.read())
+            fields = json.loads(answer.read())
         finally:
             connection.close()
         if answer.status == 429:
@@ -105,8 +105,8 @@ def post(address: str, film: bytes, key: str) -> int:
             time.sleep(float(answer.headers["Retry-After"]))
             continue
         if answer.status != 200:
-            raise RuntimeError(f"status {answer.status}, {said.get('code')}")
-        if said["sha256"] != hashlib.sha256(film).hexdigest():
+            raise RuntimeError(f"status {answer.status}, {fields.get('code')}")
+        if fields["sha256"] != hashlib.sha256(film).hexdigest():
             raise RuntimeError("the answer of another film")
         return away
 

@@ -183,10 +183,10 @@ class ClassifyConfig(_Section):
     )
     resolve_head: bool = Field(False, description="solve the last layer again on the encoder as fine-tuned")
     uncertain: Literal["ignore", "zeros", "ones"] = Field(
-        "ignore", description="what an uncertain label counts as in training with several labels a film"
+        "ignore", description="what an uncertain label counts as in training with several labels per film"
     )
     label_weights: bool = Field(
-        True, description="several labels a film: weigh each label's films so that both answers contribute equally"
+        True, description="several labels per film: weigh each label's films so that both answers contribute equally"
     )
     head_passes: int = Field(3, ge=1, description="first step: augmented passes that the last layer is solved on")
     assumed_mix: dict[str, float] | None = Field(

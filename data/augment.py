@@ -91,7 +91,7 @@ class LungOpacities(A.ImageOnlyTransform):
         kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * reach + 1, 2 * reach + 1))
         cloud = cv2.GaussianBlur(cv2.dilate(cloud, kernel), (0, 0), reach)
         spots = np.random.default_rng(self.py_random.getrandbits(32)).normal(0, 1, (8, 8)).astype(np.float32)
-        cloud *= 1 + 0.1 * cv2.resize(spots, (width, height), interpolation=cv2.INTER_CUBIC)
+        cloud = cloud * (1 + 0.1 * cv2.resize(spots, (width, height), interpolation=cv2.INTER_CUBIC))
         return {"cloud": np.clip(cloud, 0, 1), "level": self.py_random.uniform(0.75, 0.97)}
 
     def apply(self, img: np.ndarray, cloud: np.ndarray, level: float, **params: Any) -> np.ndarray:

@@ -18,7 +18,7 @@ def kept_arrays(
     shapes: dict[str, tuple[int, ...]],
     rows: Callable[[], Iterable[tuple[int, dict[str, np.ndarray]]]],
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Arrays of uint8, one row a film, read back from `folder` where they have been made before.
+    """Arrays of uint8, one row per film, read back from `folder` where they have been made before.
 
     Args:
         folder: where the arrays lie; made if needed.

@@ -28,17 +28,17 @@ def findings(pixels: np.ndarray, colour: np.ndarray | None) -> tuple[list[tuple[
         pixels: (H, W) float32 in [0, 1].
         colour: (h, w, 3) uint8 RGB, a copy of at most 512 px; None where the picture is grey.
     """
-    against = []
+    reasons = []
     if (where := seam(pixels)) is not None:
-        against.append(
+        reasons.append(
             (
                 "several_films",
                 f"a seam ({where}) runs through the middle of the picture, with contents on both sides: it shows two "
                 "films. Give each as a file of its own",
             )
         )
-    more, remarks = _by_colour(colour) if colour is not None else ([], [])
-    return [*against, *more], remarks
+    of_colour, remarks = _by_colour(colour) if colour is not None else ([], [])
+    return [*reasons, *of_colour], remarks
 
 
 def _by_colour(colour: np.ndarray) -> tuple[list[tuple[str, str]], list[str]]:

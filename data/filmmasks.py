@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from cxr_pipeline.configs.errors import CxrError
+from cxr_pipeline.data.geometry import Box
 from cxr_pipeline.data.manifest import IN_COLUMN, Manifest
 from cxr_pipeline.data.masks import fault_of, fitted, read_mask, side_by_side
 from cxr_pipeline.data.names import brief
@@ -88,7 +89,7 @@ def mask_faults(data: Manifest, *, progress: Callable[[int], None] | None = None
 
     Films are looked at by their headers; one that cannot be read is not a fault of its mask.
     """
-    rows = data.select(has_mask=True).table.to_dict("records")
+    rows = data.select(has_mask=True).rows()
 
     def one(row: dict[str, Any]) -> str:
         try:
@@ -137,10 +138,10 @@ def box_faults(data: Manifest) -> list[str]:
         size = size_of_film(data.path(str(image)))
         if size is None:
             continue
-        for row in boxes.itertuples():
-            if row.x < -1 or row.y < -1 or row.x + row.w > size[1] + 1 or row.y + row.h > size[0] + 1:
+        for box in (Box(*corners) for corners in boxes[list("xywh")].itertuples(index=False, name=None)):
+            if box.x < -1 or box.y < -1 or box.x + box.w > size[1] + 1 or box.y + box.h > size[0] + 1:
                 faults.append(
-                    f"{brief(image)}: the box x {row.x:g}, y {row.y:g}, w {row.w:g}, h {row.h:g} reaches outside the "
+                    f"{brief(image)}: the box x {box.x:g}, y {box.y:g}, w {box.w:g}, h {box.h:g} reaches outside the "
                     f"film of {size[1]}x{size[0]} pixels"
                 )
     return faults

@@ -46,6 +46,10 @@ class Box(NamedTuple):
         dx, dy = self.w * margin, self.h * margin
         return Box(self.x - dx, self.y - dy, self.w + 2 * dx, self.h + 2 * dy)
 
+    def scaled(self, down: float, across: float) -> Box:
+        """The box on a film that is so many times as high and as wide."""
+        return Box(self.x * across, self.y * down, self.w * across, self.h * down)
+
     def rounded(self) -> Box:
         """The smallest box of whole pixels that holds this one."""
         x0, y0 = int(np.floor(self.x)), int(np.floor(self.y))
@@ -70,17 +74,47 @@ def resize(image: np.ndarray, height: int, width: int, *, nearest: bool = False)
     return cv2.resize(image, (width, height), interpolation=how)
 
 
+def coarse(size: tuple[int, int], aspect: float, grid: int) -> bool:
+    """Whether a film (height, width) has oblong pixels, and so few along their longer side that a grid shows it.
+
+    A film of many pixels is made square by the averaging that takes it to the grid.
+    """
+    return aspect != 1 and size[0 if aspect > 1 else 1] < 2 * grid
+
+
+def squared(image: np.ndarray, aspect: float) -> np.ndarray:
+    """A film with oblong pixels as one with square ones: as fine along its coarse side as along the other.
+
+    A pixel twice as high as wide holds the mean of what lies in it. Plain interpolation blurs these means once more,
+    and the networks read sharpness: so the result is corrected by what its own means differ from the film.
+
+    Args:
+        image: (H, W) float.
+        aspect: height of a pixel divided by its width.
+
+    Returns:
+        (H x aspect, W) or (H, W / aspect), of the same type.
+    """
+    height, width = image.shape
+    size = (width, max(1, round(height * aspect))) if aspect > 1 else (max(1, round(width / aspect)), height)
+    fine = cv2.resize(image, size, interpolation=cv2.INTER_LANCZOS4)
+    missing = image - cv2.resize(fine, (width, height), interpolation=cv2.INTER_AREA)
+    fine += cv2.resize(missing, size, interpolation=cv2.INTER_LANCZOS4)
+    return np.clip(fine, image.min(), image.max(), out=fine)
+
+
 @dataclass(frozen=True)
 class Frame:
     """A native rectangle of whole pixels, shown on a grid of `grid` = (height, width).
 
     The rectangle may reach outside the film; what lies outside is filled with 0 on the way in and cut
-    off on the way back.
+    off on the way back. `aspect` is the height of a native pixel divided by its width: see `squared`.
     """
 
     native: tuple[int, int]
     box: Box
     grid: tuple[int, int]
+    aspect: float = 1.0
 
     def __post_init__(self) -> None:
         if self.box.w < 1 or self.box.h < 1 or min(self.grid) < 1 or min(self.native) < 1:
@@ -99,7 +133,7 @@ class Frame:
         height, width = native
         side = max(height * aspect, width)
         across, down = max(width, round(side)), max(height, round(side / aspect))
-        return cls(native, Box((width - across) // 2, (height - down) // 2, across, down), (size, size))
+        return cls(native, Box((width - across) // 2, (height - down) // 2, across, down), (size, size), aspect)
 
     @classmethod
     def crop(cls, native: tuple[int, int], box: Box, size: int) -> Frame:
@@ -123,7 +157,10 @@ class Frame:
             whole = np.zeros((bh, bw, *image.shape[2:]), image.dtype)
             whole[y0 - by : y1 - by, x0 - bx : x1 - bx] = part
             part = whole
-        return resize(np.ascontiguousarray(part), *self.grid, nearest=nearest)
+        part = np.ascontiguousarray(part)
+        if part.ndim == 2 and part.dtype.kind == "f" and coarse(part.shape, self.aspect, max(self.grid)):
+            part = squared(part, self.aspect)
+        return resize(part, *self.grid, nearest=nearest)
 
     def to_native(self, grid: np.ndarray, *, nearest: bool = False) -> np.ndarray:
         """A map on the grid, at native size (H, W) or (H, W, C); 0 outside the frame's box."""

@@ -22,6 +22,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -29,7 +30,7 @@ from cxr_pipeline.configs.errors import CxrError
 from cxr_pipeline.data.classfolders import SPLIT_NAMES, rows_of
 from cxr_pipeline.data.geometry import Box
 from cxr_pipeline.data.names import FileIndex, brief, printable
-from cxr_pipeline.data.tables import Table, TableError, column_named, read_table
+from cxr_pipeline.data.tables import Table, TableError, column_named, read_table, row_dicts
 
 COLUMNS = ("image", "mask", "label", "patient", "source", "split", "findings")
 SPLITS = ("train", "val", "test", "external")
@@ -57,8 +58,8 @@ class Manifest:
     """Films with what is known of them.
 
     Attributes:
-        table: one row a film; the columns of `COLUMNS` always exist (empty text where unknown; `patient` is the image's
-            path and `source` "unknown" where not given), further ones are kept.
+        table: one row per film; the columns of `COLUMNS` always exist (empty text where unknown; `patient` is the
+            image's path and `source` "unknown" where not given), further ones are kept.
         root: folder that relative paths start from.
         boxes: lesion boxes in native pixels, columns `BOX_COLUMNS`; may be empty.
         has_classes: whether labels were made classes already, see `relabelled`.
@@ -71,6 +72,10 @@ class Manifest:
 
     def __len__(self) -> int:
         return len(self.table)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The films as dicts by column, in the order of the table."""
+        return row_dicts(self.table)
 
     def select(
         self,
@@ -101,13 +106,13 @@ class Manifest:
             return self
 
         def class_name(label: str, findings: str) -> str:
-            said = [label, *findings.split("|")]
+            named = [label, *findings.split("|")]
             for name, values in class_of.items():
-                if any(means(text, values) for text in said):
+                if any(means(text, values) for text in named):
                     return name
             return ""
 
-        labels = [class_name(row.label, row.findings) for row in self.table.itertuples()]
+        labels = [class_name(row["label"], row["findings"]) for row in self.rows()]
         return replace(self, table=self.table.assign(label=labels), has_classes=True)
 
     def path(self, image: str) -> Path:
@@ -210,7 +215,7 @@ def _normal(read: Table) -> pd.DataFrame:
         table[column] = ["|".join(filter(None, map(str.strip, text.split("|")))) for text in table[column]]
     table["split"] = [SPLIT_NAMES.get(text.casefold(), text) for text in table["split"]]
     table["source"] = table["source"].where(table["source"] != "", "unknown")
-    table["mask"] = [masks_in(row) for row in table.to_dict("records")]
+    table["mask"] = [masks_in(row) for row in row_dicts(table)]
     return table
 
 
@@ -226,15 +231,15 @@ def _found_files(table: pd.DataFrame, root: Path, numbers: Sequence[int], rename
             renamed[image] = found
         if problem:
             missing += problem == _ABSENT
-            said = f"{problem} in {root}" if problem == _ABSENT else problem
-            faults.append(f"row {number}: image {brief(image)} {said}")
+            message = f"{problem} in {root}" if problem == _ABSENT else problem
+            faults.append(f"row {number}: image {brief(image)} {message}")
         parts = []
         for part in filter(None, mask.split("|")):
             name, problem = index.find(part) if not part.startswith(IN_COLUMN) else (part, "")
             parts.append(name)
             if problem:
-                said = f"{problem} in {root}" if problem == _ABSENT else problem
-                faults.append(f"row {number}: mask {brief(part)} {said}")
+                message = f"{problem} in {root}" if problem == _ABSENT else problem
+                faults.append(f"row {number}: mask {brief(part)} {message}")
         masks.append("|".join(parts))
     if "heart_mask" in table.columns:
         table["heart_mask"] = [
@@ -279,27 +284,27 @@ def masks_in(row: Mapping[str, str]) -> str:
 
 def _row_faults(manifest: Manifest, classes: Sequence[str] | None, numbers: Sequence[int]) -> list[str]:
     faults: list[str] = []
-    table = manifest.table
     first_split: dict[str, tuple[str, int]] = {}
     first_row: dict[str, int] = {}
-    for number, row in zip(numbers, table.itertuples(), strict=True):
-        if row.image == "":
+    for number, row in zip(numbers, manifest.rows(), strict=True):
+        image, label, split, patient = row["image"], row["label"], row["split"], row["patient"]
+        if image == "":
             faults.append(f"row {number}: no image")
             continue
-        if row.image in first_row:
-            faults.append(f"row {number}: {brief(row.image)} stands in row {first_row[row.image]} already")
-        first_row.setdefault(row.image, number)
-        if classes is not None and row.label and row.label not in classes:
-            alike = [name for name in classes if name.casefold() == row.label.casefold()]
+        if image in first_row:
+            faults.append(f"row {number}: {brief(image)} stands in row {first_row[image]} already")
+        first_row.setdefault(image, number)
+        if classes is not None and label and label not in classes:
+            alike = [name for name in classes if name.casefold() == label.casefold()]
             meant = f". Write {alike[0]!r}" if alike else ""
-            faults.append(f"row {number}: label {brief(row.label)!r} is not one of {', '.join(classes)}{meant}")
-        if row.split and row.split not in SPLITS:
-            faults.append(f"row {number}: split {brief(row.split)!r} is not one of {', '.join(SPLITS)}")
-        elif row.split:
-            seen, where = first_split.setdefault(row.patient, (row.split, number))
-            if seen != row.split:
+            faults.append(f"row {number}: label {brief(label)!r} is not one of {', '.join(classes)}{meant}")
+        if split and split not in SPLITS:
+            faults.append(f"row {number}: split {brief(split)!r} is not one of {', '.join(SPLITS)}")
+        elif split:
+            seen, where = first_split.setdefault(patient, (split, number))
+            if seen != split:
                 faults.append(
-                    f"row {number}: patient {brief(row.patient)!r} is in split {row.split!r} here and {seen!r} in row "
+                    f"row {number}: patient {brief(patient)!r} is in split {split!r} here and {seen!r} in row "
                     f"{where}; a patient belongs to one split"
                 )
     return faults

@@ -7,7 +7,6 @@ side by side and as tall as lungs are; a message names them. What is no mask rai
 
 from __future__ import annotations
 
-import io
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,10 +15,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from cxr_pipeline.data.radiograph import MAX_PIXELS, RadiographError
+from cxr_pipeline.data.maskfiles import samples_of
+from cxr_pipeline.data.radiograph import RadiographError
 
 log = logging.getLogger("cxr.masks")
 
+_FEW_LABELS = 8  # a label map that was saved as JPEG holds so many, and grey levels around each
+_SNAP, _LEAST_LABEL, _MEANT = 0.04, 0.01, 0.95  # of the range; of the picture; of the picture that lies near a label
 _MOST_LABELS = 64  # a picture with more values is no label map
 _FILE_BYTES = 256 * 1024 * 1024  # larger than any mask; a JSON of polygons of a whole data set is the largest kind
 # Masks of lungs, 827 of three public sets: the lower lung is at least 0.29 of the film high, and the smaller one 0.4 of
@@ -100,7 +102,7 @@ def values_of(path: Path) -> Values:
             path, f"the mask cannot be read ({error.strerror or error}). Check the path", "mask"
         ) from None
     try:
-        samples, palette = _samples(raw, path)
+        samples, palette = samples_of(raw, path)
     except RadiographError:
         raise
     except Exception as error:  # decoders raise whatever they like on damaged files
@@ -111,58 +113,6 @@ def values_of(path: Path) -> Values:
     if samples.ndim == 2 and palette is None:
         return _grey(samples)
     return _coloured(samples, palette)
-
-
-def _samples(raw: bytes, path: Path) -> tuple[np.ndarray, np.ndarray | None]:
-    """Samples (H, W) or (H, W, C) in the order red, green, blue, alpha; the palette (N, 3 or 4) where there is one."""
-    if raw[:6] == b"\x93NUMPY":
-        array = np.load(io.BytesIO(raw), allow_pickle=False)
-        return _flat(array, path), None
-    if raw[128:132] == b"DICM":
-        from cxr_pipeline.data.radiograph import read
-
-        return np.round(read(path).pixels * 65535).astype(np.int32), None
-    from PIL import Image
-
-    Image.MAX_IMAGE_PIXELS = None  # the limit is ours
-    with Image.open(io.BytesIO(raw)) as image:
-        if image.width * image.height > MAX_PIXELS:
-            raise RadiographError(path, "the mask has more pixels than any film. Scale it down", "mask")
-        if image.mode == "P":
-            return np.asarray(image).astype(np.int32), _palette(image)
-        if image.mode not in ("RGB", "RGBA"):
-            if image.mode == "CMYK":
-                image = image.convert("RGB")
-            return _flat(np.asarray(image), path), None
-        # Pillow narrows 16-bit colours to 8 bits, where 1 and 255 become 0.
-        wide = cv2.imdecode(np.frombuffer(raw, np.uint8), cv2.IMREAD_UNCHANGED) if image.format != "GIF" else None
-        if wide is not None and wide.dtype == np.uint16 and wide.ndim == 3:
-            return wide[..., [2, 1, 0, *range(3, wide.shape[2])]].astype(np.int32), None
-        return np.asarray(image).astype(np.int32), None
-
-
-def _palette(image: object) -> np.ndarray:
-    """Colours (N, 4) of a palette picture, alpha last."""
-    rgb = np.array(image.getpalette("RGB") or [0, 0, 0], np.int32).reshape(-1, 3)  # type: ignore[attr-defined]
-    alpha = np.full((len(rgb), 1), 255, np.int32)
-    transparent = image.info.get("transparency")  # type: ignore[attr-defined]
-    if isinstance(transparent, bytes):
-        alpha[: len(transparent), 0] = list(transparent)[: len(rgb)]
-    return np.hstack([rgb, alpha])
-
-
-def _flat(array: np.ndarray, path: Path) -> np.ndarray:
-    """Samples of one plane, or of colours; grey with alpha becomes colours."""
-    if array.dtype == bool:
-        array = array.astype(np.uint8)
-    if array.dtype.kind not in "uif":
-        raise RadiographError(path, f"the mask holds no numbers ({array.dtype})", "mask")
-    array = np.squeeze(array) if array.ndim > 3 or 1 in array.shape[-1:] else array
-    if array.ndim == 3 and array.shape[2] == 2:
-        array = array[..., [0, 0, 0, 1]]
-    if array.ndim not in (2, 3) or 0 in array.shape or (array.ndim == 3 and array.shape[2] not in (3, 4)):
-        raise RadiographError(path, f"the mask has the shape {array.shape}. Give one picture", "mask")
-    return array
 
 
 def _grey(samples: np.ndarray) -> Values:
@@ -184,6 +134,10 @@ def _coloured(samples: np.ndarray, palette: np.ndarray | None) -> Values:
         used = np.unique(samples)
         rgba = palette[np.minimum(np.arange(int(used.max()) + 1), len(palette) - 1)]
         if (rgba[used, 0] == rgba[used, 1]).all() and (rgba[used, 1] == rgba[used, 2]).all():
+            if (
+                np.ptp(rgba[used], axis=0).max() == 0 and len(used) > 1
+            ):  # a palette that nobody filled in: the numbers are meant
+                return _grey(samples)
             if np.ptp(rgba[used, 3]) == 0:  # a grey ramp
                 return _grey(rgba[samples, 0])
         elif np.ptp(rgba[used, 3]) == 0:  # values are called by their number, as labelling tools do
@@ -236,6 +190,8 @@ def lung_of(values: Values, path: str | Path, labels: Sequence[str | int] | None
         middle = (values.index > 0) & (values.index < count - 1)
         if _thin(middle):  # soft edges between two values
             return (values.levels[values.index] > values.levels[[0, -1]].mean()).astype(np.uint8)
+    if count > _FEW_LABELS and not values.colours and (clear := _snapped(values)) is not None:
+        return lung_of(clear, path, labels)
     if count > _MOST_LABELS:
         low, high = values.levels[0], values.levels[-1]
         share = (values.levels[values.index] - low) / (high - low)
@@ -249,6 +205,28 @@ def lung_of(values: Values, path: str | Path, labels: Sequence[str | int] | None
             )
         return (share > 0.5).astype(np.uint8)
     return _obvious(values, path, background)
+
+
+def _snapped(values: Values) -> Values | None:
+    """A label map that was saved as JPEG, with the few levels that it was drawn in; None where it is none."""
+    shares = np.bincount(values.index.ravel(), minlength=len(values.levels)) / values.index.size
+    reach = _SNAP * float(values.levels[-1] - values.levels[0])
+    near = np.abs(values.levels[:, None] - values.levels[None]) <= reach
+    sums = near @ shares
+    peaks: list[int] = []
+    for place in np.argsort(-shares, kind="stable"):
+        if sums[place] >= _LEAST_LABEL and all(abs(values.levels[place] - values.levels[p]) > 2 * reach for p in peaks):
+            peaks.append(int(place))
+    if not 2 < len(peaks) <= _FEW_LABELS or shares[near[peaks].any(axis=0)].sum() < _MEANT:
+        return None
+    levels = np.sort(values.levels[peaks])
+    nearest = np.abs(values.levels[:, None] - levels[None]).argmin(axis=1).astype(np.int32)
+    index = cv2.medianBlur(nearest[values.index].astype(np.uint8), 5).astype(
+        np.int32
+    )  # edges pass through other labels
+    if any(_thin(index == number) for number in range(len(levels))):  # soft edges, then
+        return None
+    return Values(index.astype(np.int32), tuple(f"{level:g}" for level in levels), levels)
 
 
 def _named(values: Values, path: str | Path, labels: Sequence[str | int]) -> np.ndarray:

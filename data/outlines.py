@@ -4,6 +4,7 @@
 
     run lengths    "start length start length ..."   from 1, down the columns (Kaggle) or along the rows (CheXmask)
     COCO           images, annotations with `segmentation`: polygons, or {"counts": ..., "size": [height, width]}
+                   {"counts": ..., "size": ...} alone too
     LabelMe        shapes with `points`, imageHeight, imageWidth
 """
 
@@ -75,6 +76,8 @@ def mask_in_json(path: Path, size: tuple[int, int] | None, *, image: str = "") -
             return _labelme(content, size, path)
         if "annotations" in content and "images" in content:
             return _coco(content, size, path, image)
+        if "counts" in content and "size" in content:  # what pycocotools gives for one mask
+            return _coco_runs(content, _checked(content["size"], path), path)
     except RadiographError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, IndexError) as error:
@@ -178,13 +181,13 @@ def _unpacked(text: str) -> list[int]:
     numbers: list[int] = []
     at = 0
     while at < len(text):
-        value, shift, more = 0, 0, True
-        while more:
+        value, shift, goes_on = 0, 0, True
+        while goes_on:
             letter = ord(text[at]) - 48
             value |= (letter & 31) << shift
-            more = bool(letter & 32)
+            goes_on = bool(letter & 32)
             at, shift = at + 1, shift + 5
-            if not more and letter & 16:
+            if not goes_on and letter & 16:
                 value |= -1 << shift
         numbers.append(value + (numbers[-2] if len(numbers) > 2 else 0))
     return numbers

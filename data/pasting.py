@@ -99,8 +99,9 @@ def _cut(donor: Donor, is_lesion: bool, draw: np.random.Generator) -> np.ndarray
     x, y = corner
     patch = donor.crop[y : y + height, x : x + width].astype(np.float32)
     zoom = draw.uniform(0.7, 1.3)
-    how = cv2.INTER_AREA if zoom < 1 else cv2.INTER_LINEAR
-    patch = cv2.resize(patch, None, fx=zoom * draw.uniform(0.85, 1.15), fy=zoom, interpolation=how)
+    method = cv2.INTER_AREA if zoom < 1 else cv2.INTER_LINEAR
+    wide = zoom * draw.uniform(0.85, 1.15)
+    patch = np.asarray(cv2.resize(patch, None, fx=wide, fy=zoom, interpolation=method), np.float32)
     if draw.random() < 0.5:
         patch = patch[:, ::-1]
     return patch if max(patch.shape) < _LARGEST * size and min(patch.shape) >= 0.02 * size else None

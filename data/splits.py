@@ -26,7 +26,7 @@ def split_by_patient(manifest: Manifest, *, val: float = 0.15, test: float = 0.1
     if not (0 < val < 1 and 0 < test < 1 and val + test < 1):
         raise ValueError(f"val and test must lie above 0 and together below 1. Received: val={val}, test={test}")
     where: dict[str, str] = {}
-    rows = ((row.patient, row.source, row.label) for row in manifest.table.itertuples())
+    rows = ((row["patient"], row["source"], row["label"]) for row in manifest.rows())
     for patients in patients_by_kind(rows, seed):
         n_test, n_val = round(test * len(patients)), round(val * len(patients))
         for position, patient in enumerate(patients):
@@ -55,7 +55,7 @@ def patients_by_kind(films: Iterable[tuple[str, str, str]], seed: int) -> list[l
 def leaking_patients(manifest: Manifest) -> dict[str, set[str]]:
     """Patients with films in more than one split, and the splits they are in."""
     splits: dict[str, set[str]] = defaultdict(set)
-    for row in manifest.table.itertuples():
-        if row.split:
-            splits[row.patient].add(row.split)
+    for row in manifest.rows():
+        if row["split"]:
+            splits[row["patient"]].add(row["split"])
     return {patient: found for patient, found in sorted(splits.items()) if len(found) > 1}

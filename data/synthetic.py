@@ -231,7 +231,7 @@ class _Body:
 
         def hollow(bone: np.ndarray, reach: float) -> np.ndarray:
             """A rib's edges are denser than its middle."""
-            core = cv2.erode(bone, None, iterations=max(1, round(reach * self.side)))
+            core = cv2.erode(bone, np.ones((3, 3), np.uint8), iterations=max(1, round(reach * self.side)))
             return self._blur(bone, 0.0025) - 0.35 * self._blur(core, 0.002)
 
         return (0.16 * hollow(back, 0.005) + 0.05 * self._blur(front, 0.004) + 0.15 * hollow(rest, 0.006)).astype(

@@ -12,10 +12,13 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from cxr_pipeline.configs.errors import CxrError
 from cxr_pipeline.data.names import brief
+
+if TYPE_CHECKING:  # a table is read without it
+    import pandas as pd
 
 SUFFIXES = frozenset({".csv", ".tsv", ".xlsx", ".xlsm"})
 MAX_BYTES = 1 << 30  # tables with run lengths of 200,000 films stay below
@@ -83,6 +86,11 @@ def read_table(path: Path, needed: Sequence[str] = ()) -> Table:
         raise TableError(f"it is not UTF-8 text (byte {error.start}). Save the table as CSV UTF-8") from None
     finally:
         records.close()
+
+
+def row_dicts(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows of a table whose columns have names that are text, as dicts by column."""
+    return cast("list[dict[str, Any]]", table.to_dict("records"))
 
 
 def column_named(wanted: str, columns: Sequence[str]) -> str | None:
@@ -236,10 +244,10 @@ def _separator(head: str, cut: bool) -> tuple[int, str]:
     while skip < len(lines) and skip < 20 and not lines[skip].strip():
         skip += 1
     line = lines[skip] if skip < len(lines) else ""
-    told = line.strip().strip('"').lower()
-    if told.startswith("sep=") and len(told) == 5:
-        return skip + 1, told[4]
-    if told == "sep=":  # a tab, stripped
+    hint = line.strip().strip('"').lower()
+    if hint.startswith("sep=") and len(hint) == 5:
+        return skip + 1, hint[4]
+    if hint == "sep=":  # a tab, stripped
         return skip + 1, "\t"
     return skip, max(",;\t|", key=line.count)
 

@@ -60,8 +60,8 @@ def _resolution(crop: np.ndarray, draw: np.random.Generator) -> np.ndarray:
         return crop
     side = max(8, int(draw.uniform(0.35, 0.9) * crop.shape[0]))
     small = cv2.resize(crop, (side, side), interpolation=cv2.INTER_AREA)
-    how = cv2.INTER_LINEAR if draw.random() < 0.7 else cv2.INTER_CUBIC
-    return cv2.resize(small, crop.shape[::-1], interpolation=how)
+    method = cv2.INTER_LINEAR if draw.random() < 0.7 else cv2.INTER_CUBIC
+    return cv2.resize(small, crop.shape[::-1], interpolation=method)
 
 
 def _tone(draw: np.random.Generator) -> np.ndarray:
@@ -88,7 +88,10 @@ def _texture(crop: np.ndarray, draw: np.random.Generator) -> np.ndarray:
         return _grey(crop + draw.normal(0, draw.uniform(2, 10), crop.shape))
     if chance < 0.6:
         quality = int(draw.integers(30, 90))
-        return cv2.imdecode(cv2.imencode(".jpg", crop, [cv2.IMWRITE_JPEG_QUALITY, quality])[1], cv2.IMREAD_GRAYSCALE)
+        data = cv2.imencode(".jpg", crop, [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
+        again = cv2.imdecode(data, cv2.IMREAD_GRAYSCALE)
+        assert again is not None  # what was just encoded can be decoded
+        return again
     return crop
 
 

@@ -22,7 +22,11 @@ _NOISE = re.compile(rb"[IWE]\d{4} [\d:.]+ +\d+ \S+\] |WARNING: All log messages 
 
 
 def keras() -> ModuleType:
-    """Keras 3, imported late because it costs seconds, with what its backend says of itself kept off stderr."""
+    """Keras 3, imported late because it costs seconds, with what its backend says of itself kept off stderr.
+
+    Raises:
+        ModuleNotFoundError: the extra `train` is not installed.
+    """
     if "keras" not in sys.modules:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # 2 lets through that there is no GPU, as an error
         os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")

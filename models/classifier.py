@@ -116,6 +116,8 @@ def require_network(section: ClassifyConfig, nearby: Path | None) -> None:
         )
     if backbone.application is not None:
         require_weights(settings.get("encoder_weights"), backbone.application, settings.get("alpha"), nearby)
+    if backbone.require is not None:
+        backbone.require(settings)
 
 
 def _rgb(film: K.KerasTensor, grey: K.KerasTensor, channels: int) -> K.KerasTensor:

@@ -22,6 +22,7 @@ from typing import Any
 from cxr_pipeline.configs.errors import CxrError
 from cxr_pipeline.data.files import write_text
 from cxr_pipeline.models import runtimes
+from cxr_pipeline.models.late import collecting
 from cxr_pipeline.models.runtimes import KERAS_FILE, SERVING_FILE, Network
 from cxr_pipeline.models.runtimes.keras import load_keras
 
@@ -142,7 +143,7 @@ def _file_hash(path: str, size: int, mtime: int) -> str:
 
 
 def open_network(bundle: Path, runtime: str = "onnx", threads: int | None = None) -> Network:
-    """The bundle's network, ready to call.
+    """The bundle's network, ready to call; within `models.late.late_networks` one that opens later.
 
     Args:
         bundle: folder with the network's files.
@@ -157,11 +158,20 @@ def open_network(bundle: Path, runtime: str = "onnx", threads: int | None = None
     path = bundle / RUNTIMES[runtime]
     if not path.is_file():
         raise WeightsError(f"{path} is missing. Train the stage again, or use the other runtime")
+    waiting = collecting()
+    if waiting is None or not runtimes.RUNTIMES[runtime].late:
+        return _opened(path, runtime, threads)
+    return waiting.add(lambda: _opened(path, runtime, threads))
+
+
+def _opened(path: Path, runtime: str, threads: int | None) -> Network:
     try:
         return runtimes.RUNTIMES[runtime].open_file(path, threads)
     except ModuleNotFoundError as error:
+        extra = runtimes.RUNTIMES[runtime].extra
+        named = f"cxr-pipeline[{extra}]" if extra else "cxr-pipeline"
         raise WeightsError(
-            f"the runtime {runtime!r} is not installed ({error}). Install it: pip install 'cxr-pipeline[{runtime}]'"
+            f"the runtime {runtime!r} is not installed ({error}). Install it: pip install '{named}'"
         ) from error
     except Exception as error:
         raise WeightsError(f"{path} cannot be loaded ({type(error).__name__}: {error}). Is the file whole?") from error

@@ -22,11 +22,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cxr_pipeline.about import NOTICE
+from cxr_pipeline.configs.extras import require
 from cxr_pipeline.data.files import PRIVATE, plain_cell
 from cxr_pipeline.data.radiograph import Radiograph, read
+from cxr_pipeline.results.identity import ResultsError
 from cxr_pipeline.results.outputs import chosen
 from cxr_pipeline.results.reader import ResultsReader
-from cxr_pipeline.run.inputs import find_inputs
+from cxr_pipeline.run.inputs import LeftOut, find_inputs, marked_equal
+from cxr_pipeline.run.listing import about_inputs, write_left_out
 from cxr_pipeline.run.runner import Runner
 from cxr_pipeline.run.spec import ChainSpec
 from cxr_pipeline.stages.apply import apply
@@ -55,7 +58,12 @@ class Results:
 
     @cached_property
     def table(self) -> pd.DataFrame:
-        """`results.csv` with numbers as numbers, one row an input."""
+        """`results.csv` with numbers as numbers, one row per input. It needs pandas; `rows` does not.
+
+        Raises:
+            configs.extras.MissingExtraError: pandas is not installed.
+        """
+        require("pandas", "Results.table")
         import pandas as pd
 
         text = {name: str for name in ("image", "id", "status", "error", "label", "screen", "warnings", "sha256")}
@@ -86,6 +94,7 @@ class Results:
 
         Raises:
             FileNotFoundError: the film was not judged that far, or the run did not write that output.
+            ResultsError: the file is damaged.
         """
         import cv2
 
@@ -97,6 +106,8 @@ class Results:
             )
         data = np.frombuffer(path.read_bytes(), np.uint8)
         image = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
+        if image is None:
+            raise ResultsError(f"{path} is damaged. Run again with --verify, which writes it anew")
         return image[..., ::-1] if image.ndim == 3 else image
 
     def __len__(self) -> int:
@@ -202,12 +213,15 @@ class Pipeline:
         missing = [str(one) for one in given if not Path(one).exists()]
         if missing:
             raise FileNotFoundError(f"no such file or folder: {', '.join(missing)}")
-        found = find_inputs([str(one) for one in given], out=Path(out))
+        left_out: list[LeftOut] = []
+        found = marked_equal(find_inputs([str(one) for one in given], out=Path(out), left_out=left_out))
+        self._chain.identity.about.update(about_inputs(found, left_out))
         runner = Runner(
             self._chain.stages, Path(out), identity=self._chain.identity, batch_size=batch_size, workers=workers
         )
         runner.outputs, runner.mode = chosen(outputs), mode
         runner.run(found, overwrite=overwrite)
+        write_left_out(Path(out), left_out)
         return Results(Path(out))
 
     def analyze(self, film: str | Path | np.ndarray) -> Record:

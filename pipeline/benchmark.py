@@ -48,7 +48,7 @@ def benchmark(
             write_samples(Path(folder) / "films", FILMS, size=(512, 512))
             inputs = [str(Path(folder) / "films" / "images")]
         find_inputs(inputs)  # or every runtime would fail on it
-        said: dict[str, Any] = {
+        figures: dict[str, Any] = {
             "machine": {"platform": platform.platform(terse=True), "cores": cores()},
             "inputs": "synthetic, 512 px" if folder in inputs[0] else list(inputs),
             "runtimes": {},
@@ -70,8 +70,8 @@ def benchmark(
                 continue  # not installed
             measured = json.loads(answer.stdout.splitlines()[-1])
             seconds = measured["ended"] - begun
-            said["films"] = measured["films"]
-            said["runtimes"][runtime] = {
+            figures["films"] = measured["films"]
+            figures["runtimes"][runtime] = {
                 "images_per_second": round(measured["counts"]["ok"] / seconds, 2),
                 "counts": measured["counts"],
                 "problems": measured["problems"],
@@ -79,33 +79,33 @@ def benchmark(
                 "seconds": {name: round(value, 3) for name, value in measured["seconds"].items()},
                 "peak_memory_mb": round(measured["peak_memory_mb"]),
             }
-        if not said["runtimes"]:
+        if not figures["runtimes"]:
             raise BenchmarkError(why)
-    return said
+    return figures
 
 
-def not_ok(said: dict[str, Any]) -> int:
+def not_ok(figures: dict[str, Any]) -> int:
     """Films that were refused or failed, of the runtime with the most."""
-    return max(r["counts"]["refused"] + r["counts"]["failed"] for r in said["runtimes"].values())
+    return max(r["counts"]["refused"] + r["counts"]["failed"] for r in figures["runtimes"].values())
 
 
-def as_text(said: dict[str, Any]) -> str:
+def as_text(figures: dict[str, Any]) -> str:
     """The figures as a table."""
-    parts = [part for part in next(iter(said["runtimes"].values()))["seconds"] if part != "total"]
+    parts = [part for part in next(iter(figures["runtimes"].values()))["seconds"] if part != "total"]
     head = ["runtime", "images/s", "first, s", *(f"{part}, s" for part in parts), "memory, MB"]
     lines = [[name, f"{r['images_per_second']:.1f}", f"{r['first_result_seconds']:.1f}",
               *(f"{r['seconds'][part]:.1f}" for part in parts), str(r["peak_memory_mb"])]
-             for name, r in said["runtimes"].items()]  # fmt: skip
+             for name, r in figures["runtimes"].items()]  # fmt: skip
     widths = [max(len(row[i]) for row in [head, *lines]) for i in range(len(head))]
     table = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in [head, *lines]]
-    about = f"{said.get('films', 0)} films ({said['inputs']}) on {said['machine']['cores']} cores"
-    lines = [about, "Seconds of the parts are of all threads together.", "", *table]
-    if not_ok(said):
-        lines += ["", "Images/s are of the films that are ok; of the others, the time is counted too:"]
-        for name, r in said["runtimes"].items():
-            lines.append(f"{name}: " + ", ".join(f"{count} {status}" for status, count in r["counts"].items()))
-            lines += [f"  {status}: {image}: {error}" for status, image, error in r["problems"]]
-    return "\n".join(lines)
+    about = f"{figures.get('films', 0)} films ({figures['inputs']}) on {figures['machine']['cores']} cores"
+    text = [about, "Seconds of the parts are of all threads together.", "", *table]
+    if not_ok(figures):
+        text += ["", "Images/s are of the films that are ok; of the others, the time is counted too:"]
+        for name, r in figures["runtimes"].items():
+            text.append(f"{name}: " + ", ".join(f"{count} {status}" for status, count in r["counts"].items()))
+            text += [f"  {status}: {image}: {error}" for status, image, error in r["problems"]]
+    return "\n".join(text)
 
 
 def _measure(call: dict[str, Any]) -> dict[str, Any]:

@@ -41,8 +41,9 @@ def apply(
         with timed(stage.name) if timed is not None else nullcontext():
             todo = [place for place, record in enumerate(out) if record.ok]
             if number == 0 and stage.restorable:
-                for place in [place for place in todo if known[place] is not None]:
-                    _try(stage.name, out, [place], _restoring(stage, known[place]))
+                for place in todo:
+                    if (mask := known[place]) is not None:
+                        _try(stage.name, out, [place], _restoring(stage, mask))
                 todo = [place for place in todo if known[place] is None]
             if todo and not _try(stage.name, out, todo, stage.run):
                 for place in todo:

@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # pandas and pydantic are not needed to run a stage
     from cxr_pipeline.data.manifest import Manifest
 
 OK, REFUSED, FAILED = "ok", "refused", "failed"
+Value = TypeVar("Value")
 
 
 class StageError(CxrError, ValueError):
@@ -77,9 +78,10 @@ class Record:
     # segment
     mask: np.ndarray | None = None  # (H, W) uint8, 0 or 1, native size
     lung_box: Box | None = None  # around the mask with a margin, native pixels, within the film
+    square_mask: np.ndarray | None = None  # the mask as of a film with square pixels, where its own are few and oblong
     lung_fraction: float | None = None  # share of the film's pixels that are lung
     # classify
-    probabilities: dict[str, float] | None = None  # calibrated, one a class, in the order of the classes
+    probabilities: dict[str, float] | None = None  # calibrated, one per class, in the order of the classes
     label: str | None = None  # the likeliest class
     screen: str | None = None  # positive, negative or unsure, at the operating threshold: see `stages.decisions`
     tb_score: float | None = None  # 0 to 100, of the positive class; 50 is the operating threshold
@@ -107,12 +109,21 @@ class Record:
     def heatmap(self) -> np.ndarray | None:
         """The heat map (H, W) float32 [0, 1] at native size: drawn when first asked for, as few need it so large."""
         if self.native_heat is None and self.heat is not None:
-            self.native_heat = np.clip(self.frame.to_native(self.heat), 0.0, 1.0)
+            self.native_heat = np.clip(needed(self.frame, "frame").to_native(self.heat), 0.0, 1.0)
         return self.native_heat
 
     @heatmap.setter
     def heatmap(self, value: np.ndarray | None) -> None:
         self.native_heat = value
+
+    @property
+    def film(self) -> Radiograph:
+        """The radiograph of a film that could be read.
+
+        Raises:
+            StageError: it could not.
+        """
+        return needed(self.radiograph, "radiograph")
 
     @property
     def ok(self) -> bool:
@@ -150,6 +161,17 @@ class Record:
         """Mark the film as one that the chain cannot judge."""
         self.status, self.error = REFUSED, why
         return self
+
+
+def needed(value: Value | None, name: str) -> Value:
+    """The field `name` of a record, which reading or an earlier stage has filled in.
+
+    Raises:
+        StageError: nothing has.
+    """
+    if value is None:
+        raise StageError(f"the record has no {name}: put a stage that fills it in before this one, see Stage.fills")
+    return value
 
 
 class Column(NamedTuple):

@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from cxr_pipeline.models.store import fingerprint, open_network, read_card
-from cxr_pipeline.stages.base import Monitor, Record, Stage, StageError, Truth
+from cxr_pipeline.stages.base import Monitor, Record, Stage, StageError, Truth, needed
 from cxr_pipeline.stages.classify_films import require_films, usable_films
 from cxr_pipeline.stages.classify_targets import several_labels as targets_of
 from cxr_pipeline.stages.crops import encoder_input, lung_crop
-from cxr_pipeline.stages.decisions import AT_THRESHOLD, Rules, Scale, Sets, probabilities_of
+from cxr_pipeline.stages.decisions import Rules, probabilities_of
 from cxr_pipeline.stages.films import stream
 from cxr_pipeline.stages.quality import MIN_SIDE, by_header
+from cxr_pipeline.stages.scores import AT_THRESHOLD, Scale
+from cxr_pipeline.stages.sets import Sets
 from cxr_pipeline.stages.uncertain import uncertain
 
 if TYPE_CHECKING:
@@ -59,7 +61,7 @@ class Classify(Stage):
         self.pool: str = decisions.get("pool", "all")
         self.temperature: float = decisions["temperature"]
         self.threshold: float = decisions["threshold"]
-        self.thresholds: dict[str, float] = decisions.get("thresholds", {})  # of several labels a film
+        self.thresholds: dict[str, float] = decisions.get("thresholds", {})  # of several labels per film
         self.threshold_ci95: list[float] | None = decisions.get("threshold_ci95")
         self.normal: str | None = decisions.get("normal")
         self.scale, self.sets = Scale.of(decisions.get("score")), Sets.of(decisions.get("sets"))
@@ -85,7 +87,8 @@ class Classify(Stage):
     @property
     def rules(self) -> Rules:
         """What decides from probabilities on, as the card, a site or a person has it."""
-        return Rules(self.positive, self.threshold, self.normal, self.scale, self.sets, self.cutoff)
+        positive = needed(self.positive, "positive class")
+        return Rules(positive, self.threshold, self.normal, self.scale, self.sets, self.cutoff)
 
     def run(self, records: Sequence[Record]) -> list[Record]:
         """Fill in what is decided, from `probabilities` to `abnormal`, and the Grad-CAM `maps` with their `frame`.
@@ -107,11 +110,11 @@ class Classify(Stage):
         return list(records)
 
     def _check(self, record: Record) -> None:
-        against = by_header(record.radiograph, MIN_SIDE, None)
-        if against and self.refuse:
-            record.refuse(str(against[0]))
+        reasons = by_header(record.film, MIN_SIDE, None)
+        if reasons and self.refuse:
+            record.refuse(str(reasons[0]))
         else:
-            record.warn(*map(str, against))
+            record.warn(*map(str, reasons))
 
     def _judge(self, record: Record, logits: np.ndarray) -> None:
         """Calibrated probabilities from a film's logits (classes,), and what they decide: see `stages.decisions`.
@@ -134,7 +137,7 @@ class Classify(Stage):
         record.abnormal, record.extra["cutoff"] = answer.abnormal, self.cutoff
         doubts = list(answer.doubts)
         if self.sets is None:  # a card of before
-            doubts = uncertain(record.probabilities[self.positive], self.threshold, self.threshold_ci95)
+            doubts = uncertain(record.probabilities[self.rules.positive], self.threshold, self.threshold_ci95)
         record.warn(*doubts)
 
     @classmethod
@@ -175,14 +178,15 @@ class Classify(Stage):
         for row, record in stream(data, [*chain, self], description="classify"):
             entry = {k: row[k] for k in ("image", "patient", "source", "label")} | {"status": record.status}
             if record.ok:
-                entry |= {f"p_{name}": value for name, value in record.probabilities.items()} | {
+                probabilities = needed(record.probabilities, "probabilities")
+                entry |= {f"p_{name}": value for name, value in probabilities.items()} | {
                     "predicted": record.label,
                     "screen": record.screen or "",
                     **({} if record.tb_score is None else {"score": record.tb_score}),
                 }
                 if not self.multi_label:
                     tiles.append((entry, lung_crop(record, 160)[0]))
-                    tiles = worst_first(tiles, self.positive, lambda tile: tile[0])[:SHOWN]
+                    tiles = worst_first(tiles, self.rules.positive, lambda tile: tile[0])[:SHOWN]
             if self.multi_label:
                 known = targets_of([row], self.classes)[0]
                 entry |= {

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from cxr_pipeline.stages.decisions import fit_scale, useful_sets
+from cxr_pipeline.stages.scores import fit_scale
+from cxr_pipeline.stages.sets import useful_sets
 from cxr_pipeline.stages.uncertain import threshold_interval
 
 log = logging.getLogger("cxr.classify")

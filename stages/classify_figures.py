@@ -1,8 +1,8 @@
-"""The figures and pictures of a classify evaluation, from one row a film."""
+"""The figures and pictures of a classify evaluation, from one row per film."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,7 +11,9 @@ import numpy as np
 
 from cxr_pipeline.models.figures import metrics, plots
 from cxr_pipeline.models.figures.metrics import Figure, bootstrap, bootstrap_mean
-from cxr_pipeline.stages.decisions import AT_THRESHOLD, Rules, decided_error, shown, undecided
+from cxr_pipeline.stages.decisions import Rules, decided_error
+from cxr_pipeline.stages.scores import AT_THRESHOLD, shown
+from cxr_pipeline.stages.sets import undecided
 
 SHOWN = 20  # films in worst.png
 
@@ -70,7 +72,8 @@ def refusals(films: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     out = []
     for kind in [(None, name) for name in sorted({label for _, label in kinds})] + kinds:
         part = [film for film in films if kind[0] in (None, film["source"]) and film["label"] == kind[1]]
-        share = bootstrap_mean([film["status"] != "ok" for film in part], [film["patient"] for film in part])
+        refused = np.array([film["status"] != "ok" for film in part], float)
+        share = bootstrap_mean(refused, [film["patient"] for film in part])
         out.append({"source": kind[0] or "all", "label": kind[1], "films": len(part), "refused": share})
     return out
 
@@ -92,20 +95,20 @@ def _pooled(films: list[dict[str, Any]], classes: list[str], rules: Rules) -> di
         return bootstrap(lambda index: statistic(where[index]), patients[where])
 
     every = np.ones(len(films), bool)
+
+    def recall(c: int) -> Figure:
+        return over(truth == c, lambda i: float((guess[i] == c).mean()))
+
+    def macro(name: str) -> Figure:
+        return over(every, lambda i: metrics.macro(truth[i], guess[i], len(classes), name))
+
     key = positive.lower()
     result: dict[str, Any] = {
         "n": len(films),
         "accuracy": over(every, lambda i: metrics.accuracy(truth[i], guess[i])),
         "balanced_accuracy": over(every, lambda i: metrics.balanced_accuracy(truth[i], guess[i])),
-        **{
-            f"recall_{name.lower()}": over(truth == c, lambda i, c=c: float((guess[i] == c).mean()))
-            for c, name in enumerate(classes)
-            if (truth == c).any()
-        },
-        **{
-            name: over(every, lambda i, name=name: metrics.macro(truth[i], guess[i], len(classes), name))
-            for name in ("precision", "recall", "f1")
-        },
+        **{f"recall_{name.lower()}": recall(c) for c, name in enumerate(classes) if (truth == c).any()},
+        **{name: macro(name) for name in ("precision", "recall", "f1")},
         f"auc_{key}": over(every, lambda i: metrics.auroc(is_positive[i], score[i])),
         f"average_precision_{key}": over(every, lambda i: metrics.average_precision(is_positive[i], score[i])),
         "sensitivity": over(every, lambda i: metrics.sensitivity(is_positive[i], called[i], 0.5)),
@@ -125,17 +128,18 @@ def _pooled(films: list[dict[str, Any]], classes: list[str], rules: Rules) -> di
     }
     if normal is not None and normal in classes:
         abnormal = 1 - p[:, classes.index(normal)]
+
+        def against_normal(name: str, pair: np.ndarray) -> Figure:
+            of_class, ranked = truth == classes.index(name), score if name == positive else abnormal
+            return over(pair, lambda i: metrics.auroc(of_class[i], ranked[i]))
+
         result["auc_abnormal"] = over(every, lambda i: metrics.auroc(truth[i] != classes.index(normal), abnormal[i]))
         # Against normal films alone: a figure over sources that lack a class would measure the hospital.
         for name in classes:
             pair = np.isin(truth, [classes.index(name), classes.index(normal)])
             if name == normal or not (truth == classes.index(name)).any() or not (truth == classes.index(normal)).any():
                 continue
-            ranked = score if name == positive else abnormal
-            of_class = truth == classes.index(name)
-            result[f"auc_{name.lower()}_against_{normal.lower()}"] = over(
-                pair, lambda i, of_class=of_class, ranked=ranked: metrics.auroc(of_class[i], ranked[i])
-            )
+            result[f"auc_{name.lower()}_against_{normal.lower()}"] = against_normal(name, pair)
     return result
 
 
@@ -172,9 +176,7 @@ def _draw(
         plots.contact_sheet([crop for _, crop in tiles], captions, out / "worst.png", legend=[(legend_text, None)])
 
 
-def worst_first(
-    items: Sequence[Item], positive: str, of: Callable[[Item], dict[str, Any]] = lambda item: item
-) -> list[Item]:
+def worst_first(items: Sequence[Item], positive: str, of: Callable[[Item], Mapping[str, Any]]) -> list[Item]:
     """Judged films, the worst first: those with a wrong answer, the most wrong of each kind in turn, then the others.
 
     A kind is a pair of truth and answer. Most wrong are, of the films called positive, those with the highest
@@ -193,14 +195,13 @@ def worst_first(
         return 1 - float(film[f"p_{film['label']}"])
 
     kinds: dict[tuple[str, str], list[Item]] = {}
-    right = []
+    right: list[Item] = []
     for item in sorted(items, key=wrongness, reverse=True):
         film = of(item)
         same = film["predicted"] == film["label"]
         (right if same else kinds.setdefault((film["label"], film["predicted"]), [])).append(item)
-    nothing = object()
-    in_turn = chain.from_iterable(zip_longest(*kinds.values(), fillvalue=nothing))
-    return [*(item for item in in_turn if item is not nothing), *right]
+    in_turn = chain.from_iterable(zip_longest(*([(item,) for item in kind] for kind in kinds.values()), fillvalue=()))
+    return [*chain.from_iterable(in_turn), *right]
 
 
 def caption(film: dict[str, Any], positive: str) -> str:

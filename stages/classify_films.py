@@ -31,8 +31,8 @@ def usable_films(data: Manifest, classes: Sequence[str], multi_label: bool, unce
     """
     if not multi_label:
         return data.select(labels=classes)
-    known = (targets_of(data.table.to_dict("records"), classes, uncertain) >= 0).any(axis=1)
-    return replace(data, table=data.table[known].reset_index(drop=True))
+    known = np.asarray((targets_of(data.rows(), classes, uncertain) >= 0).any(axis=1))
+    return replace(data, table=data.table.loc[known].reset_index(drop=True))
 
 
 def parts_of(data: Manifest, config: Config) -> dict[str, Manifest]:
@@ -120,7 +120,7 @@ def crops_of(data: Manifest, config: Config, chain: Sequence[Stage], folder: Pat
     from cxr_pipeline.data.cache import kept_arrays
 
     size = config.classify.size
-    table = data.table.to_dict("records")
+    table = data.rows()
 
     def boxes_of(row: dict[str, Any]) -> list[Box]:
         return [box for _, box in data.boxes_of(row["image"])] if row["label"] == config.positive else []

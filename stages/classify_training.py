@@ -221,7 +221,7 @@ class ClassifyTraining:
                 "out: each class must have films in two sources. Set classify.head to solved"
             )
         added = np.array([offsets.get(name, 0.0) for name in self.config.classes])
-        learned = train.targets.astype(bool).any(axis=0)
+        learned = np.asarray(train.targets.astype(bool).any(axis=0))
         rows = [train.rows[i] for i in chosen]
         return self.task.calibrated(logits[chosen], train.targets[chosen], rows, added, learned)
 

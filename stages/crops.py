@@ -5,7 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from cxr_pipeline.data.geometry import Box, Frame
+from cxr_pipeline.data.geometry import Box, Frame, coarse, resize, squared
 from cxr_pipeline.stages.base import Record
 
 VERSION = 2  # of this preprocessing: cached crops of another version are not used
@@ -24,13 +24,22 @@ def lung_crop(record: Record, size: int) -> tuple[np.ndarray, np.ndarray, Frame]
     Returns:
         The crop (size, size) uint8, the lungs (size, size) uint8 0/1, and the frame that leads back to native pixels.
     """
-    height, width = record.radiograph.size
-    frame = Frame.crop((height, width), record.lung_box or Box(0, 0, width, height), size)
-    crop = frame.to_grid(record.radiograph.pixels)
-    if record.mask is None:
+    height, width = record.film.size
+    box = record.lung_box or Box(0, 0, width, height)
+    frame = seen = Frame.crop((height, width), box, size)
+    pixels, mask = record.film.pixels, record.mask
+    if coarse(pixels.shape, record.film.aspect, size):  # cut from the film as it would be with square pixels
+        pixels = squared(pixels, record.film.aspect)
+        seen = Frame.crop(pixels.shape, box.scaled(pixels.shape[0] / height, pixels.shape[1] / width), size)
+        if mask is not None and record.square_mask is not None:
+            mask = record.square_mask
+        elif mask is not None:
+            mask = resize(mask * np.uint8(255), *pixels.shape) // 128
+    crop = seen.to_grid(pixels)
+    if mask is None:
         lungs = np.ones(crop.shape, np.uint8)
     else:
-        lungs = (frame.to_grid(record.mask * np.uint8(255)) >= 128).astype(np.uint8)
+        lungs = (seen.to_grid(mask * np.uint8(255)) >= 128).astype(np.uint8)
     inside = crop[lungs > 0]
     low, high = np.percentile(inside, [1, 99]) if inside.size else (0.0, 1.0)
     scaled = _DARKEST + (_BRIGHTEST - _DARKEST) * (crop - low) / max(high - low, 1e-3)

@@ -30,7 +30,7 @@ def stream(
     A film that cannot be read, or that a stage cannot judge or breaks on, comes out with its status and error set; it
     is logged and costs only itself. At most two batches are in memory.
     """
-    rows = data.table.to_dict("records")
+    rows = data.rows()
 
     def load(row: dict[str, Any]) -> Record:
         path = data.path(row["image"])

@@ -1,4 +1,4 @@
-"""The figures and pictures of a classify evaluation where a film may have several labels, from one row a film."""
+"""The figures and pictures of a classify evaluation where a film may have several labels, from one row per film."""
 
 from __future__ import annotations
 
@@ -62,14 +62,17 @@ def _pooled(films: list[dict[str, Any]], classes: Sequence[str], thresholds: dic
         where = np.flatnonzero(truth[:, k] >= 0)
         return bootstrap(lambda i: statistic(truth[where[i], k] == 1, p[where[i], k]), patients[where])
 
+    def at_limit(k: int, statistic: Callable[[np.ndarray, np.ndarray, float], float]) -> Figure:
+        return figure(k, lambda y, s: statistic(y, s, limits[k]))
+
     def mean(statistic: Callable[[np.ndarray, np.ndarray, float], float]) -> Figure:
         def over(i: np.ndarray) -> float:
             values = []
             for k in range(len(classes)):
                 rows = i[truth[i, k] >= 0]
                 values.append(statistic(truth[rows, k] == 1, p[rows, k], limits[k]) if len(rows) else np.nan)
-            values = np.array(values, float)
-            return float(values[np.isfinite(values)].mean()) if np.isfinite(values).any() else float("nan")
+            finite = [value for value in values if np.isfinite(value)]
+            return float(np.mean(finite)) if finite else float("nan")
 
         return bootstrap(over, patients, repeats=500)
 
@@ -79,11 +82,11 @@ def _pooled(films: list[dict[str, Any]], classes: Sequence[str], thresholds: dic
         per_class[name] = {
             "auc": figure(k, metrics.auroc),
             "average_precision": figure(k, metrics.average_precision),
-            "accuracy": figure(k, lambda y, s, t=limit: _accuracy(y, s, t)),
-            "sensitivity": figure(k, lambda y, s, t=limit: metrics.sensitivity(y, s, t)),
-            "specificity": figure(k, lambda y, s, t=limit: metrics.specificity(y, s, t)),
-            "precision": figure(k, lambda y, s, t=limit: _precision(y, s, t)),
-            "f1": figure(k, lambda y, s, t=limit: _f1(y, s, t)),
+            "accuracy": at_limit(k, _accuracy),
+            "sensitivity": at_limit(k, metrics.sensitivity),
+            "specificity": at_limit(k, metrics.specificity),
+            "precision": at_limit(k, _precision),
+            "f1": at_limit(k, _f1),
             "ece": metrics.bootstrap_ece(p[known, k], truth[known, k] == 1, patients[known]),
             "prevalence": figure(k, lambda y, s: float(y.mean()) if len(y) else float("nan")),
             "threshold": float(limit),

@@ -13,10 +13,10 @@ import numpy as np
 from cxr_pipeline.data.files import csv_text, write_text
 from cxr_pipeline.data.geometry import Box, Frame, bounding_box, resize
 from cxr_pipeline.models.store import NO_LICENCE, fingerprint, read_card, write_card
-from cxr_pipeline.stages.base import Record, Region, Stage, StageError, Truth
-from cxr_pipeline.stages.decisions import POSITIVE, UNSURE
+from cxr_pipeline.stages.base import Record, Region, Stage, StageError, Truth, needed
 from cxr_pipeline.stages.films import stream
 from cxr_pipeline.stages.lungs import split_lungs
+from cxr_pipeline.stages.sets import POSITIVE, UNSURE
 
 if TYPE_CHECKING:
     from cxr_pipeline.configs.schema import Config
@@ -63,9 +63,9 @@ def focus(record: Record, channel: int) -> Focus:
         record: a film with `maps` and `frame`; all of it counts as lung where it has no `mask`.
         channel: index of the class in `maps`.
     """
-    frame = record.frame
-    mask = np.ones(record.radiograph.size, np.uint8) if record.mask is None else record.mask
-    raw = resize(np.ascontiguousarray(record.maps[..., channel], np.float32), *frame.grid)
+    frame, maps = needed(record.frame, "frame"), needed(record.maps, "maps")
+    mask = np.ones(record.film.size, np.uint8) if record.mask is None else record.mask
+    raw = resize(np.ascontiguousarray(maps[..., channel], np.float32), *frame.grid)
     raw = np.maximum(np.nan_to_num(raw), 0)
     lungs = split_lungs(frame.to_grid(mask * np.uint8(255)) >= 128, frame)
     reach = [max(1, round(_REACH * side)) for side in frame.grid]
@@ -113,7 +113,7 @@ def side_and_zone(spot: Spot, lungs: tuple[np.ndarray, np.ndarray]) -> tuple[str
     away = [max(b.x - cx, cx - b.x - b.w, 0.0) if b else np.inf for b in boxes]
     which = min((0, 1), key=lambda side: (-shared[side], away[side]))
     lung = boxes[which]
-    third = int(np.clip(3 * (cy - lung.y) / lung.h, 0, 2))
+    third = int(np.clip(3 * (cy - lung.y) / lung.h, 0, 2)) if lung is not None else 1  # no lung at all
     return ("right", "left")[which], ("upper", "middle", "lower")[third]
 
 
@@ -193,19 +193,21 @@ class Localize(Stage):
             seen = focus(record, self.classes.index(judged))
             record.heat = seen.heat
             record.heatmap_label = judged
-            record.regions = self.regions(seen, judged, record.probabilities[judged]) if certain else []
+            probability = needed(record.probabilities, "probabilities")[judged]
+            record.regions = self.regions(seen, judged, probability) if certain else []
         return list(records)
 
     def judged(self, record: Record) -> tuple[str, bool]:
         """The class whose map a film is shown with, and whether it gets regions."""
         if self.label is not None:
             return self.label, True
+        probabilities = needed(record.probabilities, "probabilities")
         predicted = [name for name in (record.label or "").split("|") if name and name != self.normal]
         if predicted:
-            return max(predicted, key=record.probabilities.__getitem__), True
+            return max(predicted, key=probabilities.__getitem__), True
         if self.positive and record.screen in (POSITIVE, UNSURE):  # likeliest normal, and to be looked at all the same
             return self.positive, True
-        return self.positive or max(record.probabilities, key=record.probabilities.__getitem__), False
+        return self.positive or max(probabilities, key=probabilities.__getitem__), False
 
     def regions(self, seen: Focus, label: str, probability: float) -> list[Region]:
         """The regions of one class on one film, best first.

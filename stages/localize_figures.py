@@ -14,7 +14,7 @@ from cxr_pipeline.data.geometry import Box, Frame
 from cxr_pipeline.data.manifest import means
 from cxr_pipeline.models.figures.boxes import average_precision, best_iou, hit, share_inside
 from cxr_pipeline.models.figures.metrics import bootstrap, bootstrap_mean
-from cxr_pipeline.stages.base import Record, Region, Stage
+from cxr_pipeline.stages.base import Record, Region, Stage, needed
 from cxr_pipeline.stages.films import stream
 from cxr_pipeline.stages.localize import Focus, Localize, focus, hottest
 
@@ -68,7 +68,7 @@ def lesions_of(data: Manifest, row: dict[str, Any], stage: Localize) -> tuple[st
     if stage.multi_label:
         label = next(finding for finding, _ in boxes if finding in stage.classes)
         return label, [box for finding, box in boxes if finding == label]
-    label = row["label"] or stage.positive
+    label = str(row["label"] or stage.positive)
     named = [box for finding, box in boxes if means(finding, (stage.class_of or {}).get(label, ()))]
     return label, named or [box for _, box in boxes]
 
@@ -95,13 +95,15 @@ def evaluate(stage: Localize, data: Manifest, out: Path, chain: Sequence[Stage])
     """
     films = stage.films_with_truth(data)
     random = set(np.random.default_rng(0).permutation(len(films))[:_SHOWN].tolist())
-    judged, worst, drawn = [], [], []
+    judged: list[Judged] = []
+    worst: list[tuple[float, np.ndarray, str]] = []
+    drawn: list[tuple[float, np.ndarray, str]] = []
     for number, (row, record) in enumerate(stream(films, chain, description="localize")):
         if record.radiograph is None:
             continue
         label, truths = lesions_of(films, row, stage)
         seen = focus(record, stage.classes.index(label)) if record.ok and record.maps is not None else None
-        regions = stage.regions(seen, label, record.probabilities[label]) if seen else []
+        regions = stage.regions(seen, label, needed(record.probabilities, "probabilities")[label]) if seen else []
         case = _judge(stage, row, record, label, truths, seen, regions)
         judged.append(case)
         status = "" if record.ok else f", {record.status}"
@@ -161,12 +163,12 @@ def _judge(
         cam_in_lungs_ungated=in_lungs[1],
         found=[(region.box, region.score) for region in regions],
         truths=truths,
-        size=record.radiograph.size,
+        size=record.film.size,
     )
-    shown = {k: row[k] for k in ("image", "patient", "source")} | {"label": label, "status": record.status}
-    shown |= {"predicted": record.label or "", "lesions": len(truths), "regions": len(regions)}
+    entry = {k: row[k] for k in ("image", "patient", "source")} | {"label": label, "status": record.status}
+    entry |= {"predicted": record.label or "", "lesions": len(truths), "regions": len(regions)}
     return replace(
-        case, row=shown | {k: getattr(case, k) for k in ("hit", "iou", "cam_in_lungs", "cam_in_lungs_ungated")}
+        case, row=entry | {k: getattr(case, k) for k in ("hit", "iou", "cam_in_lungs", "cam_in_lungs_ungated")}
     )
 
 
@@ -220,7 +222,7 @@ def fit_constant_guess(films: Manifest, cells: int = 100) -> dict[str, Any] | No
     """
     lesions = []
     for row, record in stream(films, description="constant guess"):
-        height, width = record.radiograph.size
+        height, width = record.size
         if record.ok:
             boxes = np.array([box for _, box in films.boxes_of(row["image"])], float)
             lesions.append(boxes / [width, height, width, height])
@@ -266,10 +268,10 @@ def _best_box(lesions: Sequence[np.ndarray]) -> np.ndarray:
 
 def _tile(record: Record, truths: Sequence[Box], regions: Sequence[Region], seen: Focus | None) -> np.ndarray:
     """The film with its heat, lesions in green, regions in red and the maximum as a cross; (h, w, 3) uint8 BGR."""
-    height, width = record.radiograph.size
+    height, width = record.film.size
     scale = _TILE / max(height, width)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    grey = cv2.resize(record.radiograph.pixels, size, interpolation=cv2.INTER_AREA)
+    grey = cv2.resize(record.film.pixels, size, interpolation=cv2.INTER_AREA)
     tile = cv2.cvtColor((np.clip(grey, 0, 1) * 255).astype(np.uint8), cv2.COLOR_GRAY2BGR)
     if seen is not None:
         small = Frame((size[1], size[0]), Box(*(v * scale for v in seen.frame.box)).rounded(), seen.frame.grid)

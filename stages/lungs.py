@@ -52,6 +52,8 @@ def split_lungs(lungs: np.ndarray, frame: Frame) -> tuple[np.ndarray, np.ndarray
         if overlap <= 0.5 * min(stats[first, cv2.CC_STAT_WIDTH], stats[second, cv2.CC_STAT_WIDTH]):
             return labels == first, labels == second
     box = bounding_box(lungs)
+    if box is None:
+        return nothing, nothing
     native = frame.box_to_native(box)
     if native.w < _LONE_LUNG * native.h:
         on_left_of_film = native.x + native.w / 2 < frame.native[1] / 2

@@ -81,7 +81,7 @@ class Measure(Stage):
         """Fill in `measures`, what `columns` declares, from `mask`, and from `heart_mask` where there is one."""
         for record in records:
             if record.ok and record.mask is not None:
-                film = record.radiograph
+                film = record.film
                 found = cardiothoracic(record.mask, record.heart_mask) | sizes(record.mask, film.spacing)
                 view = magnified(film.meta)
                 if view and found["ctr"] is not None:
@@ -118,7 +118,7 @@ class Measure(Stage):
             except RadiographError as error:
                 log.warning("left out: %s", error)
                 continue
-            meta = record.radiograph.meta
+            meta = record.film.meta
             other_views += bool(magnified(meta) or magnified({"view": row.get("view")}))
             entry |= _errors(record.measures, true)
         if other_views:
@@ -129,7 +129,7 @@ class Measure(Stage):
 
         def mean(name: str) -> Any:
             known = np.array([entry.get(name) is not None for entry in rows], bool)
-            values = np.array([entry[name] for entry, there in zip(rows, known, strict=True) if there], float)
+            values = np.array([entry[name] for entry, is_known in zip(rows, known, strict=True) if is_known], float)
             return bootstrap_mean(values, patients[known])
 
         figures = {
@@ -209,7 +209,7 @@ def _truth(data: Manifest, row: Mapping[str, Any], record: Record) -> dict[str, 
 
     lungs = film_mask(data, row, record.size)
     heart = read_mask(data.path(row["heart_mask"]), record.size) if row.get("heart_mask") else None
-    return sizes(lungs, record.radiograph.spacing) | cardiothoracic(lungs, heart)
+    return sizes(lungs, record.film.spacing) | cardiothoracic(lungs, heart)
 
 
 def _errors(found: Mapping[str, Any], true: Mapping[str, Any]) -> dict[str, Any]:

@@ -189,7 +189,7 @@ class Quality:
         try:
             with np.load(path) as arrays:
                 return cls({name: arrays[name] for name in FITTED})
-        except (OSError, ValueError, KeyError, BadZipFile) as error:
+        except (OSError, EOFError, ValueError, KeyError, BadZipFile) as error:
             raise WeightsError(f"{path} cannot be read ({error}). Train the stage again") from error
 
     def unlike(self, view: View, measured: dict[str, float]) -> float:
@@ -216,15 +216,16 @@ class Quality:
         if unlike > 1:
             explained = exposed if unlike <= _CLEARLY else None
             return [explained or self._unlike(view, measured, unlike, look)], []
-        against, besides = [], self._mirrored(view)
+        reasons: list[Finding] = []
+        hints = self._mirrored(view)
         if exposed is not None:
-            (besides if _still_shows(measured, film) else against).append(exposed)
+            (hints if _still_shows(measured, film) else reasons).append(exposed)
         touching = self._cut_off(measured)
         if touching is not None:
             # A refusal must not follow the disease: films with TB are often cropped close to the lungs, and of 583 of
             # them 7 % were refused for it, of 715 normal ones 0.1 %.
-            (besides if _mostly_shown(measured) else against).append(touching)
-        return against, besides
+            (hints if _mostly_shown(measured) else reasons).append(touching)
+        return reasons, hints
 
     def _cut_off(self, measured: dict[str, float]) -> Finding | None:
         shares = np.array([measured[edge] for edge in EDGES])
@@ -255,11 +256,11 @@ class Quality:
                     f"the film is unlike a chest X-ray {basis}, and like one with black and white exchanged ({better})"
                     ". Invert it",
                 )
-            how = ("90 degrees anticlockwise", "180 degrees", "90 degrees clockwise")[best - 1]
+            turn = ("90 degrees anticlockwise", "180 degrees", "90 degrees clockwise")[best - 1]
             return Finding(
                 "turned",
-                f"the film is unlike an upright chest X-ray {basis}, and like one turned by {how} ({better}"
-                f"). Turn it by {how}",
+                f"the film is unlike an upright chest X-ray {basis}, and like one turned by {turn} ({better}"
+                f"). Turn it by {turn}",
             )
         film_like = measured["texture"] < 0.15 and measured["doubt"] < 0.2 and measured["lungs"] > 0.1
         touching = self._cut_off(measured)
@@ -285,6 +286,8 @@ class Quality:
 
     def _mirrored(self, view: View) -> list[Finding]:
         pair = aligned(view)
+        if pair is None:
+            return []
         odds = float((pair - pair[..., ::-1]).ravel() @ self.fitted["mirror"].astype(float))
         if odds >= _MIRRORED:
             return []

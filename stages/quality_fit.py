@@ -49,7 +49,11 @@ def fit(pairs: np.ndarray, measured: dict[str, np.ndarray]) -> dict[str, np.ndar
         means.append(found.mean_)
         axes.append(found.components_)
         spreads.append(np.sqrt(found.explained_variance_))
-    fitted |= {"mean": np.float32(means), "axes": np.float16(axes), "spread": np.float32(spreads)}
+    fitted |= {
+        "mean": np.array(means, np.float32),
+        "axes": np.array(axes, np.float16),
+        "spread": np.array(spreads, np.float32),
+    }
     compared = np.column_stack([distances(pairs, fitted), measured["texture"], measured["doubt"]])
     assert compared.shape[1] == len(COMPARED)
     fitted["scale"] = np.quantile(compared, 0.99, axis=0).astype(np.float32)
@@ -57,7 +61,7 @@ def fit(pairs: np.ndarray, measured: dict[str, np.ndarray]) -> dict[str, np.ndar
     fitted["limit"] = np.float32(np.quantile(unlikeness(compared, fitted), _QUANTILE))
     # Lung may touch an edge a little on any film; the floor keeps few films from setting a limit of nothing.
     edges = [max(0.1, float(np.quantile(measured[edge], _EDGE_QUANTILE))) for edge in EDGES]
-    return fitted | {"edges": np.float32(edges), "mirror": _mirror(pairs)}
+    return fitted | {"edges": np.array(edges, np.float32), "mirror": _mirror(pairs)}
 
 
 def _varied(pairs: np.ndarray) -> np.ndarray:
@@ -106,7 +110,7 @@ def write(bundle: Path, fitted: dict[str, np.ndarray]) -> None:
     """Write `quality.npz`, whole or not at all."""
     part = bundle / f"{QUALITY_FILE}.part"
     with open(part, "wb") as file:
-        np.savez_compressed(file, **fitted)
+        np.savez_compressed(file, allow_pickle=False, **fitted)
     part.replace(bundle / QUALITY_FILE)
 
 
@@ -126,7 +130,7 @@ def collect(stage: Segment, data: Manifest) -> tuple[np.ndarray, dict[str, np.nd
 
     for row, record in stream(_drawn(data), description="quality"):
         if record.ok:
-            batch.append((row["source"], record.radiograph))
+            batch.append((row["source"], record.film))
         if len(batch) == 16:
             look()
     look()

@@ -53,21 +53,19 @@ def fit_reference(logits: np.ndarray, labels: np.ndarray, hospitals: Sequence[st
     Raises:
         ValueError: a class without films.
     """
-    x, labels, hospitals = differences(logits), np.asarray(labels, int), np.asarray(hospitals)
+    x, labels, homes = differences(logits), np.asarray(labels, int), np.asarray(hospitals)
     count = x.shape[1] + 1
     normal = count - 1
     own = {
-        name: x[(hospitals == name) & (labels == normal)].mean(axis=0)
-        for name in np.unique(hospitals)
-        if ((hospitals == name) & (labels == normal)).sum() >= _ENOUGH
+        name: x[(homes == name) & (labels == normal)].mean(axis=0)
+        for name in np.unique(homes)
+        if ((homes == name) & (labels == normal)).sum() >= _ENOUGH
     }
     centre = np.mean(list(own.values()), axis=0) if own else np.zeros(count - 1)
     spread = np.cov(np.array(list(own.values())).T).reshape(count - 1, -1) if len(own) > 2 else 0.1 * np.eye(count - 1)
     means, covariances = [], []
     for c in range(count):
-        parts = [
-            x[(hospitals == name) & (labels == c)] - (own.get(name, centre) - centre) for name in np.unique(hospitals)
-        ]
+        parts = [x[(homes == name) & (labels == c)] - (own.get(name, centre) - centre) for name in np.unique(homes)]
         parts = [part for part in parts if len(part) >= _ENOUGH] or [part for part in parts if len(part)]
         if not parts:
             raise ValueError(f"no film of class number {c}: a reference needs films of every class")

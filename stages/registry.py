@@ -96,11 +96,11 @@ def leading_to(last: str, among: Iterable[str] | None = None) -> list[str]:
     Args:
         among: the stages to choose from; None for all.
     """
-    there = set(names() if among is None else among) | {last}
+    candidates = set(names() if among is None else among) | {last}
     wanted, waiting = {last}, [last]
     while waiting:
         name = waiting.pop()
-        feeding = {other for other in there - wanted if _feeds(other, name)}
+        feeding = {other for other in candidates - wanted if _feeds(other, name)}
         wanted |= feeding
         waiting += feeding
     return ordered(wanted)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from cxr_pipeline.data.geometry import Box, Frame, bounding_box
+from cxr_pipeline.data.geometry import Box, Frame, bounding_box, coarse
 from cxr_pipeline.data.radiograph import Radiograph, RadiographError
 from cxr_pipeline.models.store import NO_LICENCE, fingerprint, open_network, read_card, write_card
 from cxr_pipeline.stages.base import Monitor, Record, Stage, Truth
@@ -50,7 +51,7 @@ class Segment(Stage):
     truth: ClassVar[Truth] = Truth("a lung mask", "column `mask`")
     headline_figures: ClassVar[tuple[str, ...]] = ("dice", "iou", "hd95_px")
     worst: ClassVar[tuple[str, str] | None] = ("dice", "Dice")
-    monitor: ClassVar[Monitor | None] = Monitor("val_dice", "max")
+    monitor: ClassVar[Monitor] = Monitor("val_dice", "max")
 
     def __init__(
         self, network: Network, card: Mapping[str, Any], fingerprint: str = "", quality: Quality | None = None
@@ -79,15 +80,18 @@ class Segment(Stage):
     def run(self, records: Sequence[Record]) -> list[Record]:
         """Fill in `mask`, `lung_box` and `lung_fraction`; refuse films that cannot be judged (see `stages.quality`)."""
         todo = [record for record in records if record.ok]
-        views, hearts = self._answered([record.radiograph for record in todo])
+        views, hearts = self._answered([record.film for record in todo])
         for record, view, heart in zip(todo, views, hearts, strict=True):
-            frame = Frame.letterbox(record.radiograph.size, self.size, record.radiograph.aspect)
+            frame = Frame.letterbox(record.film.size, self.size, record.film.aspect)
             self._fill(record, postprocess(view.lungs, frame, self.threshold))
+            if coarse(record.film.size, record.film.aspect, self.size):
+                self._fill_square(record, view.lungs)
             if heart is not None:
                 record.heart_mask = largest(frame.to_native(levels_of(heart)) >= round(self.threshold * 255.0))
-            reasons, hints = by_header(record.radiograph, self.min_side, self.min_age), []
+            reasons = by_header(record.film, self.min_side, self.min_age)
+            hints: list[Finding] = []
             if self.quality is not None:
-                found, hints = self.quality.findings(record.radiograph, view, self._seen)
+                found, hints = self.quality.findings(record.film, view, self._seen)
                 reasons += found
             self._conclude(record, [*reasons, *self._too_little_lung(record)], hints)
         return list(records)
@@ -139,13 +143,25 @@ class Segment(Stage):
         if box is not None:
             record.lung_box = box.grown(self.margin).rounded().intersect(Box(0, 0, width, height))
 
+    def _fill_square(self, record: Record, lungs: np.ndarray) -> None:
+        """Lungs and box of a film with few, oblong pixels, as exact as on a film with square ones."""
+        (height, width), aspect = record.film.size, record.film.aspect
+        square = (round(height * aspect), width) if aspect > 1 else (height, round(width / aspect))
+        mask = postprocess(lungs, Frame.letterbox(square, self.size), self.threshold)
+        box = bounding_box(mask)
+        if box is not None:
+            box = box.grown(self.margin).rounded().intersect(Box(0, 0, square[1], square[0]))
+            record.lung_box = box.scaled(height / square[0], width / square[1])
+            record.square_mask = mask
+
     def _too_little_lung(self, record: Record) -> list[Finding]:
-        if record.lung_fraction >= self.min_fraction and record.lung_box is not None:
+        fraction = record.lung_fraction or 0.0
+        if fraction >= self.min_fraction and record.lung_box is not None:
             return []
         return [
             Finding(
                 "no_lungs",
-                f"lungs cover {100 * record.lung_fraction:.1f} % of the film, at least "
+                f"lungs cover {100 * fraction:.1f} % of the film, at least "
                 f"{100 * self.min_fraction:.0f} % are needed. Is it an upright frontal chest X-ray?",
             )
         ]
@@ -226,18 +242,20 @@ class Segment(Stage):
         set_batchnorm_momentum(model)
         if settings.start is not None:
             start_from(model, settings.start)
-        common = {
-            **{"encode": encode, "batch_size": settings.fit.batch_size, "seed": config.seed},
-            "replicas": replicas(),
-        }
-        train = Batches(
+        batches = partial(
+            Batches,
+            targets=None,
+            encode=encode,
+            batch_size=settings.fit.batch_size,
+            seed=config.seed,
+            replicas=replicas(),
+        )
+        train = batches(
             *arrays["train"],
-            None,
-            **common,
             augmentation=segment_augmentation if settings.fit.augment else None,
             shuffle=True,
         )
-        val = Batches(*arrays["val"], None, **common)
+        val = batches(*arrays["val"])
         if settings.heart:
             loss = LungsAndHeart(settings.loss, settings.heart_weight)
             metrics = lambda: [OrganDice(0, name="dice"), OrganDice(1, name="heart_dice")]  # noqa: E731
@@ -247,7 +265,7 @@ class Segment(Stage):
         with training_bar(cls.name, [phase]) as on_batch:
             history = Training(
                 model,
-                Objective(loss, metrics, cls.monitor.column, cls.monitor.mode),
+                Objective(loss, metrics, *cls.monitor),
                 train,
                 val,
                 out,

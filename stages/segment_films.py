@@ -11,7 +11,7 @@ import numpy as np
 
 from cxr_pipeline.data.geometry import Frame
 from cxr_pipeline.data.radiograph import RadiographError
-from cxr_pipeline.stages.base import Record
+from cxr_pipeline.stages.base import Record, needed
 from cxr_pipeline.stages.films import read_mask, stream
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def arrays_of(data: Manifest, size: int, folder: Path, *, heart: bool = False) -
             except RadiographError as error:
                 log.warning("left out: %s", error)
                 continue
-            grid, frame = preprocess(record.radiograph.pixels, size, record.radiograph.aspect)
+            grid, frame = preprocess(record.film.pixels, size, record.film.aspect)
             yield number, {"image": np.round(grid * 255).astype(np.uint8), "mask": frame.to_grid(mask, nearest=True)}
 
     key = ["segment", 2, size, sorted(data.table["image"]), data.content_hash(labels=False), str(data.root)]
@@ -90,13 +90,11 @@ def tile_of(record: Record, truth: np.ndarray) -> np.ndarray:
     """The film with the true outline in green and the found one in red, for the contact sheet; (h, w, 3) uint8 BGR."""
     scale = 256 / max(truth.shape)
     size = (max(1, round(truth.shape[1] * scale)), max(1, round(truth.shape[0] * scale)))
-    pixels = (
-        record.radiograph.pixels if record.radiograph.pixels.shape == truth.shape else np.zeros(truth.shape, np.float32)
-    )
+    pixels = record.film.pixels if record.film.pixels.shape == truth.shape else np.zeros(truth.shape, np.float32)
     tile = cv2.cvtColor(
         (cv2.resize(pixels, size, interpolation=cv2.INTER_AREA) * 255).astype(np.uint8), cv2.COLOR_GRAY2BGR
     )
-    for mask, colour in ((truth, TRUE), (record.mask, FOUND)):
+    for mask, colour in ((truth, TRUE), (needed(record.mask, "mask"), FOUND)):
         small = cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST_EXACT)
         outlines, _ = cv2.findContours(small, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
         cv2.drawContours(tile, outlines, -1, colour, 1)

@@ -31,8 +31,8 @@ def uncertain(probability: float, threshold: float, interval: Sequence[float] | 
         return []
     low, high = interval
     digits = 2 if f"{low:.2f}" != f"{high:.2f}" else 4  # so that the sentence shows an interval
-    p, low, high, where = (f"{value:.{digits}f}" for value in (probability, low, high, threshold))
+    p, least, most, where = (f"{value:.{digits}f}" for value in (probability, low, high, threshold))
     return [
-        f"uncertain: the probability {p} lies between {low} and {high}, where the operating "
+        f"uncertain: the probability {p} lies between {least} and {most}, where the operating "
         f"threshold ({where}) would lie had other films of the same kind set it. Read the film"
     ]

@@ -20,5 +20,5 @@ def test_blanks_in_paths_stay(tmp_path, given, name):
     (tmp_path / "pipeline").chmod(0o755)
     # -o: the virtual environment counts as made.
     call = ["make", "--silent", "-o", ".venv/ready", "run", f"BIN={tmp_path}", f"INPUT={given}", "OUT=my results"]
-    said = subprocess.run(call, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert said == f"<run><{given}><--out><my results/run-{name}>"
+    called = subprocess.run(call, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert called == f"<run><{given}><--out><my results/run-{name}>"

@@ -81,10 +81,9 @@ def decode_jpeg(raw: bytes, *, as_stored: bool = False) -> np.ndarray:
         return imagecodecs.jpegls_decode(raw)
     if header is not None and header.process == 0xC3:
         return _lossless(raw, header)
-    options = {}
     if as_stored and header is not None and header.components == 3:
-        options = {"colorspace": "YCBCR", "outcolorspace": "YCBCR"}
-    return imagecodecs.jpeg8_decode(raw, **options)
+        return imagecodecs.jpeg8_decode(raw, colorspace="YCBCR", outcolorspace="YCBCR")
+    return imagecodecs.jpeg8_decode(raw)
 
 
 def _lossless(raw: bytes, header: StreamHeader) -> np.ndarray:

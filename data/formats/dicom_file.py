@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import warnings as python_warnings
 import zlib
+from typing import BinaryIO, cast
 
 import pydicom
 from pydicom.filebase import DicomBytesIO
@@ -26,6 +28,8 @@ pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
 logging.getLogger("pydicom").setLevel(logging.CRITICAL)
 python_warnings.filterwarnings("ignore", module="pydicom")
 
+_OPEN_PIXELS = b"\xe0\x7f\x10\x00OB\x00\x00\xff\xff\xff\xff"  # compressed pixels, of a length that is not said
+_END_OF_SEQUENCE = b"\xfe\xff\xdd\xe0\x00\x00\x00\x00"
 _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 
 
@@ -55,6 +59,12 @@ def open_dataset(raw: bytes, name: str) -> tuple[pydicom.Dataset, list[str]]:
         dataset = _otherwise(raw, notes) or dataset
     if dataset is None:
         raise RadiographError(name, f"the DICOM file is damaged ({problem}). Export it again", "damaged")
+    if pixel_tag(dataset) is None and _OPEN_PIXELS in raw and not raw.endswith(_END_OF_SEQUENCE):
+        with contextlib.suppress(Exception):  # what it was read as before, then
+            closed = _parsed(raw + bytes(len(raw) % 2) + _END_OF_SEQUENCE, name)
+            if pixel_tag(closed) is not None:
+                notes.append("PixelData (7FE0,0010) has no sequence delimiter: the end of the file was taken")
+                dataset = closed
     _settle_syntax(dataset, notes)
     return dataset, notes
 
@@ -117,7 +127,8 @@ def _otherwise(raw: bytes, notes: list[str]) -> pydicom.Dataset | None:
         start = _file_header(raw)[1] or PREFIX + 4
     for syntax in (ExplicitVRLittleEndian, ImplicitVRLittleEndian, ExplicitVRBigEndian):
         try:
-            dataset = read_dataset(DicomBytesIO(raw[start:]), syntax.is_implicit_VR, syntax.is_little_endian)
+            file = cast("BinaryIO", DicomBytesIO(raw[start:]))  # it reads as one, but does not derive from it
+            dataset = read_dataset(file, syntax.is_implicit_VR, syntax.is_little_endian)
             sound = isinstance(dataset.get("Rows"), int) and isinstance(dataset.get("Columns"), int)
         except Exception:  # another encoding, then
             continue
@@ -134,9 +145,9 @@ def _settle_syntax(dataset: pydicom.Dataset, notes: list[str]) -> None:
     meta = getattr(dataset, "file_meta", None)
     if meta is None:
         meta = dataset.file_meta = pydicom.dataset.FileMetaDataset()
-    said = meta.get("TransferSyntaxUID")
-    implicit, little = dataset.original_encoding if said is None else (None, None)
-    if not said or not isinstance(said, UID):
+    syntax = meta.get("TransferSyntaxUID")
+    implicit, little = dataset.original_encoding if syntax is None else (None, None)
+    if not syntax or not isinstance(syntax, UID):
         if implicit is None:
             implicit, little = getattr(dataset, "is_implicit_VR", True), True
         meta.TransferSyntaxUID = (

@@ -145,14 +145,14 @@ def number(dataset: pydicom.Dataset, tag: str) -> float | None:
 
 def _age(dataset: pydicom.Dataset, notes: list[str]) -> float | None:
     """Years, by Patient's Age, or by birth date and day of the study. 000Y says nothing; newborns come in days."""
-    said = text(dataset, "PatientAge").upper().replace(" ", "")
+    age_text = text(dataset, "PatientAge").upper().replace(" ", "")
     stated = None
-    if said[:-1].isdigit() and said[-1] in "DWMY":
-        stated = int(said[:-1]) / {"D": 365.25, "W": 52.18, "M": 12, "Y": 1}[said[-1]]
-        if said[-1] == "Y" and stated == 0:
+    if age_text[:-1].isdigit() and age_text[-1] in "DWMY":
+        stated = int(age_text[:-1]) / {"D": 365.25, "W": 52.18, "M": 12, "Y": 1}[age_text[-1]]
+        if age_text[-1] == "Y" and stated == 0:
             stated = None
-    elif said.isdigit() and 0 < int(said) <= _OLDEST:
-        stated = float(said)
+    elif age_text.isdigit() and 0 < int(age_text) <= _OLDEST:
+        stated = float(age_text)
     born = _day(text(dataset, "PatientBirthDate"))
     taken = next(
         filter(
@@ -167,7 +167,7 @@ def _age(dataset: pydicom.Dataset, notes: list[str]) -> float | None:
         return counted
     if counted is not None and abs(counted - stated) > 2:
         notes.append(
-            f"PatientAge (0010,1010) says {said}, PatientBirthDate (0010,0030) and the date of the study "
+            f"PatientAge (0010,1010) says {age_text}, PatientBirthDate (0010,0030) and the date of the study "
             f"{counted:.1f} years: the former was taken"
         )
     return stated
@@ -198,10 +198,10 @@ def _lateral(dataset: pydicom.Dataset) -> str:
         if value in _LATERAL_CODES or (words & _LATERAL_WORDS and not words & _FRONTAL_WORDS):
             return f"its view is {meaning or value} by ViewCodeSequence (0054,0220)"
     for tag, number_ in (("SeriesDescription", "(0008,103E)"), ("ProtocolName", "(0018,1030)")):
-        said = text(dataset, tag)
-        words = set(re.findall(r"[A-Z]+", said.upper()))
+        description = text(dataset, tag)
+        words = set(re.findall(r"[A-Z]+", description.upper()))
         if words & (_LATERAL_WORDS - {"LL", "RL"}) and not words & _FRONTAL_WORDS:
-            return f"{tag} {number_} calls it {said!r}"
+            return f"{tag} {number_} calls it {description!r}"
     return ""
 
 
@@ -211,17 +211,17 @@ def _orientation(dataset: pydicom.Dataset, meta: dict[str, Any], notes: list[str
     if len(value) != 2 or not all(value):
         return
     row, column = value[0][0], value[1][0]
-    said = "\\".join(value)
+    facing = "\\".join(value)
     if row in "AP" and column in "FH":
-        meta.setdefault("lateral", f"PatientOrientation (0020,0020) {said} says that it was taken from the side")
+        meta.setdefault("lateral", f"PatientOrientation (0020,0020) {facing} says that it was taken from the side")
     elif row == "R" and column == "F":
         notes.append(
-            f"PatientOrientation (0020,0020) is {said}: left and right are exchanged, unless the header is wrong. "
+            f"PatientOrientation (0020,0020) is {facing}: left and right are exchanged, unless the header is wrong. "
             "Compare with the side marker: a mirrored film gets the sides of its regions wrong"
         )
     elif row + column != "LF":
         notes.append(
-            f"PatientOrientation (0020,0020) is {said}, not L\\F: the film may be stored turned or upside down"
+            f"PatientOrientation (0020,0020) is {facing}, not L\\F: the film may be stored turned or upside down"
         )
 
 

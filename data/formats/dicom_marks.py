@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 PREFIX = 128  # bytes before the letters DICM
 _VRS = frozenset(
     b"AE AS AT CS DA DS DT FD FL IS LO LT OB OD OF OL OV OW PN SH SL SQ SS ST SV TM UC UI UL UN UR US UT UV".split()
@@ -18,7 +20,7 @@ def is_dicom(head: bytes) -> bool:
 
 def _walks(head: bytes, little: bool) -> bool:
     """Whether `head` is a row of data elements without preamble, in ascending order, of group 2 and 8 at first."""
-    order = "little" if little else "big"
+    order: Literal["little", "big"] = "little" if little else "big"
     at, last, seen = 0, (0, -1), 0
     while at + 8 <= len(head) and seen < 4:
         tag = int.from_bytes(head[at : at + 2], order), int.from_bytes(head[at + 2 : at + 4], order)

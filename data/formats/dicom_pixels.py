@@ -69,6 +69,11 @@ def _layout(dataset: pydicom.Dataset, name: str, notes: list[str], raw: bytes | 
     if not samples:
         samples = 3 if photometric.startswith(("RGB", "YBR")) else 1
         notes.append(f"SamplesPerPixel (0028,0002) is missing: {samples} was taken")
+    if samples == 3 and not photometric.startswith(("RGB", "YBR")) and raw is not None:
+        values = rows * columns * max(1, (_integer(dataset, "BitsAllocated") or 16) // 8)
+        if values <= len(raw) < 3 * values:
+            notes.append("SamplesPerPixel (0028,0002) is 3, the pixel data hold one sample a pixel")
+            samples = 1
     if samples not in (1, 3):
         raise RadiographError(
             name,
@@ -164,14 +169,14 @@ def _native(dataset: pydicom.Dataset, raw: bytes, layout: Layout, name: str, not
             raise _too_short(name, "PixelData (7FE0,0010)", len(raw), layout.rows * layout.columns * 2)
         pairs = pairs[: layout.rows * layout.columns * 2].reshape(-1, 4)
         colours = np.repeat(pairs[:, None, 2:], 2, axis=1)
-        values = np.concatenate([pairs[:, :2, None], colours], axis=2).reshape(layout.rows, layout.columns, 3)
-        return Stored(values, 8, False, "YBR_FULL")
+        triples = np.concatenate([pairs[:, :2, None], colours], axis=2).reshape(layout.rows, layout.columns, 3)
+        return Stored(triples, 8, False, "YBR_FULL")
     needed = -(-count * layout.allocated // 8)
     if len(raw) < needed:
         raise _too_short(name, "PixelData (7FE0,0010)", len(raw), needed)
     if layout.allocated in (8, 16, 32, 64):
         size = layout.allocated // 8
-        values = np.frombuffer(raw, f"{'>' if _big(dataset) else '<'}u{size}", len(raw) // size)
+        values: np.ndarray = np.frombuffer(raw, f"{'>' if _big(dataset) else '<'}u{size}", len(raw) // size)
         if size == 1 and _big(dataset) and dataset["PixelData"].VR == "OW" and len(values) % 2 == 0:
             values = values.reshape(-1, 2)[:, ::-1].ravel()  # bytes of 16-bit words
         values = values[:count]
@@ -191,8 +196,8 @@ def _native(dataset: pydicom.Dataset, raw: bytes, layout: Layout, name: str, not
 
 def _encapsulated(dataset: pydicom.Dataset, raw: bytes) -> bool:
     """Whether the pixel data are fragments, by their content: the transfer syntax may be wrong or missing."""
-    said = dataset.file_meta.TransferSyntaxUID
-    compressed = bool(said.is_compressed) if not said.is_private and said.is_transfer_syntax else False
+    syntax = dataset.file_meta.TransferSyntaxUID
+    compressed = bool(syntax.is_compressed) if not syntax.is_private and syntax.is_transfer_syntax else False
     return raw.startswith(_ITEM) and (compressed or dataset["PixelData"].is_undefined_length or len(raw) > 16)
 
 
@@ -252,7 +257,7 @@ def _check_stream(header: StreamHeader | None, layout: Layout, name: str, notes:
 
 def _jpeg(stream: bytes, layout: Layout, name: str, notes: list[str]) -> Stored:
     header = _check_stream(jpeg_header(stream), layout, name, notes)
-    if b"\xff\xd9" not in stream[-64:]:
+    if b"\xff\xd9" not in stream.rstrip(b"\0")[-64:]:
         raise RadiographError(
             name, "its JPEG stream ends without its end mark: the file is cut off. Export it again", "damaged"
         )
@@ -303,16 +308,16 @@ def _jpeg2000(stream: bytes, layout: Layout, name: str, notes: list[str]) -> Sto
 
 def _run_lengths(stream: bytes, layout: Layout, notes: list[str]) -> Stored:
     """RLE (PS3.5 G): a plane of bytes a segment, the highest byte of a sample first."""
-    size = dict(rows=layout.rows, columns=layout.columns)
     try:
         from rle.utils import decode_pixel_data  # pylibjpeg-rle: the same, 50 times faster
 
-        data = bytes(decode_pixel_data(stream, version=2, bits_allocated=layout.allocated, **size))
+        bits, rows, columns = layout.allocated, layout.rows, layout.columns
+        data = bytes(decode_pixel_data(stream, version=2, bits_allocated=bits, rows=rows, columns=columns))
     except ImportError:
         from pydicom.pixels.decoders.rle import _rle_decode_frame
 
         data = bytes(
-            _rle_decode_frame(stream, nr_samples=layout.samples, nr_bits=layout.allocated, segment_order="<", **size)
+            _rle_decode_frame(stream, layout.rows, layout.columns, layout.samples, layout.allocated, segment_order="<")
         )
     size = layout.allocated // 8
     values = np.frombuffer(data, f"<u{size}").reshape(layout.samples, layout.rows, layout.columns)

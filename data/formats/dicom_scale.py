@@ -18,6 +18,7 @@ from cxr_pipeline.data.formats.grey import depth_of
 
 _STEPS = 1 << 16  # entries of the table, at most
 _INSIDE = 0.05  # share of the film that a window must leave between black and white
+_WHITE = 0.8  # share of the film that a window may leave all white: more, and it is that of another depth
 _LEVELS = 16  # of the film that a window must keep apart
 _NARROW = 0.25  # of the range by the header; values that span less of it contradict it
 _MOST_PADDING = 0.95  # share of the film; a padding value that covers more is none
@@ -84,7 +85,7 @@ def _levels(stored: Stored) -> Levels:
     else:  # floats and 32 bits: in steps far finer than a film's noise
         step = (float(high) - float(low)) / (_STEPS - 1) or 1.0
         places = np.round((values - low) / step).astype(np.int32)
-        table = float(low) + np.arange(int(places.max()) + 1) * step
+        table = float(low) + np.arange(int(places.max()) + 1, dtype=np.float64) * step
     counts = np.bincount(places.ravel(), minlength=len(table))
     return Levels(places, table, counts, np.zeros(len(table), bool), stored.bits, stored.signed)
 
@@ -130,12 +131,12 @@ def _modality(dataset: pydicom.Dataset, levels: Levels, notes: list[str]) -> tup
     if slope is None and intercept is None:
         return levels.values, low, high, levels.bits
     if slope is None or intercept is None:
-        said = (
+        problem = (
             f"RescaleIntercept (0028,1052) {intercept:g} without RescaleSlope (0028,1053)"
             if slope is None
             else (f"RescaleSlope (0028,1053) {slope:g} without RescaleIntercept (0028,1052)")
         )
-        notes.append(f"{said}: not applied")
+        notes.append(f"{problem}: not applied")
         return levels.values, low, high, levels.bits
     if slope == 0:
         notes.append("RescaleSlope (0028,1053) is 0: not applied")
@@ -283,7 +284,7 @@ def _voi(dataset: pydicom.Dataset, levels: Levels, rescaled: np.ndarray, notes: 
     for centre, width in windows:
         for values in readings:
             shown = windowed(values, centre, width, function)
-            if _fits(levels, shown, values):
+            if _fits(levels, shown, values) and np.ptp(levels.present(shown)) >= _NARROW:
                 if values is not rescaled:
                     notes.append(
                         f"WindowCenter (0028,1050) {centre:g} does not fit the rescaled values: the "
@@ -292,7 +293,7 @@ def _voi(dataset: pydicom.Dataset, levels: Levels, rescaled: np.ndarray, notes: 
                 return shown if values is rescaled or not _falls(rescaled) else 1 - shown
         notes.append(
             f"WindowCenter (0028,1050) {centre:g} and WindowWidth (0028,1051) {width:g} leave hardly anything of the "
-            "film between black and white: not applied"
+            "film between black and white, or show all of it alike: not applied"
         )
     return None
 
@@ -314,7 +315,8 @@ def _fits(levels: Levels, shown: np.ndarray, values: np.ndarray) -> bool:
     """Whether a window leaves enough of the film between black and white."""
     between = (shown > 0.005) & (shown < 0.995) & (levels.counts > 0)
     kept, held = len(np.unique(shown[between])), len(np.unique(levels.present(values)))
-    return kept >= min(_LEVELS, held // 4) and levels.share(between) >= _INSIDE
+    white = levels.share(shown >= 0.995)
+    return kept >= min(_LEVELS, held // 4) and levels.share(between) >= _INSIDE and white <= _WHITE
 
 
 def _windows(dataset: pydicom.Dataset, notes: list[str]) -> list[tuple[float, float]]:

@@ -11,6 +11,7 @@ from cxr_pipeline.data.formats.base import Decoded, RadiographError
 DEPTHS = (8, 10, 12, 14, 16)
 _MARKER = 0.5  # share of the film that may be at the one value far above all others
 _STRAY = 0.001  # share that may lie between the film and that value: smoothed edges of letters
+_MOST_STRAY = 0.02  # the same where letters are many: at most twice as many pixels as the letters themselves
 THUMBNAIL = 512  # pixels of a colour thumbnail's longer side
 
 
@@ -34,7 +35,8 @@ def depth_of(values: np.ndarray, most: int) -> tuple[int, bool]:
             return depth, False
         top = int(0.98 * largest)
         above, marker = int(counts[1 << bits :].sum()), int(counts[top:].sum())
-        if above <= _MARKER * total and above - marker <= _STRAY * total:
+        stray = max(_STRAY * total, min(2 * marker, _MOST_STRAY * total))
+        if above <= _MARKER * total and above - marker <= stray:
             return bits, True
     return depth, False
 
@@ -129,7 +131,7 @@ def film(samples: np.ndarray, name: str, *, orientation: int = 1, inverted: bool
 
 
 def _opacity(alpha: np.ndarray, name: str) -> np.ndarray:
-    """An alpha channel (H, W) as float32 in [0, 1]: 1 where the film is seen."""
+    """An alpha channel (H, W) as float32 in [0, 1]: 1 where the film is seen, or seen best."""
     if not alpha.any():
         raise RadiographError(
             name,
@@ -138,8 +140,8 @@ def _opacity(alpha: np.ndarray, name: str) -> np.ndarray:
         )
     if alpha.dtype.kind == "f":
         return np.clip(alpha, 0, 1).astype(np.float32)
-    full = np.iinfo(alpha.dtype).max if alpha.dtype.kind in "ui" else 1
-    return alpha.astype(np.float32) / np.float32(full)
+    # By its own largest value: programs write 1 or 255 for opaque, whatever the depth.
+    return alpha.astype(np.float32) / np.float32(alpha.max())
 
 
 def thumbnail(colour: np.ndarray) -> np.ndarray | None:

@@ -32,28 +32,35 @@ class Nifti(Format):
 
     def decode(self, raw: bytes, name: str) -> Decoded:
         """The one slice, turned as viewers show it: the first axis runs across, the second upwards."""
-        import nibabel
-
-        if raw.startswith(b"\x1f\x8b"):
-            raw = gzip.GzipFile(fileobj=io.BytesIO(raw)).read(MAX_BYTES + 1)
-            if len(raw) > MAX_BYTES:
-                raise RadiographError(
-                    name, f"it unfolds to more than {MAX_BYTES / 1e6:.0f} MB. Scale the film down", "too_large"
-                )
-        kind = nibabel.Nifti2Image if raw[4:8] == b"n+2\0" else nibabel.Nifti1Image
-        image = kind.from_bytes(raw)
-        shape = tuple(side for side in image.shape if side != 1)
-        if len(shape) != 2:
-            raise RadiographError(
-                name,
-                f"it is a volume of {image.shape}, no single film. Save the film alone",
-                "multi_frame",
-                refused=True,
-            )
-        check_size(name, shape[1], shape[0], 1, image.get_data_dtype().itemsize)
-        samples = np.asarray(image.dataobj).reshape(shape)
-        columns, rows = (float(v) for v in image.header.get_zooms()[:2])
-        film = grey.film(np.ascontiguousarray(samples.T[::-1]), name)
+        samples, (rows, columns) = slice_of(raw, name)
+        film = grey.film(samples, name)
         if rows > 0 and columns > 0:
             film.spacing, film.aspect = (rows, columns), rows / columns
         return film
+
+
+def slice_of(raw: bytes, name: str) -> tuple[np.ndarray, tuple[float, float]]:
+    """The one slice (H, W) as stored, turned as viewers show it, and the height and width of a pixel.
+
+    Raises:
+        RadiographError: it is a volume, or unfolds to too much.
+    """
+    import nibabel
+
+    if raw.startswith(b"\x1f\x8b"):
+        raw = gzip.GzipFile(fileobj=io.BytesIO(raw)).read(MAX_BYTES + 1)
+        if len(raw) > MAX_BYTES:
+            raise RadiographError(
+                name, f"it unfolds to more than {MAX_BYTES / 1e6:.0f} MB. Scale the film down", "too_large"
+            )
+    kind = nibabel.Nifti2Image if raw[4:8] == b"n+2\0" else nibabel.Nifti1Image
+    image = kind.from_bytes(raw)
+    shape = tuple(side for side in image.shape if side != 1)
+    if len(shape) != 2:
+        raise RadiographError(
+            name, f"it is a volume of {image.shape}, no single film. Save the film alone", "multi_frame", refused=True
+        )
+    check_size(name, shape[1], shape[0], 1, image.get_data_dtype().itemsize)
+    samples = np.asarray(image.dataobj).reshape(shape)
+    columns, rows = (float(v) for v in image.header.get_zooms()[:2])
+    return np.ascontiguousarray(samples.T[::-1]), (rows, columns)

@@ -26,10 +26,11 @@ class _Picture(Format):
         """Samples by Pillow, and EXIF orientation."""
         image = opened(raw, self.pillow, self.label, name)
         check_size(name, image.height, image.width, max(3, len(image.getbands())))
-        if getattr(image, "n_frames", 1) > 1:
+        frames = getattr(image, "n_frames", 1)
+        if frames > 1:
             raise RadiographError(
                 name,
-                f"it holds {image.n_frames} pictures. Save the film as a file of its own",
+                f"it holds {frames} pictures. Save the film as a file of its own",
                 "multi_frame",
                 refused=True,
             )

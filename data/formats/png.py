@@ -50,7 +50,8 @@ def _checked(raw: bytes, name: str) -> tuple[bytes, int, bool]:
     Chunks of text and the like are left out of what the decoder gets: it has no use for them, and reads them slowly.
     """
     at, orientation, seen, count = 8, 1, b"", 0
-    view, kept = memoryview(raw), [raw[:8]]
+    view = memoryview(raw)
+    kept: list[bytes | memoryview[int]] = [raw[:8]]
     has_alpha = raw[25] in (4, 6)
     while seen != b"IEND":
         length = int.from_bytes(raw[at : at + 4], "big")

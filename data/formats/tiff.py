@@ -12,7 +12,7 @@ from cxr_pipeline.data.formats import grey
 from cxr_pipeline.data.formats.base import Decoded, Format, RadiographError, check_size, short
 
 if TYPE_CHECKING:
-    from tifffile import TiffPage
+    from tifffile import TiffFile, TiffPage
 
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what is wrong with a file is said once, by our error
 MAX_PAGES = 16  # read of a file, to tell a film with thumbnails from a stack
@@ -50,7 +50,7 @@ class Tiff(Format):
         return grey.film(samples, name, orientation=turn, inverted=inverted)
 
 
-def _film_page(file: object, name: str) -> TiffPage:
+def _film_page(file: TiffFile, name: str) -> TiffPage:
     """The largest page, where all others are reduced copies or masks of it.
 
     Raises:
@@ -65,7 +65,7 @@ def _film_page(file: object, name: str) -> TiffPage:
                 "multi_frame",
                 refused=True,
             )
-        pages.append(page)
+        pages.append(page.aspage())
     if not pages:
         raise RadiographError(name, "the TIFF file is damaged or cut off: it has no page. Export it again", "damaged")
     film = max(pages, key=lambda page: page.imagelength * page.imagewidth)
@@ -116,9 +116,10 @@ def _samples(page: TiffPage, raw: bytes, name: str) -> tuple[np.ndarray, bool]:
     try:
         samples = np.asarray(page.asarray())
     except Exception as error:
+        kind = getattr(page.compression, "name", page.compression)  # a number where it is an unknown one
         raise RadiographError(
             name,
-            f"its pixels cannot be decoded ({page.compression.name}: {short(error)}). Export or copy it again",
+            f"its pixels cannot be decoded ({kind}: {short(error)}). Export or copy it again",
             "truncated",
         ) from error
     if samples.dtype.kind not in "buif":

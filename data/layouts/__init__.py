@@ -1,7 +1,7 @@
 """Public data sets, as people download them, and how each becomes a manifest. Imports nothing heavy.
 
-Each importer is a function `name(root, job) -> list[Film]` in a module here; its docstring draws the tree that it
-expects, and says what the labels mean. `LAYOUTS` says of each what a person should know before training on it;
+Each importer is a function `name(root, job) -> list[ManifestRow]` in a module here; its docstring draws the tree that
+it expects, and says what the labels mean. `LAYOUTS` says of each what a person should know before training on it;
 docs/data.md shows the same as a table, made by docs/data.py.
 
 Somebody else's package adds a data set by an entry point of the group `cxr_pipeline.layouts`, whose object is a
@@ -185,7 +185,7 @@ def layouts() -> dict[str, Layout]:
 
 
 def importer_of(name: str, layout: Layout) -> Callable[..., Any]:
-    """The function `name(folder, job) -> list[Film]` of a data set."""
+    """The function `name(folder, job) -> list[ManifestRow]` of a data set."""
     module = layout.module if "." in layout.module else f"cxr_pipeline.data.layouts.{layout.module}"
     return getattr(importlib.import_module(module), name)
 

@@ -32,7 +32,7 @@ class LayoutError(CxrError, ValueError):
 
 
 @dataclass
-class Film:
+class ManifestRow:
     """A film on its way into a manifest.
 
     Attributes:
@@ -44,7 +44,7 @@ class Film:
         findings: labels that are there.
         mask: of the lungs, where there is one; `other_masks` are joined to it when read.
         boxes: finding and box in the film's pixels.
-        more: columns that only this data set has, such as age in years and sex (F or M).
+        extra: columns that only this data set has, such as age in years and sex (F or M).
     """
 
     image: Path
@@ -57,7 +57,7 @@ class Film:
     mask: Path | None = None
     other_masks: list[Path] = field(default_factory=list)
     boxes: list[tuple[str, Box]] = field(default_factory=list)
-    more: dict[str, str] = field(default_factory=dict)
+    extra: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -80,7 +80,7 @@ class Job:
         """Tell the user something of this import."""
         self.notes.append(text)
 
-    def there(self, films: Iterable[Film], table: str) -> list[Film]:
+    def existing(self, films: Iterable[ManifestRow], table: str) -> list[ManifestRow]:
         """The films whose files exist; says how many of `table` do not."""
         films = list(films)
         found = [film for film in films if os.path.isfile(film.image)]
@@ -270,7 +270,7 @@ def size_of(path: Path) -> tuple[int, int] | None:
         return None
 
 
-def scaled_boxes(film: Film, width: float, height: float) -> None:
+def scaled_boxes(film: ManifestRow, width: float, height: float) -> None:
     """Bring a film's boxes from a picture of width x height to the film as it lies there: many keep smaller copies."""
     size = size_of(film.image) if film.boxes else None
     if size is not None and size != (width, height):
@@ -280,15 +280,15 @@ def scaled_boxes(film: Film, width: float, height: float) -> None:
         ]
 
 
-def copies_as_one(films: list[Film], job: Job) -> list[Film]:
+def copies_as_one(films: list[ManifestRow], job: Job) -> list[ManifestRow]:
     """The films, those of equal files as one patient; of equal files in train and elsewhere, the one in train goes.
 
     For data sets that name no patients: a film filed twice would otherwise be learned and measured on.
     """
-    by_size: dict[int, list[Film]] = {}
+    by_size: dict[int, list[ManifestRow]] = {}
     for film in films:
         by_size.setdefault(os.path.getsize(film.image), []).append(film)
-    by_content: dict[bytes, list[Film]] = {}
+    by_content: dict[bytes, list[ManifestRow]] = {}
     for same in by_size.values():
         for film in same if len(same) > 1 else ():
             by_content.setdefault(hashlib.sha256(film.image.read_bytes()).digest(), []).append(film)
@@ -311,7 +311,7 @@ def copies_as_one(films: list[Film], job: Job) -> list[Film]:
     return [film for film in films if id(film) not in out]
 
 
-def carve_val(films: list[Film], share: float = 0.15, seed: int = 1) -> list[Film]:
+def carve_val(films: list[ManifestRow], share: float = 0.15, seed: int = 1) -> list[ManifestRow]:
     """The films, with `share` of the patients of train moved to val; dealt as `data.splits.split_by_patient` does."""
     train = [film for film in films if film.split == "train"]
     moved: set[str] = set()

@@ -10,8 +10,8 @@ import re
 from pathlib import Path
 
 from cxr_pipeline.data.layouts.base import (
-    Film,
     Job,
+    ManifestRow,
     age_of,
     file_named,
     find_root,
@@ -21,6 +21,7 @@ from cxr_pipeline.data.layouts.base import (
     read_table,
     sex_of,
 )
+from cxr_pipeline.data.tables import row_dicts
 
 OBSERVATIONS = (
     *("No Finding", "Enlarged Cardiomediastinum", "Cardiomegaly", "Lung Opacity", "Lung Lesion", "Edema"),
@@ -31,7 +32,7 @@ _SPLITS = {"train.csv": "train", "valid.csv": "val", "test.csv": "test", "test_l
 _BELOW = 4  # levels that are looked at for the parts of the full-size download
 
 
-def chexpert(folder: Path, job: Job) -> list[Film]:
+def chexpert(folder: Path, job: Job) -> list[ManifestRow]:
     """Stanford Hospital, 2002 to 2017: 14 observations mined from reports by rules::
 
         CheXpert-v1.0-small/                       or CheXpert-v1.0
@@ -62,13 +63,13 @@ def chexpert(folder: Path, job: Job) -> list[Film]:
         needed = [name for name in OBSERVATIONS if not (name == "No Finding" and split == "test")]
         table = read_table(table_path, ("Path", *needed), chexpert)
         part = []
-        for number, row in enumerate(table.to_dict("records"), 2):
+        for number, row in enumerate(row_dicts(table), 2):
             if "lateral" in (row.get("Frontal/Lateral", "") or row["Path"]).lower() and not job.all_views:
                 lateral += 1
                 continue
             values = {name: number_in(row, name, table_path, number) for name in OBSERVATIONS}
             part.append(_film(where.of(table_path.parent, row["Path"]), row, values, split))
-        films += job.there(part, table_path.name)
+        films += job.existing(part, table_path.name)
     if lateral:
         job.note(f"{lateral} lateral films are left out (--all-views takes them)")
     return films
@@ -82,21 +83,21 @@ def _tables(root: Path) -> list[Path]:
     return tables + tests[:1]
 
 
-def _film(path: Path, row: dict[str, str], values: dict[str, float], split: str) -> Film:
+def _film(path: Path, row: dict[str, str], values: dict[str, float], split: str) -> ManifestRow:
     by_value = {wanted: [name for name, value in values.items() if value == wanted] for wanted in (1.0, 0.0, -1.0)}
     positive = by_value[1.0]
     if "No Finding" in positive:
         label = "NORM"
     else:
         label = "NTB" if set(positive) - {"Support Devices"} else ""
-    return Film(
+    return ManifestRow(
         path,
         patient=f"chexpert-{_patient(row['Path'])}",
         label=label,
         source="chexpert",
         split=split,
         findings=positive,
-        more={
+        extra={
             "uncertain": joined(by_value[-1.0]),
             "negative": joined(by_value[0.0]),
             "age": age_of(row.get("Age", "")),
@@ -127,14 +128,14 @@ class _Places:
         if self._patients is None:
             self._patients = {}
             for start in self._homes:
-                self._look(start, _BELOW)
+                self._look(start, _BELOW, self._patients)
         found = self._patients.get(_patient(listed))
         return found.joinpath(*below.parts[2:]) if found is not None else path
 
-    def _look(self, folder: Path, depth: int) -> None:
+    def _look(self, folder: Path, depth: int, patients: dict[str, Path]) -> None:
         """Note the patients' folders below, those of the other splits left out."""
         for below in folders_in(folder):
             if re.fullmatch(r"patient\d+", below.name):
-                self._patients.setdefault(below.name, below)
+                patients.setdefault(below.name, below)
             elif depth > 0 and below.name not in ("valid", "test"):
-                self._look(below, depth - 1)
+                self._look(below, depth - 1, patients)

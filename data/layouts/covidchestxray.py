@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cxr_pipeline.data.layouts.base import Film, Job, age_of, find_root, read_table, sex_of
+from cxr_pipeline.data.layouts.base import Job, ManifestRow, age_of, find_root, read_table, sex_of
+from cxr_pipeline.data.tables import row_dicts
 
 FRONTAL = ("PA", "AP", "AP Supine", "AP Erect")
 
 
-def covidchestxray(folder: Path, job: Job) -> list[Film]:
+def covidchestxray(folder: Path, job: Job) -> list[ManifestRow]:
     """Films of journals and web pages, of every size; arrows and letters on many::
 
         covid-chestxray-dataset/
@@ -34,7 +35,7 @@ def covidchestxray(folder: Path, job: Job) -> list[Film]:
     columns = ("patientid", "finding", "view", "modality", "folder", "filename")
     table = read_table(root / "metadata.csv", columns, covidchestxray)
     films, others = [], 0
-    for row in table.to_dict("records"):
+    for row in row_dicts(table):
         lateral = row["view"] == "L"
         if row["modality"] != "X-ray" or not (row["view"] in FRONTAL or (job.all_views and lateral)):
             others += 1
@@ -47,14 +48,14 @@ def covidchestxray(folder: Path, job: Job) -> list[Film]:
         else:
             label = "NTB" if findings else ""
         films.append(
-            Film(
+            ManifestRow(
                 root / row["folder"] / row["filename"],
                 patient=f"covidchestxray-{row['patientid']}",
                 label=label,
                 own=row["finding"],
                 source="covidchestxray",
                 findings=findings,
-                more={
+                extra={
                     "age": age_of(row.get("age", "")),
                     "sex": sex_of(row.get("sex", "")),
                     "view": row["view"],
@@ -67,4 +68,4 @@ def covidchestxray(folder: Path, job: Job) -> list[Film]:
     unlabelled = sum(not film.label for film in films)
     if unlabelled:
         job.note(f"{unlabelled} films have no finding yet (todo, Unknown) and so no label")
-    return job.there(films, "metadata.csv")
+    return job.existing(films, "metadata.csv")

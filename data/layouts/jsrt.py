@@ -19,8 +19,8 @@ import numpy as np
 from cxr_pipeline.data.geometry import Box
 from cxr_pipeline.data.layouts.base import (
     PICTURES,
-    Film,
     Job,
+    ManifestRow,
     age_of,
     files_below,
     read_table,
@@ -30,6 +30,7 @@ from cxr_pipeline.data.layouts.base import (
     wrong_folder,
 )
 from cxr_pipeline.data.progress import track
+from cxr_pipeline.data.tables import row_dicts
 
 SIDE = 2048  # pixels
 MILLIMETRES = 0.175  # a pixel
@@ -45,7 +46,7 @@ _ORGANS = re.compile(r"heart|clavicle|landmark|points")
 _HARDLY_FILMS = re.compile(r"mask|lungs?$|heart|clavicle|landmark|points", re.IGNORECASE)
 
 
-def jsrt(folder: Path, job: Job) -> list[Film]:
+def jsrt(folder: Path, job: Job) -> list[ManifestRow]:
     """Films with one lung nodule each (JPCLN, NTB) and without (JPCNN, NORM)::
 
         JSRT/                                       any depth; only file names count
@@ -88,7 +89,7 @@ def jsrt(folder: Path, job: Job) -> list[Film]:
             converted += 1
         nodule = name.startswith("JPCLN")
         age, sex, box = about.get(name, ("", "", None))
-        film = Film(
+        film = ManifestRow(
             path,
             patient=f"jsrt-{name}",
             label="NTB" if nodule else "NORM",
@@ -96,14 +97,14 @@ def jsrt(folder: Path, job: Job) -> list[Film]:
             source="jsrt",
             findings=["Nodule"] if nodule else [],
             boxes=[("Nodule", box)] if box else [],
-            more={"age": age, "sex": sex, "fold": ""},
+            extra={"age": age, "sex": sex, "fold": ""},
         )
         scaled_boxes(film, SIDE, SIDE)
         lungs = masks.get(name, {})
         if {"left lung", "right lung"} <= set(lungs):
             film.mask = job.mask_of(lungs.values(), f"jsrt/{name}.png")
             fold = re.search(r"fold(\d)", str(lungs["left lung"].relative_to(folder)))
-            film.more["fold"] = fold[1] if fold else ""
+            film.extra["fold"] = fold[1] if fold else ""
         elif "both" in lungs:
             film.mask = lungs["both"]
         films.append(film)
@@ -195,7 +196,7 @@ def _metadata(root: Path) -> dict[str, tuple[str, str, Box | None]]:
     """Age, sex and the nodule's box by name, of the table that Kaggle's copy has."""
     about: dict[str, tuple[str, str, Box | None]] = {}
     for path in files_below(root, ("jsrt_metadata.csv",)):
-        for row in read_table(path, ("study_id",), jsrt).to_dict("records"):
+        for row in row_dicts(read_table(path, ("study_id",), jsrt)):
             match = _NAME.match(row["study_id"])
             if match is not None:
                 box = _nodule(row.get("size", ""), row.get("x", ""), row.get("y", ""))

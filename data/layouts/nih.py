@@ -13,9 +13,9 @@ from pathlib import Path
 
 from cxr_pipeline.data.geometry import Box
 from cxr_pipeline.data.layouts.base import (
-    Film,
     Job,
     LayoutError,
+    ManifestRow,
     age_of,
     carve_val,
     file_named,
@@ -26,12 +26,13 @@ from cxr_pipeline.data.layouts.base import (
     scaled_boxes,
     sex_of,
 )
+from cxr_pipeline.data.tables import row_dicts
 
 _TABLES = ("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv", "sample_labels.csv")  # the last of Kaggle's sample
 _SIDE = 1024  # of the films as they are distributed, which boxes refer to
 
 
-def nih(folder: Path, job: Job) -> list[Film]:
+def nih(folder: Path, job: Job) -> list[ManifestRow]:
     """NIH Clinical Center: frontal films, 14 findings mined from reports; 1024x1024 px, 8 bits::
 
         ChestX-ray14/
@@ -58,13 +59,13 @@ def nih(folder: Path, job: Job) -> list[Film]:
     boxes = _boxes(root, job)
     sex = "Patient Sex" if "Patient Sex" in table.columns else "Patient Gender"  # v2020 renamed it
     films = []
-    for number, row in enumerate(table.to_dict("records"), 2):
+    for number, row in enumerate(row_dicts(table), 2):
         name = row["Image Index"]
         person = number_in(row, "Patient ID", table_path, number)
         if math.isnan(person):
             raise LayoutError(f"{table_path}, row {number}: no Patient ID. Is the download whole?")
         findings = row["Finding Labels"].split("|")
-        film = Film(
+        film = ManifestRow(
             where.get(name, root / "images" / name),
             patient=f"nih-{int(person):08d}",
             label="NORM" if findings == ["No Finding"] else "NTB",
@@ -72,14 +73,14 @@ def nih(folder: Path, job: Job) -> list[Film]:
             split=splits.get(name, ""),
             findings=findings,
             boxes=boxes.get(name, []),
-            more={
+            extra={
                 "age": age_of(row.get("Patient Age", "")),
                 "sex": sex_of(row.get(sex, "")),
                 "view": row.get("View Position", ""),
             },
         )
         films.append(film)
-    films = job.there(films, table_path.name)
+    films = job.existing(films, table_path.name)
     unlisted = sum(not film.split for film in films) if splits else 0
     if unlisted:
         job.note(f"{unlisted} films are in neither list, and have no split: training leaves them out")

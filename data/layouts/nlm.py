@@ -11,11 +11,21 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from cxr_pipeline.data.layouts.base import PICTURES, Film, Job, age_of, files_below, find_root, read_table, sex_of
+from cxr_pipeline.data.layouts.base import (
+    PICTURES,
+    Job,
+    ManifestRow,
+    age_of,
+    files_below,
+    find_root,
+    read_table,
+    sex_of,
+)
 from cxr_pipeline.data.progress import track
+from cxr_pipeline.data.tables import row_dicts
 
 
-def montgomery(folder: Path, job: Job) -> list[Film]:
+def montgomery(folder: Path, job: Job) -> list[ManifestRow]:
     """Montgomery County, Maryland: tuberculosis screening; 4020x4892 px, 12 bits, some turned to landscape::
 
         MontgomerySet/
@@ -47,7 +57,7 @@ def montgomery(folder: Path, job: Job) -> list[Film]:
     return films
 
 
-def shenzhen(folder: Path, job: Job) -> list[Film]:
+def shenzhen(folder: Path, job: Job) -> list[ManifestRow]:
     """Shenzhen No. 3 People's Hospital, Guangdong: a month of its outpatients in 2012; about 3000x3000 px, 8 bits::
 
         ChinaSet_AllFiles/
@@ -71,13 +81,13 @@ def shenzhen(folder: Path, job: Job) -> list[Film]:
     return films
 
 
-def film_of(image: Path, source: str) -> Film | None:
+def film_of(image: Path, source: str) -> ManifestRow | None:
     """The film of a file named as these sets name theirs, None where it is not; TBX11K holds copies."""
     match = re.fullmatch(r"(?:MCUCXR|CHNCXR)_(\d+)_([01])", image.stem)
     if match is None:
         return None
     sick = match[2] == "1"
-    return Film(
+    return ManifestRow(
         image,
         patient=f"{source}-{match[1]}",
         label="TB" if sick else "NORM",
@@ -99,14 +109,14 @@ def _home(folder: Path, prefix: str, importer: Callable[..., object]) -> tuple[P
     return root, images_of(root) or root
 
 
-def _films(root: Path, images: Path, prefix: str, source: str) -> list[Film]:
+def _films(root: Path, images: Path, prefix: str, source: str) -> list[ManifestRow]:
     paths = sorted(path for path in images.glob(f"{prefix}_*.*") if path.suffix.lower() in PICTURES)
     films = [film for film in (film_of(path, source) for path in paths) if film is not None]
-    told = _metadata(root / f"{source}_metadata.csv")
+    details = _metadata(root / f"{source}_metadata.csv")
     for film in films:
         reading = root / "ClinicalReadings" / f"{film.image.stem}.txt"
-        film.more = told.get(film.image.stem, _UNKNOWN) if not reading.is_file() else _reading(reading)
-        film.more = dict(film.more)
+        film.extra = details.get(film.image.stem, _UNKNOWN) if not reading.is_file() else _reading(reading)
+        film.extra = dict(film.extra)
     return films
 
 
@@ -124,7 +134,7 @@ def _metadata(path: Path) -> dict[str, dict[str, str]]:
             "sex": sex_of(row.get("sex", "") or row.get("gender", "")),
             "reading": " ".join(row["findings"].split()),
         }
-        for row in table.to_dict("records")
+        for row in row_dicts(table)
     }
 
 
@@ -132,12 +142,12 @@ def _reading(path: Path) -> dict[str, str]:
     """Sex, age and what the radiologist wrote; Shenzhen has the first two in one line, Montgomery in two."""
     lines = [" ".join(line.split()) for line in path.read_text(encoding="utf-8", errors="replace").splitlines()]
     about = [line for line in lines if re.match(r"patient's|femal|male", line, re.IGNORECASE)]
-    said = " ".join(about)
+    text = " ".join(about)
     reading = " ".join(line for line in lines if line and line not in about)
-    return {"age": age_of(said), "sex": sex_of(said), "reading": reading}
+    return {"age": age_of(text), "sex": sex_of(text), "reading": reading}
 
 
-def _note_masks(films: list[Film], job: Job, where: str) -> None:
+def _note_masks(films: list[ManifestRow], job: Job, where: str) -> None:
     without = sum(film.mask is None for film in films)
     if without:
         job.note(f"{without} of {len(films)} films have no lung mask (looked for {where})")

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from cxr_pipeline.data.geometry import Box
 from cxr_pipeline.data.layouts.base import (
-    Film,
     Job,
+    ManifestRow,
     carve_val,
     files_below,
     find_root,
@@ -23,11 +23,12 @@ from cxr_pipeline.data.layouts.base import (
     number_in,
     read_table,
 )
+from cxr_pipeline.data.tables import row_dicts
 
 _KINDS = {"bacteria": "bacterial", "virus": "viral"}
 
 
-def kermany(folder: Path, job: Job) -> list[Film]:
+def kermany(folder: Path, job: Job) -> list[ManifestRow]:
     """Children of one to five years, Guangzhou: NORMAL (NORM) and PNEUMONIA (NTB)::
 
         chest_xray/
@@ -81,15 +82,15 @@ def _part(root: Path, part: str, own: str) -> Path | None:
     return folder_named(above, own) if above is not None else None
 
 
-def _child(path: Path, own: str, part: str) -> Film:
+def _child(path: Path, own: str, part: str) -> ManifestRow:
     numbered = re.match(r"(?:NORMAL|BACTERIA|VIRUS)-(\d+)-\d", path.stem)  # the same number throughout the data set
     if numbered:
         patient = f"kermany-{numbered[1]}"
     else:
         match = re.match(r"(?:NORMAL2-)?IM-\d+|person\d+", path.stem)
         patient = f"kermany-{part}-{match[0] if match else path.stem}"
-    kind = next((said for word, said in _KINDS.items() if word in re.split("[_-]", path.stem.lower())), "")
-    return Film(
+    kind = next((kind_name for word, kind_name in _KINDS.items() if word in re.split("[_-]", path.stem.lower())), "")
+    return ManifestRow(
         path,
         patient=patient,
         label="NORM" if own == "NORMAL" else "NTB",
@@ -100,7 +101,7 @@ def _child(path: Path, own: str, part: str) -> Film:
     )
 
 
-def rsna(folder: Path, job: Job) -> list[Film]:
+def rsna(folder: Path, job: Job) -> list[ManifestRow]:
     """Films of ChestX-ray14 that radiologists read again for the challenge of 2018; 1024x1024 px, 8 bits::
 
         rsna-pneumonia-detection-challenge/
@@ -125,22 +126,22 @@ def rsna(folder: Path, job: Job) -> list[Film]:
         classes = dict(zip(detailed["patientId"], detailed["class"], strict=True))
     else:
         job.note("stage_2_detailed_class_info.csv is missing: films without an opacity have no label")
-    films: dict[str, Film] = {}
+    films: dict[str, ManifestRow] = {}
     path = root / labels
-    for number, row in enumerate(table.to_dict("records"), 2):
+    for number, row in enumerate(row_dicts(table), 2):
         name = row["patientId"]
         opaque = number_in(row, "Target", path, number) == 1
         own = classes.get(name) or ("Lung Opacity" if opaque else "")
         film = films.setdefault(
             name,
-            Film(
+            ManifestRow(
                 where.get(name, root / "stage_2_train_images" / f"{name}.dcm"),
                 patient=f"rsna-{name}",
                 label={"Normal": "NORM", "": ""}.get(own, "NTB"),
                 own=own,
                 source="rsna",
                 findings=["Lung Opacity"] if opaque else [],
-                more={"leakage": "nih"},
+                extra={"leakage": "nih"},
             ),
         )
         if opaque:
@@ -151,7 +152,7 @@ def rsna(folder: Path, job: Job) -> list[Film]:
     if classes and unlabelled:
         job.note(f"{unlabelled} films are not in stage_2_detailed_class_info.csv, and have no label")
     job.note("patientId names a film, not a person: films of one person may be in two splits. Never mix with nih")
-    return job.there(films.values(), labels)
+    return job.existing(films.values(), labels)
 
 
 def _converted(root: Path) -> dict[str, Path]:

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cxr_pipeline.data.layouts.base import (
-    Film,
     Job,
+    ManifestRow,
     copies_as_one,
     file_named,
     files_below,
@@ -34,7 +34,7 @@ _ORIGINS = {
 }
 
 
-def tbdb(folder: Path, job: Job) -> list[Film]:
+def tbdb(folder: Path, job: Job) -> list[ManifestRow]:
     """Normal (NORM) and Tuberculosis (TB), 512x512 px::
 
         TB_Chest_Radiography_Database/
@@ -52,7 +52,7 @@ def tbdb(folder: Path, job: Job) -> list[Film]:
     return _collection(folder, job, tbdb, {"Normal": ("NORM", []), "Tuberculosis": ("TB", ["Tuberculosis"])})
 
 
-def covidradiography(folder: Path, job: Job) -> list[Film]:
+def covidradiography(folder: Path, job: Job) -> list[ManifestRow]:
     """COVID (NTB), Lung_Opacity (NTB), Viral Pneumonia (NTB) and Normal (NORM); films 299x299 px, masks 256x256 px::
 
         COVID-19_Radiography_Dataset/
@@ -89,7 +89,7 @@ _NAMES = {"COVID": ("COVID", "COVID-19"), "Viral Pneumonia": ("Viral Pneumonia",
 
 def _collection(
     folder: Path, job: Job, importer: Callable[..., object], classes: dict[str, tuple[str, list[str]]]
-) -> list[Film]:
+) -> list[ManifestRow]:
     name = importer.__name__
     pieces = {
         f"the folder {own}/": lambda path, own=own: folder_named(path, *_NAMES.get(own, (own,))) is not None
@@ -110,7 +110,7 @@ def _collection(
             mask = masks / path.name if masks is not None and images != home else None
             origin = origins.get(path.stem.lower(), "")
             films.append(
-                Film(
+                ManifestRow(
                     path,
                     patient=f"{name}-{path.stem}",
                     label=label,
@@ -118,9 +118,9 @@ def _collection(
                     source=name,
                     findings=list(findings),
                     mask=mask if mask is not None and mask.is_file() else None,
-                    more={
+                    extra={
                         "origin": origin,
-                        "leakage": next((said for part, said in _ORIGINS.items() if part in origin.lower()), ""),
+                        "leakage": next((note for part, note in _ORIGINS.items() if part in origin.lower()), ""),
                     },
                 )
             )

@@ -11,7 +11,7 @@ from pathlib import Path
 from cxr_pipeline.data.boxfiles import name_of, read_boxes
 from cxr_pipeline.data.classfolders import rows_of
 from cxr_pipeline.data.filmmasks import size_of_film
-from cxr_pipeline.data.layouts.base import Film, Job, LayoutError
+from cxr_pipeline.data.layouts.base import Job, LayoutError, ManifestRow
 from cxr_pipeline.data.names import FileIndex, brief
 from cxr_pipeline.data.radiograph import looks_like_image
 from cxr_pipeline.data.tables import IMAGE_NAMES, Table, TableError, column_named, missing_column, read_table
@@ -54,7 +54,7 @@ class TableOptions:
     source: str | None = None
 
 
-def own_films(given: Path, job: Job, options: TableOptions) -> list[Film]:
+def own_films(given: Path, job: Job, options: TableOptions) -> list[ManifestRow]:
     """The films of a table, or of a folder with one folder per class.
 
     Raises:
@@ -73,12 +73,12 @@ def own_films(given: Path, job: Job, options: TableOptions) -> list[Film]:
     return films
 
 
-def _of_folders(root: Path, source: str) -> list[Film]:
+def _of_folders(root: Path, source: str) -> list[ManifestRow]:
     films = []
     for row in rows_of(root):
         masks = [root / part for part in row["mask"].split("|") if part]
         films.append(
-            Film(
+            ManifestRow(
                 root / row["image"],
                 patient=f"{source}-{row['image']}",
                 label=row["label"],
@@ -92,7 +92,7 @@ def _of_folders(root: Path, source: str) -> list[Film]:
     return films
 
 
-def _of_table(path: Path, job: Job, options: TableOptions, source: str) -> list[Film]:
+def _of_table(path: Path, job: Job, options: TableOptions, source: str) -> list[ManifestRow]:
     try:
         table = read_table(path)
     except TableError as error:
@@ -112,17 +112,17 @@ def _of_table(path: Path, job: Job, options: TableOptions, source: str) -> list[
         )
     finder = _by_tag(options, path.parent) if options.join else _Finder(options.films or path.parent)
     used = {name for name in columns.values() if name is not None}
-    films: list[Film] = []
+    films: list[ManifestRow] = []
     absent: list[str] = []
     for row in table.rows:
-        found = finder.get(row[key]) if row[key] else []
+        found = (finder.get(row[key]) if row[key] else None) or []
         if not found:
             absent.append(row[key])
         cells = {name: row[column] if column else "" for name, column in columns.items()}
         for image in found:
             mask = _Finder(path.parent).get(cells["mask"]) if cells["mask"] else []
             films.append(
-                Film(
+                ManifestRow(
                     image,
                     patient=f"{source}-{cells['patient'] or row[key]}",
                     label=cells["label"],
@@ -131,7 +131,7 @@ def _of_table(path: Path, job: Job, options: TableOptions, source: str) -> list[
                     split=cells["split"],
                     findings=[part.strip() for part in cells["findings"].split("|") if part.strip()],
                     mask=mask[0] if mask else None,
-                    more={name: text for name, text in row.items() if name not in used and _safe(name)},
+                    extra={name: text for name, text in row.items() if name not in used and _safe(name)},
                 )
             )
     if absent:
@@ -156,9 +156,9 @@ def _column(table: Table, name: str, wanted: str | None) -> str | None:
     return next((found for guess in _GUESSES[name] if (found := column_named(guess, table.columns))), None)
 
 
-def _once(films: list[Film], job: Job) -> list[Film]:
+def _once(films: list[ManifestRow], job: Job) -> list[ManifestRow]:
     """The films, each file once: of several rows for one the first counts."""
-    first: dict[Path, Film] = {}
+    first: dict[Path, ManifestRow] = {}
     differing = 0
     for film in films:
         before = first.setdefault(film.image, film)
@@ -215,7 +215,7 @@ def _by_tag(options: TableOptions, beside: Path) -> Mapping[str, list[Path]]:
     return found
 
 
-def _map_labels(films: list[Film], classes: Mapping[str, str], job: Job) -> None:
+def _map_labels(films: list[ManifestRow], classes: Mapping[str, str], job: Job) -> None:
     """Labels become classes as told; what was not named stays, and is named."""
     wanted = {name.casefold(): label for name, label in classes.items()}
     left: Counter[str] = Counter()
@@ -235,7 +235,7 @@ def _map_labels(films: list[Film], classes: Mapping[str, str], job: Job) -> None
         job.note(f"labels that --map does not name stay as they are: {some}")
 
 
-def _add_masks(films: list[Film], folders: Sequence[Path], job: Job) -> None:
+def _add_masks(films: list[ManifestRow], folders: Sequence[Path], job: Job) -> None:
     names = [_mask_names(folder) for folder in folders]
     without = 0
     for film in films:
@@ -258,7 +258,7 @@ def _mask_names(folder: Path) -> dict[str, Path]:
     return found
 
 
-def _add_boxes(films: list[Film], path: Path, job: Job) -> None:
+def _add_boxes(films: list[ManifestRow], path: Path, job: Job) -> None:
     by_name = {name_of(film.image.name): film for film in films}
 
     def size_of(name: str) -> tuple[int, int] | None:

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from cxr_pipeline.data.geometry import Box
 from cxr_pipeline.data.layouts.base import (
-    Film,
     Job,
     LayoutError,
+    ManifestRow,
     copies_as_one,
     files_below,
     find_root,
@@ -24,11 +24,12 @@ from cxr_pipeline.data.layouts.base import (
     scaled_boxes,
 )
 from cxr_pipeline.data.layouts.nlm import film_of
+from cxr_pipeline.data.tables import row_dicts
 
 _LABELS = {"health": "NORM", "sick": "NTB", "tb": "TB"}
 
 
-def tbx11k(folder: Path, job: Job) -> list[Film]:
+def tbx11k(folder: Path, job: Job) -> list[ManifestRow]:
     """Healthy (NORM), sick without tuberculosis (NTB) and tuberculosis (TB); all 512x512 px, about 3000 px once::
 
         TBX11K/
@@ -97,7 +98,7 @@ def tbx11k(folder: Path, job: Job) -> list[Film]:
     extra = sum(1 for _ in files_below(root / "imgs" / "extra"))
     if extra and job.extra:
         job.note(
-            f"LEAKAGE: {sum(bool(film.more['leakage']) for film in films)} films are copies of other sets (column "
+            f"LEAKAGE: {sum(bool(film.extra['leakage']) for film in films)} films are copies of other sets (column "
             "`leakage`). Never measure on montgomery or shenzhen what was trained on these"
         )
     elif extra:
@@ -108,18 +109,18 @@ def tbx11k(folder: Path, job: Job) -> list[Film]:
     return films
 
 
-def _own(path: Path, kind: str) -> Film:
-    return Film(
+def _own(path: Path, kind: str) -> ManifestRow:
+    return ManifestRow(
         path,
         patient=f"tbx11k-{path.stem}",
         label=_LABELS[kind],
         own=kind,
         source="tbx11k",
-        more={"leakage": ""},
+        extra={"leakage": ""},
     )
 
 
-def _copy(path: Path) -> Film | None:
+def _copy(path: Path) -> ManifestRow | None:
     """The film of imgs/extra: as the original's own importer names it where there is one."""
     source = {"MCUCXR": "montgomery", "CHNCXR": "shenzhen"}.get(path.stem.split("_")[0])
     if source is not None:
@@ -128,7 +129,7 @@ def _copy(path: Path) -> Film | None:
         # DA's are nx and px, in JPEG; DB's n and p. Both number train and val alike.
         source = "da" if path.stem[1:2].lower() == "x" else "db"
         sick = path.stem[0].lower() == "p"
-        film = Film(
+        film = ManifestRow(
             path,
             patient=f"{source}-{path.parent.name}-{path.stem}",
             label="TB" if sick else "NORM",
@@ -140,7 +141,7 @@ def _copy(path: Path) -> Film | None:
         return None
     if film is not None:
         film.own = "tb" if film.label == "TB" else "health"
-        film.more = {"leakage": source}
+        film.extra = {"leakage": source}
     return film
 
 
@@ -216,26 +217,26 @@ def _is_simplified(path: Path) -> bool:
         return {"fname", "image_type"} <= {name.strip() for name in file.readline().split(",")}
 
 
-def _simplified(root: Path, job: Job) -> list[Film]:
+def _simplified(root: Path, job: Job) -> list[ManifestRow]:
     """The films of Kaggle's simplified form: one row per box, or per film without any."""
     table = read_table(root / "data.csv", ("fname", "source", "bbox", "tb_type", "image_type"), tbx11k)
     names = {"active_tb": "ActiveTuberculosis", "latent_tb": "ObsoletePulmonaryTuberculosis"}
     labels = {"healthy": "NORM", "sick_but_no_tb": "NTB", "tb": "TB"}
     own = {"healthy": "health", "sick_but_no_tb": "sick", "tb": "tb"}
-    films: dict[str, Film] = {}
-    for row in table.to_dict("records"):
+    films: dict[str, ManifestRow] = {}
+    for row in row_dicts(table):
         name = row["fname"]
         kind = row["image_type"].strip()
         film = films.setdefault(
             name,
-            Film(
+            ManifestRow(
                 root / "images" / name,
                 patient=f"tbx11k-{Path(name).stem}",
                 label=labels.get(kind, ""),
                 own=own.get(kind, ""),
                 source="tbx11k",
                 split={"train": "train", "val": "val"}.get(row["source"].strip(), ""),
-                more={"leakage": ""},
+                extra={"leakage": ""},
             ),
         )
         values = {key: float(value) for key, value in _BBOX.findall(row["bbox"])}
@@ -244,7 +245,7 @@ def _simplified(root: Path, job: Job) -> list[Film]:
             film.boxes.append((finding, Box(values["xmin"], values["ymin"], values["width"], values["height"])))
             if finding not in film.findings:
                 film.findings.append(finding)
-    found = job.there(films.values(), "data.csv")
+    found = job.existing(films.values(), "data.csv")
     for film in found:
         scaled_boxes(film, 512, 512)
     job.note("Kaggle's simplified form: the films without a public label (test) and those of extra are not in it")

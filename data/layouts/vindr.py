@@ -12,20 +12,21 @@ from pathlib import Path
 import pandas as pd
 
 from cxr_pipeline.data.geometry import Box
-from cxr_pipeline.data.layouts.base import Film, Job, carve_val, files_below, find_root, number_in, read_table
+from cxr_pipeline.data.layouts.base import Job, ManifestRow, carve_val, files_below, find_root, number_in, read_table
+from cxr_pipeline.data.tables import row_dicts
 
 _SPELT = {"Other disease": "Other diseases"}  # the test's table has one, train's the other
 _SAME = 0.4  # overlap (IoU) from which boxes of two radiologists are taken to mean one lesion
 
 
-def vindr(folder: Path, job: Job) -> list[Film]:
+def vindr(folder: Path, job: Job) -> list[ManifestRow]:
     """Two hospitals of Hanoi: frontal films, 22 local and 6 global labels by radiologists::
 
         vindr-cxr/1.0.0/
           train/000434271f63a053c4128a0ba6352c7f.dicom
           test/...
           annotations/annotations_train.csv         image_id,rad_id,class_name,x_min,y_min,x_max,y_max
-          annotations/image_labels_train.csv        image_id,rad_id, a column a label with 0 or 1
+          annotations/image_labels_train.csv        image_id,rad_id, a column per label with 0 or 1
           annotations/annotations_test.csv          without rad_id: five radiologists in consensus
           annotations/image_labels_test.csv
 
@@ -43,7 +44,7 @@ def vindr(folder: Path, job: Job) -> list[Film]:
     root = find_root(folder, pieces, vindr)
     if _tables_of(root) == "train.csv":
         return _challenge(root, job)
-    films: list[Film] = []
+    films: list[ManifestRow] = []
     for part in ("train", "test"):
         labels_path = root / "annotations" / f"image_labels_{part}.csv"
         boxes_path = root / "annotations" / f"annotations_{part}.csv"
@@ -55,11 +56,13 @@ def vindr(folder: Path, job: Job) -> list[Film]:
         boxes = _boxes(boxes_path) if boxes_path.is_file() else {}
         if not boxes:
             job.note(f"no boxes of {part}: {boxes_path.name} {'has none' if boxes_path.is_file() else 'is missing'}")
-        films += job.there(_films(root / part, votes, boxes, part), labels_path.name)
+        films += job.existing(_films(root / part, votes, boxes, part), labels_path.name)
     return carve_val(films)
 
 
-def _films(folder: Path, votes: pd.DataFrame, boxes: dict[str, list[tuple[str, str, Box]]], split: str) -> list[Film]:
+def _films(
+    folder: Path, votes: pd.DataFrame, boxes: dict[str, list[tuple[str, str, Box]]], split: str
+) -> list[ManifestRow]:
     names = [name for name in votes.columns if name not in ("image_id", "rad_id")]
     by_film = votes[names].apply(pd.to_numeric, errors="coerce").fillna(0).groupby(votes["image_id"])
     readers = by_film.size()
@@ -71,7 +74,7 @@ def _films(folder: Path, votes: pd.DataFrame, boxes: dict[str, list[tuple[str, s
             label = "TB"
         else:
             label = "NORM" if "No finding" in findings else "NTB"
-        film = Film(
+        film = ManifestRow(
             folder / f"{image}.dicom",
             patient=f"vindr-{image}",
             label=label,
@@ -110,7 +113,7 @@ def _boxes(path: Path) -> dict[str, list[tuple[str, str, Box]]]:
     """(reader, finding, box) by film; rows of "No finding" have no box."""
     table = read_table(path, ("image_id", "class_name", "x_min", "y_min", "x_max", "y_max"), vindr)
     boxes: dict[str, list[tuple[str, str, Box]]] = {}
-    for number, row in enumerate(table.to_dict("records"), 2):
+    for number, row in enumerate(row_dicts(table), 2):
         corners = [number_in(row, name, path, number) for name in ("x_min", "y_min", "x_max", "y_max")]
         if not any(map(math.isnan, corners)) and corners[2] > corners[0] and corners[3] > corners[1]:
             box = Box(corners[0], corners[1], corners[2] - corners[0], corners[3] - corners[1])
@@ -131,15 +134,15 @@ def _tables_of(root: Path) -> str | None:
     return "train.csv" if {"image_id", "class_name", "rad_id"} <= header else None
 
 
-def _challenge(root: Path, job: Job) -> list[Film]:
+def _challenge(root: Path, job: Job) -> list[ManifestRow]:
     """The films of Kaggle's challenge: what most readers drew, as votes."""
     path = root / "train.csv"
     table = read_table(path, ("image_id", "class_name", "rad_id"), vindr)
-    marks = table[["image_id", "rad_id", "class_name"]].drop_duplicates().assign(said=1)
-    votes = marks.pivot_table(index=["image_id", "rad_id"], columns="class_name", values="said", fill_value=0)
+    marks = table[["image_id", "rad_id", "class_name"]].drop_duplicates().assign(marked=1)
+    votes = marks.pivot_table(index=["image_id", "rad_id"], columns="class_name", values="marked", fill_value=0)
     films = _films(root / "train", votes.reset_index(), _boxes(path), "train")
     where = {one.stem: one for one in files_below(root / "train", (".dicom", ".dcm", ".png", ".jpg", ".jpeg"))}
     for film in films:
         film.image = where.get(film.image.stem, film.image)
     job.note("Kaggle's challenge: no tuberculosis among its findings, and no labels of test")
-    return carve_val(job.there(films, "train.csv"))
+    return carve_val(job.existing(films, "train.csv"))

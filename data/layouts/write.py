@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cxr_pipeline.data.layouts import importer_of, layouts
-from cxr_pipeline.data.layouts.base import Film, Job, LayoutError, joined
+from cxr_pipeline.data.layouts.base import Job, LayoutError, ManifestRow, joined
 from cxr_pipeline.data.manifest import BOX_COLUMNS, COLUMNS, Manifest, ManifestError, read_manifest
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def _checked_out(out: Path, overwrite: bool) -> Path:
     return out
 
 
-def _written(films: list[Film], out: Path, labels: str, job: Job) -> Imported:
+def _written(films: list[ManifestRow], out: Path, labels: str, job: Job) -> Imported:
     _check_room(out, any(film.boxes for film in films))
     return Imported(_write(films, out, labels), out, job.notes)
 
@@ -106,10 +106,10 @@ def _written(films: list[Film], out: Path, labels: str, job: Job) -> Imported:
 def _check_room(out: Path, boxes: bool) -> None:
     """Refuse where boxes.csv serves, or would have to serve, another manifest of the folder."""
     others = [path for path in sorted(out.parent.glob("*.csv")) if path != out and path.name != "boxes.csv"]
-    there = out.with_name("boxes.csv")
+    boxes_file = out.with_name("boxes.csv")
     advice = f"Write it into a folder of its own, such as --out {out.parent / out.stem / 'manifest.csv'}"
-    if there.is_file() and not _images(there) <= (_images(out) if out.is_file() else set()):
-        raise LayoutError(f"{there} holds boxes of another manifest. {advice}")
+    if boxes_file.is_file() and not _images(boxes_file) <= (_images(out) if out.is_file() else set()):
+        raise LayoutError(f"{boxes_file} holds boxes of another manifest. {advice}")
     sharing = next((path for path in others if _images(path)), None)
     if boxes and sharing is not None:
         raise LayoutError(f"{sharing} lies in that folder, and boxes.csv cannot serve both. {advice}")
@@ -121,12 +121,12 @@ def _images(path: Path) -> set[str]:
         return {row["image"] for row in csv.DictReader(file) if row.get("image")}
 
 
-def _write(films: list[Film], out: Path, labels: str) -> Manifest:
+def _write(films: list[ManifestRow], out: Path, labels: str) -> Manifest:
     """The manifest, and boxes.csv where there are boxes, as they read back; an older boxes.csv without successor goes.
 
     Written aside and checked first: a manifest with faults replaces nothing.
     """
-    more = list(dict.fromkeys(column for film in films for column in film.more))
+    extra = list(dict.fromkeys(column for film in films for column in film.extra))
     rows, boxes = [], []
     for film in films:
         image = _below(film.image, out.parent)
@@ -139,12 +139,12 @@ def _write(films: list[Film], out: Path, labels: str) -> Manifest:
             "split": film.split,
             "findings": joined(film.findings),
         }
-        rows.append([row[column] for column in COLUMNS] + [film.more.get(column, "") for column in more])
+        rows.append([row[column] for column in COLUMNS] + [film.extra.get(column, "") for column in extra])
         boxes += [[image, finding, *(f"{value:.6g}" for value in box)] for finding, box in film.boxes]
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".import-", dir=out.parent) as aside:
         new, new_boxes = Path(aside, out.name), Path(aside, "boxes.csv")
-        _write_csv(new, [*COLUMNS, *more], rows)
+        _write_csv(new, [*COLUMNS, *extra], rows)
         if boxes:
             _write_csv(new_boxes, list(BOX_COLUMNS), boxes)
         try:

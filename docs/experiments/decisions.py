@@ -17,8 +17,9 @@ import pandas as pd
 
 from cxr_pipeline.models.figures.metrics import softmax
 from cxr_pipeline.stages.classify_calibration import one_class
-from cxr_pipeline.stages.decisions import RISKS, decided_error, fit_sets, undecided
+from cxr_pipeline.stages.decisions import decided_error
 from cxr_pipeline.stages.reference import fit_reference
+from cxr_pipeline.stages.sets import RISKS, fit_sets, undecided
 
 
 def main() -> None:

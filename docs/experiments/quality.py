@@ -77,7 +77,7 @@ KINDS = (
 )
 
 
-def said(stage: Segment, film: Radiograph) -> dict[str, Any]:
+def answers_of(stage: Segment, film: Radiograph) -> dict[str, Any]:
     """What the stage makes of a film: its code, empty where it goes on, and its warnings' codes."""
     (record,) = stage.run([Record(film)])
     return {
@@ -94,7 +94,7 @@ def frontal(stage: Segment, data: Manifest) -> Iterator[tuple[str, dict[str, Any
         rows = data.select(source=source, split=split).table.to_dict("records")
         for row in rows:
             film = read(data.path(row["image"]))
-            yield f"{source}, {split}", said(stage, film)
+            yield f"{source}, {split}", answers_of(stage, film) | {"label": row["label"]}
             if source not in ALTERED:
                 continue
             (whole,) = stage.run([Record(Radiograph(film.pixels, film.id, "", film.size, bits=film.bits))])
@@ -102,7 +102,7 @@ def frontal(stage: Segment, data: Manifest) -> Iterator[tuple[str, dict[str, Any
                 seed = int(hashlib.sha256(f"{row['image']} {kind}".encode()).hexdigest()[:8], 16)
                 pixels, lost = altered(film.pixels, whole.mask, kind, np.random.default_rng(seed))
                 other = Radiograph(pixels, f"{film.id} {kind}", "", pixels.shape, bits=film.bits)
-                yield kind, said(stage, other) | {"lost": round(float(lost), 3)}
+                yield kind, answers_of(stage, other) | {"lost": round(float(lost), 3)}
 
 
 def others(folder: Path) -> Iterator[tuple[str, Radiograph]]:
@@ -163,7 +163,7 @@ def measure_all(stage: Segment, data: Manifest) -> dict[str, Any]:
         digest = hashlib.sha256(film.pixels.tobytes()).digest()
         if digest not in unlike:  # pydicom holds the same picture in many encodings
             unlike.add(digest)
-            kinds.setdefault(kind, []).append(said(stage, film))
+            kinds.setdefault(kind, []).append(answers_of(stage, film))
     out = {}
     for kind, found in kinds.items():
         hits = sum(bool(one["code"]) for one in found)
@@ -171,6 +171,9 @@ def measure_all(stage: Segment, data: Manifest) -> dict[str, Any]:
         node = {"refused": hits, "n": len(found), "ci95": [round(low, 4), round(high, 4)]}
         node["codes"] = dict(Counter(one["code"] for one in found if one["code"]).most_common())
         node["warnings"] = dict(Counter(code for one in found for code in one["warnings"]).most_common())
+        labels = sorted({one["label"] for one in found if one.get("label")})
+        of_class = {label: [one for one in found if one["label"] == label] for label in labels}
+        node["by class"] = {label: [sum(bool(one["code"]) for one in of), len(of)] for label, of in of_class.items()}
         if kind.startswith("cut") or kind.startswith("one half"):
             much = [one for one in found if one["lost"] >= 0.2]
             node["of those that lost 20 % of the lungs"] = [sum(bool(one["code"]) for one in much), len(much)]
@@ -193,8 +196,8 @@ def left_out(pairs: np.ndarray, measured: dict[str, np.ndarray], sources: np.nda
 
 
 def table(results: dict[str, Any], kinds: list[str]) -> str:
-    """A Markdown table of the results on some kinds."""
-    lines = ["| | refused | 95 % interval | codes | warnings |", "|---|---|---|---|---|"]
+    """A Markdown table of the results on some kinds; refusals by class where the films have one."""
+    lines = ["| | refused | 95 % interval | by class | codes | warnings |", "|---|---|---|---|---|---|"]
     for kind in kinds:
         node = results[kind]
         share, (low, high) = node["refused"] / node["n"], node["ci95"]
@@ -202,7 +205,9 @@ def table(results: dict[str, Any], kinds: list[str]) -> str:
         much = node.get("of those that lost 20 % of the lungs")
         more = f"; with 20 % of the lungs lost {much[0]} of {much[1]}" if much else ""
         refused = f"{node['refused']} of {node['n']}, {100 * share:.1f} %{more}"
-        lines.append(f"| {kind} | {refused} | {100 * low:.1f} to {100 * high:.1f} % | {codes} | {warnings} |")
+        classes = ", ".join(f"{label} {k} of {n}" for label, (k, n) in node.get("by class", {}).items()) or "-"
+        interval = f"{100 * low:.1f} to {100 * high:.1f} %"
+        lines.append(f"| {kind} | {refused} | {interval} | {classes} | {codes} | {warnings} |")
     return "\n".join(lines)
 
 
@@ -231,11 +236,11 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--weights", default="tb")
     parser.add_argument("--fit", action="store_true")
-    told = parser.parse_args()
-    data = read_manifest(told.data)
-    bundle = bundle_of(find(told.weights), "segment")
+    options = parser.parse_args()
+    data = read_manifest(options.data)
+    bundle = bundle_of(find(options.weights), "segment")
     pairs, measured, sources = collect(Segment.load(bundle), data.select(split="train"))
-    if told.fit:
+    if options.fit:
         write(bundle, fit(pairs, measured))
     results = measure_all(Segment.load(bundle), data) | left_out(pairs, measured, sources)
     RESULTS.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")

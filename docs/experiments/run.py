@@ -43,8 +43,8 @@ TABLES = {"segment": "<!-- {} of segment -->", "classify": "<!-- {} of classify 
 
 def run(name: str, data: Manifest, segment: Segment, work: Path) -> None:
     """Train and judge one experiment, a source left out at a time, and write its results file."""
-    told, config_of = _told(name)
-    results: dict[str, Any] = {"what": told["what"], "set": told.get("set", {})}
+    spec, config_of = spec_of(name)
+    results: dict[str, Any] = {"what": spec["what"], "set": spec.get("set", {})}
     for source in LEFT_OUT:
         config = config_of()
         config.cache = str(work / "cache")
@@ -69,7 +69,7 @@ def run(name: str, data: Manifest, segment: Segment, work: Path) -> None:
 
 def run_segment(name: str, data: Manifest, work: Path) -> None:
     """Train and judge one experiment on segmentation: montgomery's masks to learn from, shenzhen's to be judged on."""
-    told, config_of = _told(name)
+    spec, config_of = spec_of(name)
     known = data.select(has_mask=True, source="montgomery")
     parts = split_by_patient(known)
     parts = replace(parts, table=parts.table.assign(split=parts.table["split"].replace("test", "train")))
@@ -83,7 +83,7 @@ def run_segment(name: str, data: Manifest, work: Path) -> None:
     away = data.select(has_mask=True, source="shenzhen", split=["train", "val"])
     figures = evaluate_stage(stage, away, folder / "away", split=None)
     model = keras().models.load_model(folder / "model.keras", compile=False)
-    results = {"what": told["what"], "set": told.get("set", {}), "gigamacs": round(macs(model) / 1e9, 2)}
+    results = {"what": spec["what"], "set": spec.get("set", {}), "gigamacs": round(macs(model) / 1e9, 2)}
     results |= {key: figures[key] for key in ("dice", "hd95_px")} | {"minutes": round(minutes, 1)}
     (HERE / f"{name}.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
@@ -100,17 +100,18 @@ def macs(model: Any) -> int:
     return total
 
 
-def _told(name: str) -> tuple[dict[str, Any], Callable[[], Config]]:
-    told = yaml.safe_load((HERE / f"{name}.yaml").read_text(encoding="utf-8"))
-    settings = [f"{key}={json.dumps(value)}" for key, value in told.get("set", {}).items()]
-    return told, lambda: load_config(HERE.parent.parent / "configs" / "tb.yaml", settings)
+def spec_of(name: str) -> tuple[dict[str, Any], Callable[[], Config]]:
+    """What an experiment's file says, and what makes its config."""
+    spec = yaml.safe_load((HERE / f"{name}.yaml").read_text(encoding="utf-8"))
+    settings = [f"{key}={json.dumps(value)}" for key, value in spec.get("set", {}).items()]
+    return spec, lambda: load_config(HERE.parent.parent / "configs" / "tb.yaml", settings)
 
 
 def segment_table() -> str:
     """The results on segmentation as a Markdown table, the best first."""
-    told = [(path.stem, json.loads(path.read_text(encoding="utf-8"))) for path in HERE.glob("segment*.json")]
+    results = [(path.stem, json.loads(path.read_text(encoding="utf-8"))) for path in HERE.glob("segment*.json")]
     lines = ["| experiment | what | Dice | HD95, px | GMAC a film | minutes |", "|---|---|---|---|---|---|"]
-    for name, result in sorted(told, key=lambda item: -item[1]["dice"]["value"]):
+    for name, result in sorted(results, key=lambda item: -item[1]["dice"]["value"]):
         cells = [name, result["what"], _cell(result["dice"]), _cell(result["hd95_px"], 1)]
         lines.append("| " + " | ".join([*cells, f"{result['gigamacs']:.2f}", f"{result['minutes']:.0f}"]) + " |")
     return "\n".join(lines)
@@ -122,12 +123,12 @@ def classify_table() -> str:
     for path in HERE.glob("*.json"):
         if path.stem.startswith("segment"):
             continue
-        told = json.loads(path.read_text(encoding="utf-8"))
-        values = [told[source]["auc_tb_against_norm"]["value"] for source in LEFT_OUT]
-        cells = [_cell(told[source]["auc_tb_against_norm"]) for source in LEFT_OUT]
-        nih = sum(told[s]["nih_val_auc_ntb_against_norm"]["value"] for s in LEFT_OUT) / len(LEFT_OUT)
-        minutes = sum(told[s]["minutes"] for s in LEFT_OUT)
-        rows.append((sum(values) / len(values), [path.stem, told["what"], *cells, f"{nih:.3f}", f"{minutes:.0f}"]))
+        results = json.loads(path.read_text(encoding="utf-8"))
+        values = [results[source]["auc_tb_against_norm"]["value"] for source in LEFT_OUT]
+        cells = [_cell(results[source]["auc_tb_against_norm"]) for source in LEFT_OUT]
+        nih = sum(results[s]["nih_val_auc_ntb_against_norm"]["value"] for s in LEFT_OUT) / len(LEFT_OUT)
+        minutes = sum(results[s]["minutes"] for s in LEFT_OUT)
+        rows.append((sum(values) / len(values), [path.stem, results["what"], *cells, f"{nih:.3f}", f"{minutes:.0f}"]))
     head = ["experiment", "what", *(f"{source} left out" for source in LEFT_OUT), "nih val, NTB", "minutes"]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     lines += ["| " + " | ".join(cells) + " |" for _, cells in sorted(rows, reverse=True)]
@@ -155,17 +156,17 @@ def main() -> None:
     parser.add_argument("--segment", default="tb")
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("names", nargs="*")
-    told = parser.parse_args()
-    whole = read_manifest(told.data)
+    options = parser.parse_args()
+    whole = read_manifest(options.data)
     kept = whole.table[whole.table["split"].isin(["train", "val"]) & (whole.table["source"] != "kermany")]
     data = replace(whole, table=kept.reset_index(drop=True))
-    (segment,) = stages.load_chain(told.segment, "segment")
-    for name in told.names or sorted(path.stem for path in HERE.glob("*.yaml")):
+    (segment,) = stages.load_chain(options.segment, "segment")
+    for name in options.names or sorted(path.stem for path in HERE.glob("*.yaml")):
         if not (HERE / f"{name}.json").is_file():
             if name.startswith("segment"):
-                run_segment(name, whole, told.work)
+                run_segment(name, whole, options.work)
             else:
-                run(name, data, segment, told.work)
+                run(name, data, segment, options.work)
             PAGE.write_text(filled(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
     PAGE.write_text(filled(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
 

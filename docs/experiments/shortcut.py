@@ -25,7 +25,7 @@ from cxr_pipeline.stages.crops import encoder_input, lung_crop
 from cxr_pipeline.stages.films import stream
 
 SOURCES = ("shenzhen", "montgomery", "nih", "rahman")
-EACH = 80  # films a source
+EACH = 80  # films per source
 
 
 def main() -> None:
@@ -33,12 +33,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True)
     parser.add_argument("--weights", default="tb")
-    told = parser.parse_args()
+    options = parser.parse_args()
     from cxr_pipeline.models.backend import keras
 
     k = keras()
-    segment, classify = stages.load_chain(told.weights, "classify")
-    data = read_manifest(told.data).select(source=SOURCES, labels="NORM")
+    segment, classify = stages.load_chain(options.weights, "classify")
+    data = read_manifest(options.data).select(source=SOURCES, labels="NORM")
     table = data.table.groupby("source").sample(EACH, random_state=0).reset_index(drop=True)
     rows, whole, lung = [], [], []
     for row, record in stream(replace(data, table=table), [segment]):
@@ -49,7 +49,7 @@ def main() -> None:
             lung.append(encoder_input(crop, lungs, classify.lungs, classify.pool))
     sources = np.array([row["source"] for row in rows])
     patients = np.array([row["patient"] for row in rows])
-    model = load_keras(bundle_of(find(told.weights), "classify") / "model.keras")
+    model = load_keras(bundle_of(find(options.weights), "classify") / "model.keras")
     network = k.Model(model.input, [model.get_layer("pool").output, model.get_layer("logits").output])
 
     def seen(crops: list[np.ndarray]) -> list[np.ndarray]:

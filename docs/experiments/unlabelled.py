@@ -18,8 +18,8 @@ import numpy as np
 import pandas as pd
 
 from cxr_pipeline.models.figures.metrics import ece, softmax
-from cxr_pipeline.stages.decisions import shares_by_em, shares_by_moments
 from cxr_pipeline.stages.reference import Reference, differences, fit_reference
+from cxr_pipeline.stages.shares import shares_by_em, shares_by_moments
 from cxr_pipeline.train.unlabelled import Alignment, align, by_normal_mode, calibrated
 
 SHARES = (0.1, 0.2, 0.35, 0.5, 0.6)  # of TB
@@ -28,7 +28,7 @@ NOT_JUDGED_HERE = ("kermany", "jsrt")  # children; nodules that are mostly invis
 CHOOSING = ("shenzhen", "rahman")
 
 
-def _with_shares(x: np.ndarray, reference: Reference, shift: np.ndarray, stretch: float, how: str) -> Alignment:
+def _with_shares(x: np.ndarray, reference: Reference, shift: np.ndarray, stretch: float, method: str) -> Alignment:
     even = np.full(len(reference.means), 1 / len(reference.means))
     slope, offsets, _, drawn, labels = calibrated(Alignment(shift, stretch, even, 0.0), reference, 0, 0.9, 1000)
 
@@ -36,7 +36,7 @@ def _with_shares(x: np.ndarray, reference: Reference, shift: np.ndarray, stretch
         return softmax(np.hstack([slope * films, np.zeros((len(films), 1))]) + offsets)
 
     p = probabilities(x)
-    if how == "moments":
+    if method == "moments":
         known = probabilities(drawn)
         means = np.array([known[labels == c].mean(axis=0) for c in range(len(even))])
         shares = shares_by_moments(means, p.mean(axis=0))

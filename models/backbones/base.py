@@ -39,6 +39,8 @@ class Backbone:
         application: name of the network in keras.applications whose ImageNet weights it can start from; None: it has
             none.
         head: what turns the feature map into logits.
+        require: called with all settings before Keras is imported; raises EncoderWeightsError where `build` could not
+            load what they name. For a backbone with weights of its own; those of `application` are checked anyway.
     """
 
     build: Callable[..., K.KerasTensor]
@@ -48,6 +50,7 @@ class Backbone:
     grey: bool = False
     application: str | None = None
     head: Head = field(default_factory=Averaged)
+    require: Callable[[Mapping[str, Any]], None] | None = None
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -93,6 +96,17 @@ class Backbone:
         if (low, high) != (0.0, 1.0):
             return layers.Rescaling(high - low, low, name="to_encoder_range")(rgb)
         return rgb
+
+
+def of_application(network: str) -> Callable[..., K.KerasTensor]:
+    """The `build` of a backbone that is a network of keras.applications, whole or cut; see `pretrained_encoder`."""
+
+    def build(
+        rgb: K.KerasTensor, *, cut: str | None = None, encoder_weights: str | None = None, nearby: Path | None = None
+    ) -> K.KerasTensor:
+        return pretrained_encoder(network, rgb, encoder_weights, nearby, cut)
+
+    return build
 
 
 def pretrained_encoder(

@@ -6,9 +6,10 @@ from one hospital's films into another's, so that what it sees does not go with 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from zipfile import BadZipFile
 
 import numpy as np
@@ -69,7 +70,7 @@ def load_features(name: str) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             stored = {key: arrays[key] for key in arrays.files}
-    except (OSError, ValueError, BadZipFile) as error:
+    except (OSError, EOFError, ValueError, BadZipFile) as error:
         raise EncoderWeightsError(
             f"the network chest cannot start from {name!r} ({error}). Set classify.encoder_weights to 'chest', to a "
             ".npz file made by docs/experiments/pretrain.py, or to null for random weights"
@@ -82,4 +83,15 @@ def load_features(name: str) -> dict[str, np.ndarray]:
     return stored
 
 
-BACKBONE = Backbone(build, input_range=(-1.0, 1.0))
+def require(settings: Mapping[str, Any]) -> None:
+    """Refuse weights that `build` could not start from.
+
+    Raises:
+        EncoderWeightsError: see `load_features`.
+    """
+    weights = settings.get("encoder_weights")
+    if weights is not None:
+        load_features(weights)
+
+
+BACKBONE = Backbone(build, input_range=(-1.0, 1.0), require=require)

@@ -93,7 +93,7 @@ def compared_curves(runs: Sequence[tuple[str, Sequence[dict[str, Any]]]], names:
     """Each metric on val by epoch, all runs in one picture.
 
     Args:
-        runs: name and history, one dict an epoch with columns val_<name>; a run without a metric is left out there.
+        runs: name and history, one dict per epoch with columns val_<name>; a run without a metric is left out there.
         names: of the metrics, such as "loss", "accuracy".
     """
     figure, axes = _figure(5.2 * len(names), 3.8, len(names))
@@ -318,13 +318,13 @@ def label_counts(targets: np.ndarray, weights: np.ndarray, names: Sequence[str],
         targets: (N, K): 1, 0, or -1 where unknown.
         weights: (K, 2): of films that have the label, and of those that have it not.
     """
-    there, absent = (targets == 1).sum(0), (targets == 0).sum(0)
-    known = np.maximum(there + absent, 1)
+    present, absent = (targets == 1).sum(0), (targets == 0).sum(0)
+    known = np.maximum(present + absent, 1)
     figure, axes = _figure(13, 0.28 * len(names) + 1.4, 3)
     panels = (
-        ("films with the label", there, None),
-        ("share of the loss, unweighed", there / known, absent / known),
-        ("share of the loss, weighed", there * weights[:, 0] / known, absent * weights[:, 1] / known),
+        ("films with the label", present, None),
+        ("share of the loss, unweighed", present / known, absent / known),
+        ("share of the loss, weighed", present * weights[:, 0] / known, absent * weights[:, 1] / known),
     )
     rows = np.arange(len(names))[::-1]
     for axis, (title, first, second) in zip(axes, panels, strict=True):

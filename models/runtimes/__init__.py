@@ -22,11 +22,17 @@ KERAS_FILE, SERVING_FILE = "model.keras", "model.onnx"
 
 @dataclass(frozen=True)
 class Runtime:
-    """A registry entry: its module, the file of a bundle that it runs, and the package that it needs."""
+    """A registry entry: its module, the file of a bundle that it runs, and the package that it needs.
+
+    `extra`: of this package, that installs it; empty for the base installation. `late`: whether it may open a network
+    in another thread than the one that uses it, see `models.late`.
+    """
 
     module: str
     file: str
     package: str
+    extra: str = ""
+    late: bool = True
 
     def open_file(self, path: Path, threads: int | None = None) -> Network:
         """The network in a file, ready to call.
@@ -45,6 +51,6 @@ class Runtime:
 
 RUNTIMES: dict[str, Runtime] = {
     "onnx": Runtime("onnx", SERVING_FILE, "onnxruntime"),
-    "openvino": Runtime("openvino", SERVING_FILE, "openvino"),
-    "keras": Runtime("keras", KERAS_FILE, "tensorflow"),
+    "openvino": Runtime("openvino", SERVING_FILE, "openvino", "openvino"),
+    "keras": Runtime("keras", KERAS_FILE, "tensorflow", "train", late=False),
 }

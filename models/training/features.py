@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import io
+import json
 import logging
 import zipfile
 from collections.abc import Callable
@@ -68,7 +69,7 @@ class FeatureCache:
             try:
                 with np.load(path, allow_pickle=False) as stored:
                     return stored["x"], stored["film"]
-            except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
                 log.warning("%s is damaged (%s) and is made again", path, error)
         x, film = _passed_through(network, batches, number, on_batch)
         with full_disk_named(self.folder):
@@ -84,7 +85,7 @@ class FeatureCache:
         order = (number, batches.seed, batches.batch_size, batches.shuffle, batches.replicas)
         augmentation = "" if batches.augmentation is None else _source(batches.augmentation)
         policy = k.config.dtype_policy().name
-        for part in (self.key, order, augmentation, k.__version__, k.backend.backend(), policy, network.to_json()):
+        for part in (self.key, order, augmentation, k.__version__, k.backend.backend(), policy, _drawing(network)):
             digest.update(repr(part).encode())
         for weight in network.get_weights():
             digest.update(np.ascontiguousarray(weight).tobytes())
@@ -93,6 +94,36 @@ class FeatureCache:
             for row in range(0, len(films), _ROWS):
                 digest.update(np.ascontiguousarray(films[row : row + _ROWS]).tobytes())
         return digest.hexdigest()[:24]
+
+
+def _drawing(network: K.Model) -> str:
+    """The network as JSON, with its layers named by their order.
+
+    Keras numbers layers without a name of their own by what the process built before: `split`, then `split_1`. Equal
+    networks must not differ by that.
+    """
+    names: dict[str, str] = {}
+
+    def collect(part: Any) -> None:
+        if isinstance(part, dict):
+            if "config" in part and isinstance(part["config"], dict) and isinstance(part["config"].get("name"), str):
+                names.setdefault(part["config"]["name"], f"layer {len(names)}")
+            for value in part.values():
+                collect(value)
+        elif isinstance(part, list):
+            for value in part:
+                collect(value)
+
+    def renamed(part: Any) -> Any:
+        if isinstance(part, dict):
+            return {key: renamed(value) for key, value in part.items()}
+        if isinstance(part, list):
+            return [renamed(value) for value in part]
+        return names.get(part, part) if isinstance(part, str) else part
+
+    drawing = json.loads(network.to_json())
+    collect(drawing)
+    return json.dumps(renamed(drawing))
 
 
 def _source(augmentation: Callable[..., Any]) -> str:

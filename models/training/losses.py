@@ -61,7 +61,7 @@ def _surprise(p: Any, q: float) -> Any:
 
 @_keras.saving.register_keras_serializable(package="cxr")
 class GeneralizedCrossEntropy(_keras.losses.Loss):
-    """Generalized cross-entropy of one class a film, for labels of which some are wrong; see `_surprise`.
+    """Generalized cross-entropy of one class per film, for labels of which some are wrong; see `_surprise`.
 
     Targets are (N, classes), one-hot; predictions (N, classes), adding up to 1.
 
@@ -93,7 +93,7 @@ class GeneralizedCrossEntropy(_keras.losses.Loss):
 
 @_keras.saving.register_keras_serializable(package="cxr")
 class KnownLabelsCrossEntropy(_keras.losses.Loss):
-    """Binary cross-entropy of several labels a film, over the labels that are known.
+    """Binary cross-entropy of several labels per film, over the labels that are known.
 
     Targets are (N, K): 1 there, 0 not there, -1 unknown; predictions (N, K) in [0, 1].
 
@@ -232,7 +232,7 @@ class LungsAndHeart(_keras.losses.Loss):
         self.loss, self.heart_weight = loss, heart_weight
         self._organ = segmentation_loss(loss)
 
-    def call(self, y_true: object, y_pred: object) -> object:
+    def call(self, y_true: Any, y_pred: Any) -> Any:
         """One loss a film, shape (N,)."""
         lungs, heart, known = lungs_and_heart(y_true)
         of_lungs, of_heart = (
@@ -245,7 +245,7 @@ class LungsAndHeart(_keras.losses.Loss):
 
     @staticmethod
     def _a_film(loss: Any) -> Any:
-        """A loss as (N,): some give one a film, some one a pixel."""
+        """A loss as (N,): some give one per film, some one per pixel."""
         return loss if len(loss.shape) == 1 else _ops.mean(loss, tuple(range(1, len(loss.shape))))
 
     def get_config(self) -> dict:
@@ -265,7 +265,7 @@ class OrganDice(DiceScore):
         super().__init__(name=name, **kwargs)
         self.organ = organ
 
-    def update_state(self, y_true: object, y_pred: object, sample_weight: object = None) -> None:
+    def update_state(self, y_true: Any, y_pred: Any, sample_weight: object = None) -> None:
         """Add a batch of codes (N, H, W, 1) and probabilities (N, H, W, 2)."""
         del sample_weight  # films weigh the same
         *masks, known = lungs_and_heart(y_true)
@@ -279,7 +279,7 @@ class OrganDice(DiceScore):
         return {**super().get_config(), "organ": self.organ}
 
 
-# By name, for one class a film and for several labels a film. A scalar alpha only scales the loss: 1 keeps it the
+# By name, for one class per film and for several labels per film. A scalar alpha only scales the loss: 1 keeps it the
 # cross-entropy's where gamma is 0.
 _CLASSIFICATION: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "cross_entropy": (_keras.losses.CategoricalCrossentropy, KnownLabelsCrossEntropy),
@@ -309,7 +309,7 @@ def classification_loss(
     Args:
         name: "cross_entropy"; "focal" (Lin et al. 2017, gamma 2), which films already judged well hardly move; or
             "generalized_cross_entropy" (Zhang and Sabuncu 2018, q 0.7), which films with a wrong label hardly move.
-        multi_label: each class is a question of its own (`KnownLabelsCrossEntropy`), in place of one class a film.
+        multi_label: each class is a question of its own (`KnownLabelsCrossEntropy`), in place of one class per film.
         label_smoothing: share of the target spread evenly.
         weights: of the labels, where a film may have several; see there.
 

@@ -131,7 +131,7 @@ def _beside(batches: Batches, film: np.ndarray) -> tuple[np.ndarray, np.ndarray,
 
 
 def _softmax_loss(y: np.ndarray, smoothing: float) -> _Loss:
-    """Cross-entropy and its gradient by the logits, (N, classes) each, for one class a film; y (N, classes) one-hot."""
+    """Cross-entropy and its gradient by the logits, (N, classes) each: one class per film; y (N, classes) one-hot."""
     y = y * (1 - smoothing) + smoothing / y.shape[1]
 
     def loss(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -143,7 +143,7 @@ def _softmax_loss(y: np.ndarray, smoothing: float) -> _Loss:
 
 
 def _sigmoid_loss(y: np.ndarray, weights: np.ndarray, smoothing: float) -> _Loss:
-    """As `_softmax_loss` for several labels a film; y (N, classes) 1, 0 or -1 for unknown, weights (classes, 2)."""
+    """As `_softmax_loss` for several labels per film; y (N, classes) 1, 0 or -1 for unknown, weights (classes, 2)."""
     count = np.where(y > 0, weights[:, 0], weights[:, 1]) * (y >= 0)
     smooth = np.maximum(y, 0) * (1 - smoothing) + smoothing / 2
 

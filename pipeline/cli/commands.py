@@ -50,7 +50,12 @@ def command(function: Callable[..., Any], group: click.Group | None = None, **se
     "why; 130 interrupted.",
 )
 @click.option(
-    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_show_version, help="Show it, end."
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_version,
+    help="Show the version and exit.",
 )
 def cli() -> None:
     """Chest X-rays in; lung masks, a TB score and regions to look at out.
@@ -67,7 +72,10 @@ def debugging() -> bool:
 RUNTIME = click.Choice(tuple(RUNTIMES))
 
 data_option = click.option(
-    "--data", required=True, type=click.Path(exists=True, path_type=Path), help="Manifest, or a folder a class."
+    "--data",
+    required=True,
+    type=click.Path(exists=True, path_type=Path),
+    help="Manifest, or a folder with one folder per class.",
 )
 weights_option = click.option(
     "--weights", default="tb", show_default=True, metavar="NAME|PATH", help="Shipped weights, or trained ones."
@@ -87,7 +95,7 @@ threshold_option = click.option(
 workers_option = click.option(
     "--workers",
     type=click.IntRange(1),
-    help="Threads that read, and write; of ray, actors.  [default: one a core]",
+    help="Threads that read, and threads that write; with --engine ray: actors.  [default: one per core]",
 )
 
 language_option = click.option(
@@ -105,7 +113,7 @@ mask_labels_option = click.option(
     "--mask-labels",
     metavar="VALUES",
     callback=_listed,
-    help="Values of the masks that are lung, such as 1,2 or #800000.  [default: the obvious ones]",
+    help="Values that mean lung in the masks, such as 1,2 or #800000.  [default: the obvious ones]",
 )
 
 _ENGINE_OPTIONS = (
@@ -116,14 +124,20 @@ _ENGINE_OPTIONS = (
         show_default=True,
         help="What spreads the work: threads of this process, or workers of a Ray cluster.",
     ),
-    click.option("--address", metavar="HOST:PORT", help="ray: cluster.  [default: RAY_ADDRESS, or one for this run]"),
     click.option(
-        "--cpus-per-worker", type=click.FloatRange(0, min_open=True), help="ray: cores of each.  [default: 1]"
+        "--address",
+        metavar="HOST:PORT",
+        help="With --engine ray: the cluster.  [default: RAY_ADDRESS, or one for this run]",
+    ),
+    click.option(
+        "--cpus-per-worker",
+        type=click.FloatRange(0, min_open=True),
+        help="With --engine ray: cores of each worker.  [default: 1]",
     ),
     click.option(
         "--gpus-per-worker",
         type=click.FloatRange(0),
-        help="ray: GPUs of each, such as 0.25; for --runtime keras.  [default: 0]",
+        help="With --engine ray: GPUs of each worker, such as 0.25; needs --runtime keras.  [default: 0]",
     ),
 )
 

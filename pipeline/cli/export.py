@@ -31,6 +31,6 @@ def export(weights: str, to: str, out: Path) -> int:
     from cxr_pipeline.export import export as write
 
     for one in write(weights, to, out):
-        said = ", ".join(f"{name} {value:.1e}" for name, value in one.differences.items())
-        click.echo(f"{one.stage}: {one.path}  (largest difference to Keras: {said})")
+        differences = ", ".join(f"{name} {value:.1e}" for name, value in one.differences.items())
+        click.echo(f"{one.stage}: {one.path}  (largest difference to Keras: {differences})")
     return DONE

@@ -53,10 +53,10 @@ def _pairs(_context: click.Context, _option: click.Parameter, values: tuple[str,
 
 _folder = click.Path(exists=True, file_okay=False, path_type=Path)
 _OWN_OPTIONS = (
-    click.option("--image", metavar="COLUMN", help="table: names of the films."),
-    click.option("--label", metavar="COLUMN", help="table: labels."),
-    click.option("--patient", metavar="COLUMN", help="table: patients."),
-    click.option("--split", metavar="COLUMN", help="table: train, val, test or external."),
+    click.option("--image", metavar="COLUMN", help="table: column with the names of the films."),
+    click.option("--label", metavar="COLUMN", help="table: column with the labels."),
+    click.option("--patient", metavar="COLUMN", help="table: column with the patients."),
+    click.option("--split", metavar="COLUMN", help="table: column with train, val, test or external."),
     click.option(
         "--map",
         "classes",
@@ -66,7 +66,7 @@ _OWN_OPTIONS = (
         help="table: what a label becomes, such as Tuberculosis=TB. Repeatable.",
     ),
     click.option(
-        "--films", type=_folder, help="table: folder that the films lie in, at any depth.  [default: its own]"
+        "--films", type=_folder, help="table: folder with the films, at any depth.  [default: the table's own]"
     ),
     click.option("--masks", type=_folder, multiple=True, help="table: folder of lung masks; two for left and right."),
     click.option(
@@ -100,9 +100,11 @@ def _own_options(function: Any) -> Any:
     show_default=True,
     help="TB, NTB and NORM, or the data set's own classes, such as NORMAL and PNEUMONIA.",
 )
-@click.option("--all-views", is_flag=True, help="Lateral films too (chexpert, covidchestxray).")
-@click.option("--extra", is_flag=True, help="Copies of other data sets too, marked in the column leakage (tbx11k).")
-@click.option("--overwrite", is_flag=True, help="Replace the manifest that is there.")
+@click.option("--all-views", is_flag=True, help="Also import lateral films (chexpert, covidchestxray).")
+@click.option(
+    "--extra", is_flag=True, help="Also import copies of other data sets, marked in the column leakage (tbx11k)."
+)
+@click.option("--overwrite", is_flag=True, help="Replace an existing manifest.")
 @_own_options
 def import_(
     name: str,
@@ -167,8 +169,8 @@ def _next_step(name: str, manifest: Manifest, out: Path) -> str:
         return f"pipeline train --data {out} --config {_PRESETS[name]} --out my-weights"
     if not (manifest.table["label"] == "TB").any():
         return "join it with films of TB, or ask your own question of it: docs/tasks.md"
-    more = "" if (manifest.table["mask"] != "").any() else " --set segment.weights=tb"
-    return f"pipeline train --data {out}{more} --out my-weights"
+    lungs = "" if (manifest.table["mask"] != "").any() else " --set segment.weights=tb"
+    return f"pipeline train --data {out}{lungs} --out my-weights"
 
 
 def _own_step(manifest: Manifest, out: Path) -> str:

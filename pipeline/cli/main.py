@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cxr_pipeline.cli import export, imports, read, tools, web  # noqa: F401  (whose commands join the group)
+from cxr_pipeline.cli import deidentify, export, imports, read, tools, web  # noqa: F401  (whose commands join the group)
 from cxr_pipeline.cli.commands import (
     DONE,
     INTERRUPTED,
@@ -37,6 +37,7 @@ from cxr_pipeline.configs.errors import CxrError
 
 if TYPE_CHECKING:
     from cxr_pipeline.configs.schema import Config
+    from cxr_pipeline.run.engines.base import RunnerOptions
 
 
 def _parsed_shard(_context: click.Context, _option: click.Parameter, value: str | None) -> tuple[int, int] | None:
@@ -85,10 +86,23 @@ def _parsed_mode(_context: click.Context, _option: click.Parameter, value: str |
     "--outputs",
     metavar="NAMES",
     help="What is written, with commas between: masks, overlays, heatmaps, crops, regions (and those of installed "
-    "packages), or all.  "
+    "packages), or all; dicom and fhir only where they are named.  "
     "[default: masks,overlays,regions; results.csv always is]",
 )
 @click.option("--native-heatmaps", is_flag=True, help="Write heat maps too, and at the films' own size.")
+@click.option(
+    "--dicom-header",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="TABLE",
+    help="Patient and study of films that are no DICOM: a table with image, PatientID and other DICOM keywords.",
+)
+@click.option(
+    "--identifiers",
+    type=click.Choice(("pseudonym", "plain")),
+    is_flag=False,
+    flag_value="pseudonym",
+    help="Columns that say whose a film is: as pseudonyms of the site, or plain.  [default: none; alone: pseudonym]",
+)
 @click.option("--mode", callback=_parsed_mode, metavar="OCTAL", help="Permissions of the results.  [default: 600]")
 @click.option("--verify", is_flag=True, help="Going on: check every file that is there, and not only a sample.")
 @click.option("--overwrite", is_flag=True, help="Discard what another run left in the folder.")
@@ -117,6 +131,8 @@ def run(
     no_refuse: bool,
     outputs: str | None,
     native_heatmaps: bool,
+    dicom_header: Path | None,
+    identifiers: str | None,
     mode: int,
     verify: bool,
     overwrite: bool,
@@ -147,14 +163,22 @@ def run(
       pipeline run films/ --out part1 --shard 1/2       (and 2/2 elsewhere; then: pipeline merge)
       pipeline run films/ --out results --engine ray    (see docs/cluster.md)
     """
+    from cxr_pipeline.results.quick import REPORT, finished, has_report
+    from cxr_pipeline.run.helper import start_early, stop_early
+
+    fresh = not finished(out)  # else there may be nothing to do
+    if fresh and engine == "local":
+        start_early()  # it imports what it needs while we do
+        click.get_current_context().call_on_close(stop_early)
     from cxr_pipeline.cli.console import print_summary, run_progress
-    from cxr_pipeline.results.outputs import chosen
+    from cxr_pipeline.results.outputs.asked import asked
     from cxr_pipeline.run.engines import engine_class, owner_of
     from cxr_pipeline.run.inputs import LeftOut, find_inputs, marked_equal
     from cxr_pipeline.run.listing import about_inputs, tell_of_inputs, write_left_out
     from cxr_pipeline.run.spec import ChainSpec
 
-    wanted = chosen(outputs, native_heatmaps=native_heatmaps)
+    whose: dict[str, Any] = {"dicom_header": dicom_header, "identifiers": identifiers}
+    wanted = asked(outputs, native_heatmaps=native_heatmaps, **whose)
     cluster = {name: value for name, value in cluster.items() if value is not None}
     made_by = engine_class(engine)
     foreign = [name for name in cluster if name not in made_by.options]
@@ -179,12 +203,25 @@ def run(
         **({"also": list(also)} if also else {}),
         **({"set": list(overrides)} if overrides else {}),
         **({"language": language} if language else {}),
+        **{name: str(value) for name, value in whose.items() if value is not None},
         **cluster,
     }
-    how = {"runtime": runtime, "config": config, "site": site, "label": label, "refuse": not no_refuse}
-    how |= {"language": language or "en", "overrides": overrides}
-    spec = ChainSpec(weights, stage, also, threshold=threshold, **how)
-    chain = spec.open(arguments)
+    spec = ChainSpec(
+        weights,
+        stage,
+        also,
+        runtime=runtime,
+        config=config,
+        site=site,
+        label=label,
+        refuse=not no_refuse,
+        threshold=threshold,
+        language=language or "en",
+        overrides=overrides,
+    )
+    chain = spec.open(arguments, late=True)
+    if fresh:
+        chain.networks.start()
     if chain.identity.about["unchecked"]:
         click.echo(f"note: {chain.identity.about['unchecked']}.", err=True)
     left_out: list[LeftOut] = []
@@ -193,7 +230,7 @@ def run(
         click.echo(sentence, err=True)
     chain.identity.about.update(about_inputs(found, left_out))
     for name, settings in chain.settings.items():
-        said = ", ".join(f"{key} {value}" for key, value in settings.items())
+        changes = ", ".join(f"{key} {value}" for key, value in settings.items())
         given = [str(file) for file in (config, site) if file is not None]
         given += (
             ["--set"] * bool(overrides)
@@ -201,18 +238,30 @@ def run(
             + ["--label"] * (label is not None)
             + ["--no-refuse"] * no_refuse
         )
-        click.echo(f"from {' and '.join(given)}, in place of what the weights decide: {name} {said}", err=True)
-    options: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "outputs": wanted, "mode": mode}
-    runner = made_by.runner(chain, spec, out, verify=verify, **options, **cluster)
+        click.echo(f"from {' and '.join(given)}, in place of what the weights decide: {name} {changes}", err=True)
+    chosen_options: RunnerOptions = {
+        "batch_size": batch_size,
+        "workers": workers,
+        "outputs": wanted,
+        "mode": mode,
+        "verify": verify,
+    }
+    runner = made_by.runner(chain, spec, out, chosen_options, **cluster)
     try:
         with run_progress(len(found)) as progress:
             summary = runner.run(found, overwrite=overwrite, shard=shard, progress=progress)
-        write_left_out(out, left_out)
+        if not summary.unchanged:
+            write_left_out(out, left_out)
     except KeyboardInterrupt:
         click.echo(f"\nStopped. What is finished is kept in {out}; the same command goes on from there.", err=True)
         return INTERRUPTED
     print_summary(summary)
-    _report_at_end(out, sum(summary.counts.values()) + summary.others, report)
+    if summary.unchanged and report is False:
+        (out / REPORT).unlink(missing_ok=True)
+    elif summary.unchanged and has_report(out):
+        click.echo(f"Report    {out / REPORT}")
+    else:
+        _report_at_end(out, sum(summary.counts.values()) + summary.others, report)
     return summary.exit_code
 
 
@@ -233,8 +282,8 @@ def _report_at_end(out: Path, films: int, wanted: bool | None) -> None:
         except Exception as error:
             if debugging():
                 traceback.print_exc()
-            said = f"The results are complete, but report.html could not be written ({_explained(error)})."
-            click.echo(f"{said} Try again: {again}", err=True)
+            message = f"The results are complete, but report.html could not be written ({_explained(error)})."
+            click.echo(f"{message} Try again: {again}", err=True)
 
 
 @command
@@ -253,11 +302,11 @@ def screen(folder: Path, threshold: float | None, site: Path | None, report: boo
       pipeline screen results --threshold 40        positive from a score of 40 on
       pipeline screen results --site ours.yaml      as the site file of `pipeline calibrate` decides
     """
-    from cxr_pipeline.run.screen import said
     from cxr_pipeline.run.screen import screen as decide
+    from cxr_pipeline.run.screen import summary
 
     screened = decide(folder, threshold=threshold, site=site)
-    click.echo(said(screened, folder))
+    click.echo(summary(screened, folder))
     _report_at_end(folder, screened.films, report)
     return DONE
 
@@ -313,8 +362,10 @@ def train(
     Example:
       pipeline train --data manifest.csv --out my-weights --set classify.fit.epochs=20
     """
+    from cxr_pipeline.configs.extras import require
     from cxr_pipeline.configs.schema import load_config
 
+    require("train", "pipeline train")
     settings = load_config(config, overrides)
     log_to_stderr()
     settings = _for_own_data(settings, data, config, overrides, stage, context)
@@ -381,14 +432,17 @@ def evaluate(
     Every figure comes with its 95 % interval, by bootstrap over patients. Films that the chain refuses are in no
     figure; to set figures beside published ones, which are of all films, give --no-refuse.
     """
+    from cxr_pipeline.configs.extras import require
+
+    require("figures", "pipeline evaluate")
     from cxr_pipeline.train.evaluation import evaluate as judge
 
     log_to_stderr()
     chosen = None if split == "all" else split
-    how: dict[str, Any] = {"weights": weights, "runtime": runtime, "site": site, "refuse": not no_refuse}
+    options: dict[str, Any] = {"weights": weights, "runtime": runtime, "site": site, "refuse": not no_refuse}
     if mask_labels:
-        how["mask_labels"] = mask_labels
-    metrics = judge(stage, data, out, split=chosen, source=source, **how)
+        options["mask_labels"] = mask_labels
+    metrics = judge(stage, data, out, split=chosen, source=source, **options)
     print_figures(metrics)
     click.echo(f"All figures: {out / 'metrics.json'}")
     return DONE
@@ -429,6 +483,10 @@ def _call(arguments: list[str] | None) -> int:
 def _explained(error: Exception) -> str:
     from cxr_pipeline.data.names import printable
 
+    if isinstance(error, ModuleNotFoundError):
+        from cxr_pipeline.configs.extras import explained
+
+        error = explained(error) or error
     if isinstance(error, CxrError):
         return printable(str(error))
     text = printable(" ".join(str(error).split())) or "no message"

@@ -27,18 +27,24 @@ from cxr_pipeline.cli.commands import (
 
 @command
 @click.option(
-    "--data", type=click.Path(exists=True, path_type=Path), help="Manifest, or a folder a class, with labels."
+    "--data",
+    type=click.Path(exists=True, path_type=Path),
+    help="Labelled films: a manifest, or a folder with one folder per class.",
 )
 @click.option(
     "--unlabelled",
     multiple=True,
     type=click.Path(exists=True),
     metavar="INPUT",
-    help="Films without labels, as for run, or a finished results folder. Repeatable.",
+    help="Films without labels, as for `pipeline run`, or a finished results folder. Repeatable.",
 )
-@click.argument("more", nargs=-1, type=click.Path(exists=True), metavar="[INPUT]...")
+@click.argument("films", nargs=-1, type=click.Path(exists=True), metavar="[INPUT]...")
 @click.option(
-    "--target-sensitivity", type=click.FloatRange(0.5, 0.999), default=0.9, show_default=True, help="Where to operate."
+    "--target-sensitivity",
+    type=click.FloatRange(0.5, 0.999),
+    default=0.9,
+    show_default=True,
+    help="Sensitivity of the threshold to find.",
 )
 @click.option("--site", metavar="NAME", help="What to call the site.  [default: the file's name]")
 @click.option("--split", metavar="NAME", help="Films of this split only.")
@@ -48,7 +54,7 @@ from cxr_pipeline.cli.commands import (
 def calibrate(
     data: Path | None,
     unlabelled: tuple[str, ...],
-    more: tuple[str, ...],
+    films: tuple[str, ...],
     target_sensitivity: float,
     site: str | None,
     split: str | None,
@@ -58,10 +64,10 @@ def calibrate(
 ) -> int:
     """Fit the scores to a site, from films of its own, with labels or without.
 
-    Makes a small file for `pipeline run --site`: probabilities that are right for the site's films, and the threshold
-    that reaches the sensitivity asked for. Take films as they come, of all classes, 100 or more; never those that the
-    result is to be measured on. Films without labels (100 to 300) say how the site's scores lie beside those of other
-    hospitals; what that assumes, and how sure it is, stands in the file. Labels are better.
+    Makes a small file for `pipeline run --site`: it calibrates the probabilities to the site's films, and holds the
+    threshold that reaches the sensitivity asked for. Take 100 films or more, of all classes, as they come, and never
+    films that you will measure the result on. Films without labels (100 to 300) show how the site's scores differ from
+    those of other hospitals; the file says what that assumes and how sure it is. Films with labels are better.
 
     \b
     Example:
@@ -69,13 +75,14 @@ def calibrate(
       pipeline calibrate --unlabelled films/ --site ours
       pipeline run films/ --out results --site ours.yaml
     """
+    from cxr_pipeline.configs.extras import require
+
+    require("figures", "pipeline calibrate")
     from cxr_pipeline.train.calibration import MANY
     from cxr_pipeline.train.calibration import calibrate as fit_site
 
-    if more and not unlabelled:
-        raise click.UsageError(f"{more[0]}: films without labels follow --unlabelled; labelled ones --data")
-    if data is None and not unlabelled:
-        raise click.UsageError("give --data MANIFEST (films with labels), or --unlabelled INPUT..., or both")
+    if films and not unlabelled:
+        raise click.UsageError(f"{films[0]}: films without labels follow --unlabelled; labelled ones --data")
     log_to_stderr()
     path = out or Path(f"{site or 'site'}.yaml")
     if unlabelled:
@@ -83,31 +90,40 @@ def calibrate(
 
         if split is not None or source is not None:
             raise click.UsageError("--split and --source choose films of --data alone. Leave them out")
-        how = {"target_sensitivity": target_sensitivity, "site": site, "weights": weights}
-        _print_unlabelled(calibrate_unlabelled([*unlabelled, *more], path, data=data, **how), path)
+        made = calibrate_unlabelled(
+            [*unlabelled, *films],
+            path,
+            data=data,
+            target_sensitivity=target_sensitivity,
+            site=site,
+            weights=weights,
+        )
+        _print_unlabelled(made, path)
         return DONE
-    said = fit_site(
+    if data is None:
+        raise click.UsageError("give --data MANIFEST (films with labels), or --unlabelled INPUT..., or both")
+    fitted = fit_site(
         data, path, target_sensitivity=target_sensitivity, site=site, split=split, source=source, weights=weights
     )
-    low, high = said["threshold_ci95"]
-    click.echo(f"threshold {said['threshold']:.3f} (95 % interval {low:.3f} to {high:.3f}), n {said['films']['n']}")
+    low, high = fitted["threshold_ci95"]
+    click.echo(f"threshold {fitted['threshold']:.3f} (95 % interval {low:.3f} to {high:.3f}), n {fitted['films']['n']}")
     click.echo("On films that the fit did not see (five folds by patient):")
-    print_figures(said["figures"])
-    if said["films"]["n"] < MANY:
+    print_figures(fitted["figures"])
+    if fitted["films"]["n"] < MANY:
         click.echo(
-            f"Only {said['films']['n']} films: the intervals are wide. With {MANY} or more they narrow.", err=True
+            f"Only {fitted['films']['n']} films: the intervals are wide. With {MANY} or more they narrow.", err=True
         )
     click.echo(f"Use it: pipeline run INPUT --out DIR --site {path}")
     return DONE
 
 
-def _print_unlabelled(said: dict[str, Any], path: Path) -> None:
-    low, high = said["threshold_ci95"]
-    click.echo(f"threshold {said['threshold']:.3f} (95 % interval {low:.3f} to {high:.3f}), n {said['films']['n']}")
-    for name, share in said["unlabelled"]["shares"].items():
-        low, high = said["unlabelled"]["shares_ci95"][name]
+def _print_unlabelled(fitted: dict[str, Any], path: Path) -> None:
+    low, high = fitted["threshold_ci95"]
+    click.echo(f"threshold {fitted['threshold']:.3f} (95 % interval {low:.3f} to {high:.3f}), n {fitted['films']['n']}")
+    for name, share in fitted["unlabelled"]["shares"].items():
+        low, high = fitted["unlabelled"]["shares_ci95"][name]
         click.echo(f"films of {name:6} about {100 * share:.0f} % ({100 * low:.0f} to {100 * high:.0f} %)")
-    click.echo(f"It assumes that {said['unlabelled']['assumes']}.")
+    click.echo(f"It assumes that {fitted['unlabelled']['assumes']}.")
     click.echo("The intervals are of chance alone: where that does not hold, they say nothing.")
     click.echo(f"Use it: pipeline run INPUT --out DIR --site {path}, or pipeline screen DIR --site {path}")
 
@@ -123,23 +139,35 @@ _SHARE = click.FloatRange(0, 1, min_open=True, max_open=True)
     type=click.FloatRange(0, 1, True, True),
     default=0.02,
     show_default=True,
-    help="Share with the disease, of those screened.",
+    help="Share of the people screened who have the disease.",
 )
-@click.option("--test-cost", type=click.FloatRange(0), default=10.0, show_default=True, help="Of a confirming test.")
-@click.option("--film-cost", type=click.FloatRange(0), default=2.0, show_default=True, help="Of a film.")
 @click.option(
-    "--target-sensitivity", type=click.FloatRange(0.5, 0.999), default=0.9, show_default=True, help="Choose by this."
+    "--test-cost", type=click.FloatRange(0), default=10.0, show_default=True, help="Cost of a confirming test."
 )
-@click.option("--threshold", type=click.IntRange(0, 100), metavar="SCORE", help="Choose this score instead.")
+@click.option("--film-cost", type=click.FloatRange(0), default=2.0, show_default=True, help="Cost of a film.")
+@click.option(
+    "--target-sensitivity",
+    type=click.FloatRange(0.5, 0.999),
+    default=0.9,
+    show_default=True,
+    help="Choose the threshold that reaches this sensitivity.",
+)
+@click.option(
+    "--threshold", type=click.IntRange(0, 100), metavar="SCORE", help="Choose this score instead of a sensitivity."
+)
 @click.option(
     "--width",
     type=click.FloatRange(0, 1, True, True),
     default=0.1,
     show_default=True,
-    help="Of the interval that a study should have, for its size.",
+    help="Compute how many films a study needs for intervals of this width.",
 )
-@click.option("--site", metavar="NAME", help="Write the threshold chosen to NAME.yaml, a site file.")
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder.  [default: RESULTS/plan]")
+@click.option("--site", metavar="NAME", help="Write the chosen threshold into the site file NAME.yaml.")
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder for the tables and the page.  [default: RESULTS/plan]",
+)
 def plan(
     results: Path,
     data: Path,
@@ -154,22 +182,26 @@ def plan(
 ) -> int:
     """Show what each threshold would find and cost in a programme, from results and the labels of their films.
 
-    For every score: true and false positives per 1,000 people screened, tests and cost per case found, predictive
-    values, with 95 % intervals; for all, and by age and sex where the manifest has the columns. Leaves plan.csv,
-    plan.png and plan.html, a page with a slider.
+    For every score it gives true and false positives per 1,000 people screened, tests and cost per case found, and
+    predictive values, each with its 95 % interval; for all films, and by age and sex if the manifest has these columns.
+    Leaves plan.csv, plan.png and plan.html, a page with a slider.
 
     \b
     Example:
       pipeline plan results --data read.csv --prevalence 0.01 --test-cost 12 --film-cost 1.5 --site ours
       pipeline screen results --site ours.yaml
     """
-    from cxr_pipeline.report.plan import Costs, said, write_plan, write_site
+    from cxr_pipeline.configs.extras import require
+
+    require("figures", "pipeline plan")
+    from cxr_pipeline.report.plan import Costs, summary_lines, write_plan, write_site
     from cxr_pipeline.report.plan import plan as make_plan
 
     costs = Costs(prevalence, film_cost, test_cost)
-    how = {"target_sensitivity": target_sensitivity, "threshold": threshold, "width": width}
-    made = make_plan(results, data, costs=costs, **how)
-    click.echo("\n".join(said(made)))
+    made = make_plan(
+        results, data, costs=costs, target_sensitivity=target_sensitivity, threshold=threshold, width=width
+    )
+    click.echo("\n".join(summary_lines(made)))
     click.echo(f"Tables    {write_plan(made, out or results / 'plan')[-1]}")
     if site is not None:
         write_site(made, results, Path(f"{site}.yaml"))
@@ -179,7 +211,7 @@ def plan(
 
 @command
 @click.argument("runs", nargs=-1, required=True, metavar="RUN RUN...")
-@click.option("--split", default="test", show_default=True, metavar="NAME", help="Evaluation taken of trained runs.")
+@click.option("--split", default="test", show_default=True, metavar="NAME", help="Use the evaluation on this split.")
 @click.option(
     "--out", type=click.Path(file_okay=False, path_type=Path), metavar="FOLDER", help="Folder for tables and curves."
 )
@@ -187,19 +219,22 @@ def compare(runs: tuple[str, ...], split: str, out: Path | None) -> int:
     """Put trained runs side by side: figures, curves, cost, and whether they differ by more than chance.
 
     RUN is a folder that `pipeline train --out` made (its classifier is compared), one stage's folder in it, such as
-    my-weights/segment, a folder of `pipeline evaluate --out`, or the name of shipped weights. Speed is measured here.
+    my-weights/segment, a folder of `pipeline evaluate --out`, or the name of shipped weights. Speed is measured now.
 
     \b
     Leaves in the folder given by --out:
       compare.md     the table and the paired tests, as printed
-      compare.csv    a row a run
-      pairs.csv      a row a pair: DeLong's test of AUROC, McNemar's of accuracy, on the films that both judged
+      compare.csv    one row per run
+      pairs.csv      one row per pair: DeLong's test of AUROC, McNemar's of accuracy, on the films that both judged
       compare.png    loss and accuracy on val by epoch
 
     \b
     Example:
       pipeline compare weights-a weights-b --out compared
     """
+    from cxr_pipeline.configs.extras import require
+
+    require("train", "pipeline compare")
     from cxr_pipeline.compare.compare import compare as put_together
     from cxr_pipeline.compare.report import as_text, write
 
@@ -213,7 +248,7 @@ def compare(runs: tuple[str, ...], split: str, out: Path | None) -> int:
 
 @cli.group()
 def data() -> None:
-    """Make manifests of public data sets, count them, and look them over before a training believes them."""
+    """Make manifests of public data sets, count them, and check them before you train on them."""
 
 
 @partial(command, group=data)
@@ -238,13 +273,17 @@ def summary(manifest: Path, out: Path | None) -> int:
 
 @partial(command, group=data)
 @click.argument("manifest", type=click.Path(exists=True, path_type=Path))
-@click.option("--images/--no-images", default=True, show_default=True, help="Read the films, to find near-duplicates.")
-@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="CSV for all pairs that look alike.")
+@click.option(
+    "--images/--no-images", default=True, show_default=True, help="Also read the films, to find near-duplicates."
+)
+@click.option(
+    "--out", type=click.Path(dir_okay=False, path_type=Path), help="Write all pairs that look alike into this CSV."
+)
 @mask_labels_option
 def check(manifest: Path, images: bool, out: Path | None, mask_labels: list[str] | None) -> int:
     """Find faults, patients in two splits, damaged films, wrong masks and boxes, and near-duplicates.
 
-    Exit code 0 where a training may be believed, 1 where it may not, such as a patient on two sides of a split.
+    Exit code 0: you can train on it. Exit code 1: you should not, for example because a patient is in two splits.
     """
     from cxr_pipeline.manifests.check import as_text, write_pairs
     from cxr_pipeline.manifests.check import check as look
@@ -263,14 +302,14 @@ def check(manifest: Path, images: bool, out: Path | None, mask_labels: list[str]
 @workers_option
 @language_option
 def report(folder: Path, workers: int | None, language: str | None) -> int:
-    """Make report.html of a folder that `run`, `merge` or `train` left: one page, by itself, without a network.
+    """Make report.html of a folder that `run`, `merge` or `train` left: one page, which needs no other file.
 
     \b
-    Of a run:       counts, scores, reasons, a table to sort and filter, every film with its lungs, heat map and boxes.
-    Of a training:  curves, figures with intervals, confusion matrix, ROC, reliability, worst cases, settings.
+    For a run:       counts, scores, reasons, a table to sort and filter, every film with its lungs, heat map and boxes.
+    For a training:  curves, figures with intervals, confusion matrix, ROC, reliability, worst cases, settings.
 
-    A run's page holds small copies of the films: treat it like the films themselves. Of more than 2000 films those with
-    the highest scores are in the page, about 20 KB each; the others are links to the folder's overlays.
+    A run's page holds small copies of the films, so treat it like the films themselves. With more than 2000 films, the
+    page holds those with the highest scores, about 20 KB each, and links to the overlays of the others.
 
     \b
     Example:
@@ -291,23 +330,23 @@ def report(folder: Path, workers: int | None, language: str | None) -> int:
 
 @command
 @click.argument("inputs", nargs=-1, type=click.Path(exists=True), metavar="[INPUT]...")
-@click.option("--runtime", "runtimes", multiple=True, type=RUNTIME, help="Measure this one. Repeatable.")
+@click.option("--runtime", "runtimes", multiple=True, type=RUNTIME, help="Measure this runtime. Repeatable.")
 @workers_option
 @weights_option
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 def benchmark(
     inputs: tuple[str, ...], runtimes: tuple[str, ...], workers: int | None, weights: str, as_json: bool
 ) -> int:
-    """Measure what a run costs here: films a second, seconds in each part, memory, for each runtime installed.
+    """Measure what a run costs here: films per second, seconds of each part, and memory, for each runtime.
 
-    On synthetic films of 512 px where no INPUT is given.
+    Without INPUT it takes synthetic films of 512 px.
     """
     from cxr_pipeline.benchmark import as_text, not_ok
     from cxr_pipeline.benchmark import benchmark as measure
 
-    said = measure(inputs, runtimes=runtimes, weights=weights, workers=workers)
-    click.echo(json.dumps(said, indent=2) if as_json else as_text(said))
-    return SOME_FAILED if not_ok(said) else DONE
+    figures = measure(inputs, runtimes=runtimes, weights=weights, workers=workers)
+    click.echo(json.dumps(figures, indent=2) if as_json else as_text(figures))
+    return SOME_FAILED if not_ok(figures) else DONE
 
 
 @cli.group()
@@ -317,9 +356,9 @@ def config() -> None:
 
 @partial(command, group=config)
 @click.option("--config", "source", default="tb", show_default=True, metavar="FILE", help="YAML file or preset.")
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="A setting on top. Repeatable.")
-@click.option("--changed", is_flag=True, help="Only what differs from the defaults.")
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a setting. Repeatable.")
+@click.option("--changed", is_flag=True, help="Show only what differs from the defaults.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 def show(source: str, overrides: tuple[str, ...], changed: bool, as_json: bool) -> int:
     """Show every setting of a config, its value, and where the value came from."""
     from cxr_pipeline.configs.schema import explain
@@ -335,7 +374,7 @@ def show(source: str, overrides: tuple[str, ...], changed: bool, as_json: bool) 
 
 
 @command
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 def info(as_json: bool) -> int:
     """Show versions, runtimes, shipped weights with their figures, presets and settings."""
     from cxr_pipeline.about import as_text
@@ -347,12 +386,12 @@ def info(as_json: bool) -> int:
 
 @command
 @click.argument("folder", type=click.Path(file_okay=False, path_type=Path), metavar="DIR")
-@click.option("-n", "count", type=click.IntRange(1), default=6, show_default=True, help="How many films.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Other numbers give other films.")
+@click.option("-n", "count", type=click.IntRange(1), default=6, show_default=True, help="Number of films.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Another number draws other films.")
 def samples(folder: Path, count: int, seed: int) -> int:
-    """Write synthetic X-rays to try things on: drawn by rules, of no patient.
+    """Write synthetic X-rays to try things out: they are drawn by rules, and of no patient.
 
-    With a manifest, true lung masks, labels and boxes.
+    They come with a manifest, true lung masks, labels and boxes.
     """
     from cxr_pipeline.data.synthetic import write_samples
 

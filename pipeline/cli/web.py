@@ -18,25 +18,54 @@ from cxr_pipeline.cli.commands import (
 
 
 @command
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on. Others need an API key.")
-@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes a free one.")
-@click.option("--api-key", envvar="CXR_API_KEY", show_envvar=True, metavar="KEY", help="What callers must send.")
-@click.option("--allow-host", multiple=True, metavar="NAME", help="Answer to this name too. Repeatable.")
+@click.option(
+    "--host", default="127.0.0.1", show_default=True, help="Address to listen on. Any other one needs an API key."
+)
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8000,
+    show_default=True,
+    help="Port to listen on; 0 takes a free one.",
+)
+@click.option("--api-key", envvar="CXR_API_KEY", show_envvar=True, metavar="KEY", help="Key that callers must send.")
+@click.option("--allow-host", multiple=True, metavar="NAME", help="Also answer to this host name. Repeatable.")
 @click.option("--root-path", default="", metavar="/PATH", help="Where a reverse proxy puts the server.")
 @click.option("--allow-origin", multiple=True, metavar="URL", help="Web site that may use the API. Repeatable.")
 @click.option(
-    "--per-address", type=click.IntRange(1), default=64, show_default=True, help="Connections of one other machine."
+    "--per-address",
+    type=click.IntRange(1),
+    default=64,
+    show_default=True,
+    help="Connections that one other machine may open.",
 )
 @click.option(
-    "--keep", type=click.Path(file_okay=False, path_type=Path), metavar="DIR", help="Keep the results of all jobs here."
+    "--keep",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Keep the results of all jobs in this folder.",
 )
-@click.option("--max-upload-mb", type=click.FloatRange(0.1), default=64, show_default=True, help="Of one film.")
-@click.option("--max-job-mb", type=click.FloatRange(0.1), default=1024, show_default=True, help="Of one request.")
-@click.option("--max-megapixels", type=click.FloatRange(0.1, 200), default=50, show_default=True, help="Of one film.")
+@click.option("--max-upload-mb", type=click.FloatRange(0.1), default=64, show_default=True, help="Largest film, in MB.")
+@click.option(
+    "--max-job-mb", type=click.FloatRange(0.1), default=1024, show_default=True, help="Largest request, in MB."
+)
+@click.option(
+    "--max-megapixels",
+    type=click.FloatRange(0.1, 200),
+    default=50,
+    show_default=True,
+    help="Largest film, in megapixels.",
+)
 @click.option("--queue", type=click.IntRange(1), default=256, show_default=True, help="Films that may wait.")
-@click.option("--timeout", type=click.FloatRange(1), default=120, show_default=True, help="Seconds for one answer.")
 @click.option(
-    "--forget-after", type=click.FloatRange(0.1), default=15, show_default=True, help="Minutes that a job is held."
+    "--timeout", type=click.FloatRange(1), default=120, show_default=True, help="Seconds until an answer is given up."
+)
+@click.option(
+    "--forget-after",
+    type=click.FloatRange(0.1),
+    default=15,
+    show_default=True,
+    help="Minutes that a finished job is kept.",
 )
 @weights_option
 @runtime_option

@@ -35,7 +35,7 @@ class Run:
         folder: as given. name: the part of it that tells the runs apart.
         bundle: the trained stage's folder, None where `folder` is an evaluation.
         evaluation: folder of metrics.json.
-        history: one dict an epoch, numbers as float, blank as NaN.
+        history: one dict per epoch, numbers as float, blank as NaN.
     """
 
     folder: Path
@@ -49,7 +49,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Comparison:
-    """`rows` has one dict a run, `pairs` one a tested pair, `notes` what a reader must know."""
+    """`rows` has one dict per run, `pairs` one per tested pair, `notes` what a reader must know."""
 
     runs: list[Run]
     rows: list[dict[str, Any]]
@@ -76,8 +76,8 @@ def compare(folders: Sequence[str | Path], *, split: str = "test") -> Comparison
     names = _names([str(folder) for folder in folders])
     runs = [_read(str(folder), name, split) for folder, name in zip(folders, names, strict=True)]
     if len({run.stage for run in runs}) > 1:
-        said = ", ".join(f"{run.folder}: {run.stage}" for run in runs)
-        raise CompareError(f"runs of one stage can be compared. Received: {said}. Give such as RUN/classify")
+        received = ", ".join(f"{run.folder}: {run.stage}" for run in runs)
+        raise CompareError(f"runs of one stage can be compared. Received: {received}. Give such as RUN/classify")
     _same_question(runs)
     notes = _notes(runs, split)
     pairs = paired_tests(runs, notes) if runs[0].stage == "classify" else []
@@ -198,7 +198,7 @@ def _notes(runs: Sequence[Run], split: str) -> list[str]:
     notes = [
         f"{run.folder} has no evaluation of the split {split!r}: its figures are blank. Make one: pipeline evaluate "
         f"--stage {run.stage} --split {split} --weights {run.folder} --data MANIFEST --out "
-        f"{run.bundle / 'evaluation' / split}"
+        f"{(run.bundle or run.folder) / 'evaluation' / split}"
         for run in runs
         if run.evaluation is None and not run.metrics
     ]
@@ -263,7 +263,10 @@ def _of_class(values: dict[str, Any], name: str) -> float | None:
 
 def best_epoch(history: Sequence[dict[str, Any]], stage: str) -> dict[str, Any]:
     """The row whose weights the training kept: best on val in its last phase, or its start; see `training.fit.fit`."""
-    column, mode = stages.stage_class(stage).monitor
+    monitor = stages.stage_class(stage).monitor
+    if monitor is None:  # a stage that learns in no epochs
+        return history[-1]
+    column, mode = monitor
     better = max if mode == "max" else min
     rows = [row for row in history if row["phase"] in (START, history[-1]["phase"])]
     known = [row for row in rows if np.isfinite(row.get(column, np.nan))]
@@ -277,11 +280,11 @@ def curve_names(history: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def cost_of(run: Run, milliseconds: float | None) -> dict[str, Any]:
-    """Parameters (those that training leaves alone too), milliseconds an image, and the serving file's megabytes."""
+    """Parameters (those that training leaves alone too), milliseconds per image, and the serving file's megabytes."""
     row: dict[str, Any] = {}
     if run.bundle is not None and (run.bundle / KERAS_FILE).is_file():
         row["parameters"] = _parameters(run.bundle / KERAS_FILE)
-    if milliseconds is not None:
+    if milliseconds is not None and run.bundle is not None:
         row["ms_per_image"] = milliseconds
         row["serving_mb"] = (run.bundle / SERVING_FILE).stat().st_size / 1e6
     return row
@@ -301,7 +304,7 @@ def _parameters(path: Path) -> int:
 
 
 def _milliseconds(bundles: Sequence[Path | None]) -> list[float | None]:
-    """Median milliseconds an image of each bundle's serving file under ONNX Runtime, in batches of 8.
+    """Median milliseconds per image of each bundle's serving file under ONNX Runtime, in batches of 8.
 
     The bundles take turns in this process, so that whatever else the machine does falls on all alike.
     """

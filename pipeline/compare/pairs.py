@@ -15,7 +15,7 @@ ALL_PAIRS = 4  # up to this many runs every pair is tested, of more each against
 
 
 @dataclass(frozen=True)
-class Film:
+class JudgedClass:
     """What a row of films.csv says of one class."""
 
     truth: str  # the film's class, or 0 or 1 for the label where a film may have several
@@ -46,8 +46,8 @@ def paired_tests(runs: Sequence[Run], notes: list[str]) -> list[dict[str, Any]]:
         shared = [name for name in classes[0] if name in classes[1]]
         between = f"{runs[one].name} and {runs[two].name}"
         if not shared:
-            said = " and ".join(", ".join(names) or "none" for names in classes)
-            notes.append(f"{between} have no positive class in common ({said}): not tested.")
+            listed = " and ".join(", ".join(names) or "none" for names in classes)
+            notes.append(f"{between} have no positive class in common ({listed}): not tested.")
             continue
         tested = [_tested(runs[one], runs[two], rows[one], rows[two], name) for name in shared]
         if not any(tested):
@@ -68,9 +68,9 @@ def _several(rows: Sequence[dict[str, str]]) -> bool:
 
 def _rows_of(run: Run) -> list[dict[str, str]]:
     """films.csv of a classify evaluation: its judged films."""
-    path = run.evaluation / "films.csv"
+    path = (run.evaluation or run.folder) / "films.csv"
     if not path.is_file():
-        raise CompareError(f"{run.evaluation} has metrics.json but no films.csv. Make it again: pipeline evaluate")
+        raise CompareError(f"{path.parent} has metrics.json but no films.csv. Make it again: pipeline evaluate")
     rows = read_table(path)
     if rows:
         needed = {"image", "status"} | (set() if _several(rows) else {"label", "predicted"})
@@ -80,7 +80,7 @@ def _rows_of(run: Run) -> list[dict[str, str]]:
     return [row for row in rows if row["status"] == "ok"]
 
 
-def _films(run: Run, rows: Sequence[dict[str, str]], name: str) -> dict[str, Film]:
+def _films(run: Run, rows: Sequence[dict[str, str]], name: str) -> dict[str, JudgedClass]:
     """By image, the films of which it is known whether they are of the class, or have the label."""
     several, threshold = _several(rows), _threshold(run.metrics, name)
     films = {}
@@ -89,9 +89,11 @@ def _films(run: Run, rows: Sequence[dict[str, str]], name: str) -> dict[str, Fil
         if np.isnan(score):
             continue
         if not several:
-            films[image] = Film(row["label"], row["label"] == name, score, row["predicted"] == row["label"], False)
+            films[image] = JudgedClass(
+                row["label"], row["label"] == name, score, row["predicted"] == row["label"], False
+            )
         elif (truth := number_of(row.get(f"true_{name}"))) in (0, 1):
-            films[image] = Film(f"{truth:.0f}", truth == 1, score, (score >= threshold) == (truth == 1), True)
+            films[image] = JudgedClass(f"{truth:.0f}", truth == 1, score, (score >= threshold) == (truth == 1), True)
     return films
 
 
@@ -123,7 +125,9 @@ def _tested(
     return row
 
 
-def _same_truth(one: Run, two: Run, images: Sequence[str], first: Sequence[Film], second: Sequence[Film]) -> None:
+def _same_truth(
+    one: Run, two: Run, images: Sequence[str], first: Sequence[JudgedClass], second: Sequence[JudgedClass]
+) -> None:
     differing = [
         (image, a.truth, b.truth)
         for image, a, b in zip(images, first, second, strict=True)

@@ -4,8 +4,8 @@ The folder that `--out DIR` names::
 
     DIR/
       compare.md    the table, the paired tests and the notes, to read
-      compare.csv   one row a run, for programs
-      pairs.csv     one row a pair of runs and a class: paired tests (classify only)
+      compare.csv   one row per run, for programs
+      pairs.csv     one row per pair of runs and class: paired tests (classify only)
       compare.png   loss and accuracy on val by epoch, where a run has a history
 """
 
@@ -24,13 +24,13 @@ _WORDS = {
     "positive": "positive class",
     "auroc": "AUROC (95 % interval)",
     "parameters": "parameters",
-    "ms_per_image": f"ms an image (ONNX Runtime, batch of {BATCH})",
+    "ms_per_image": f"ms per image (ONNX Runtime, batch of {BATCH})",
     "serving_mb": "serving file, MB",
 }
 
 
 def as_text(comparison: Comparison) -> str:
-    """The table, a column a run, the paired tests and the notes, as Markdown that reads well as it is."""
+    """The table, a column per run, the paired tests and the notes, as Markdown that reads well as it is."""
     rows = comparison.rows
     shown = [key for key in rows[0] if key != "run" and not key.endswith(("_low", "_high"))]
     table = [["", *(run.name for run in comparison.runs)]]

@@ -72,7 +72,7 @@ def check(
     """
     faults: list[str] = []
     manifest = read_manifest(data, faults_into=faults, mask_labels=mask_labels)
-    rows = manifest.table.to_dict("records")
+    rows = manifest.rows()
     unreadable: dict[str, str] = {}
     pairs: list[Alike] = []
     masks: dict[str, str] = {}

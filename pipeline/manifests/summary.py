@@ -8,6 +8,7 @@ import pandas as pd
 
 from cxr_pipeline.data.files import csv_text, write_text
 from cxr_pipeline.data.manifest import SPLITS, Manifest
+from cxr_pipeline.data.tables import row_dicts
 
 _FINDINGS_SHOWN = 20
 NO_SPLIT, NO_LABEL = "no split", "no label"
@@ -37,7 +38,7 @@ def findings(manifest: Manifest) -> pd.DataFrame:
 
 
 def as_text(manifest: Manifest) -> str:
-    """Films by source and class, a column a split; then findings, the commonest first."""
+    """Films by source and class, a column per split; then findings, the commonest first."""
     table = manifest.table
     lines = [
         f"{len(table)} films of {table['patient'].nunique()} patients from {table['source'].nunique()} source(s); "
@@ -56,7 +57,7 @@ def as_text(manifest: Manifest) -> str:
 
 
 def _csv(table: pd.DataFrame) -> str:
-    return csv_text(list(table), table.fillna("").to_dict("records"))
+    return csv_text([str(name) for name in table.columns], row_dicts(table.fillna("")))
 
 
 def write(manifest: Manifest, folder: Path) -> list[Path]:

@@ -25,7 +25,7 @@ from cxr_pipeline.reading.sampling import chances, draw
 from cxr_pipeline.results.identity import ResultsError
 from cxr_pipeline.results.reader import ResultsReader
 from cxr_pipeline.stages.base import OK
-from cxr_pipeline.stages.decisions import AT_THRESHOLD
+from cxr_pipeline.stages.scores import AT_THRESHOLD
 
 FOLDER, SAMPLE, LABELS, AGREEMENT = "reading", "sample.json", "labels.csv", "agreement.json"
 _KEYS = {"TB": ("t", "TB"), "NTB": ("o", "other"), "NORM": ("n", "normal")}  # key and word of the classes of `tb`

@@ -115,8 +115,8 @@ def _small(image: np.ndarray, longest: int) -> np.ndarray:
     return resize(image, *(max(1, round(side * scale)) for side in image.shape[:2]))
 
 
-def _decoded(data: bytes | None, how: int) -> np.ndarray | None:
-    return cv2.imdecode(np.frombuffer(data, np.uint8), how) if data else None
+def _decoded(data: bytes | None, flags: int) -> np.ndarray | None:
+    return cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
 
 
 def _text(data: np.ndarray) -> str:

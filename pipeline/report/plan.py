@@ -30,8 +30,9 @@ from cxr_pipeline.data.manifest import Manifest, read_manifest
 from cxr_pipeline.models.store import write_text
 from cxr_pipeline.report.page import data_block, escape, page, table
 from cxr_pipeline.results.folder import rows, run_info
+from cxr_pipeline.results.reader import ResultsReader
 from cxr_pipeline.stages.base import OK
-from cxr_pipeline.stages.decisions import AT_THRESHOLD, Scale, probability_at
+from cxr_pipeline.stages.scores import AT_THRESHOLD, Scale, probability_at
 from cxr_pipeline.train.weighted import COLUMN, weights_of
 
 SCORES = np.arange(101.0)
@@ -120,7 +121,7 @@ def table_of(
     _, codes = np.unique(np.asarray(patients), return_inverse=True)
     count = codes.max() + 1
     draw = np.random.default_rng(0)
-    samples = []
+    samples: list[dict[str, np.ndarray]] = []
     while len(samples) < _REPEATS:
         weights = np.bincount(draw.integers(count, size=count), minlength=count)[codes].astype(float)
         if (weights * y).any() and (weights * ~y).any():
@@ -172,7 +173,8 @@ def plan(
         width: of the interval that a calibration study should have.
 
     Raises:
-        PlanError: the results have no score, or too few of the labelled films are among them.
+        ResultsError: there are no results.
+        PlanError: they have no score, or too few of the labelled films are among them.
         ManifestError: the manifest has faults.
     """
     costs = costs or Costs()
@@ -215,14 +217,7 @@ def plan(
 
 
 def _decisions(results: Path) -> dict[str, Any]:
-    try:
-        run = run_info(results)
-    except FileNotFoundError:
-        raise PlanError(
-            f"{results} is no results folder: it has no run.json. Give a folder of `pipeline run`"
-        ) from None
-    except ValueError as error:
-        raise PlanError(f"{results / 'run.json'} is not a run of this program ({error})") from None
+    run = ResultsReader(results).info
     decisions = run.get("config", {}).get("classify", {})
     if not decisions.get("positive") or decisions.get("multi_label"):
         raise PlanError(f"the films in {results} have no score: its chain ends before the classifier, or has none")
@@ -231,13 +226,14 @@ def _decisions(results: Path) -> dict[str, Any]:
 
 def _joined(results: Path, manifest: Manifest, classes: Sequence[str]) -> tuple[list[dict[str, Any]], int]:
     """Films with a label and a row, by path, else by a file name that is there once; and how many have no row."""
-    by_path, by_name = {}, {}
-    for row in rows(results):
-        path = Path(row["image"])
-        by_path[str(path.resolve())] = row
-        by_name.setdefault(path.name, []).append(row)
+    by_path: dict[str, dict[str, str]] = {}
+    by_name: dict[str, list[dict[str, str]]] = {}
+    for one in rows(results):
+        path = Path(one["image"])
+        by_path[str(path.resolve())] = one
+        by_name.setdefault(path.name, []).append(one)
     films, missing = [], 0
-    labelled = manifest.select(labels=list(classes)).table.to_dict("records")
+    labelled = manifest.select(labels=list(classes)).rows()
     names = Counter(Path(film["image"]).name for film in labelled)
     for film in labelled:
         name = Path(film["image"]).name
@@ -297,8 +293,11 @@ def _draw(made: Plan, path: Path) -> None:
     figures = made.groups["all"][2]
     figure = Figure(figsize=(11, 3.6), layout="constrained")
     FigureCanvasAgg(figure)
-    shown = (("sensitivity, specificity", ("sensitivity", "specificity")), ("tests per case", ("tests_per_case",)))
-    shown += (("cost per case found", ("cost_per_case",)),)
+    shown: tuple[tuple[str, tuple[str, ...]], ...] = (
+        ("sensitivity, specificity", ("sensitivity", "specificity")),
+        ("tests per case", ("tests_per_case",)),
+        ("cost per case found", ("cost_per_case",)),
+    )
     for axis, (title, names) in zip(figure.subplots(1, 3), shown, strict=True):
         for name in names:
             value, low, high = np.where(np.isfinite(figures[name]), figures[name], np.nan).T
@@ -334,7 +333,7 @@ def _page(made: Plan, path: Path) -> None:
         },
     }
     with page(path, "Choosing a threshold", "plan.js") as file:
-        text = "".join(f"<p>{escape(line)}</p>\n" for line in said(made))
+        text = "".join(f"<p>{escape(line)}</p>\n" for line in summary_lines(made))
         text += '<p><label for="group">People</label> <select id="group">'
         text += "".join(f"<option>{escape(group)}</option>" for group in made.groups) + "</select> "
         text += '<label for="at">Threshold</label> <input id="at" type="range" min="0" max="100" step="1"> '
@@ -355,7 +354,7 @@ def _number(value: float) -> str:
     return f"{value:.3g}" if math.isfinite(value) else "none found" if math.isinf(value) else "none"
 
 
-def said(made: Plan) -> list[str]:
+def summary_lines(made: Plan) -> list[str]:
     """What the command prints, a line each."""
     sick, well, figures = made.groups["all"]
     place = round(made.chosen)

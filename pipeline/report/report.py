@@ -36,7 +36,7 @@ from cxr_pipeline.results.outputs import columns
 from cxr_pipeline.results.reader import film_file
 from cxr_pipeline.run.isolation import IsolatedReader
 from cxr_pipeline.stages.base import FAILED, OK, REFUSED
-from cxr_pipeline.stages.decisions import AT_THRESHOLD, Scale, probability_at
+from cxr_pipeline.stages.scores import AT_THRESHOLD, Scale, probability_at
 from cxr_pipeline.texts import Texts
 
 EMBEDDED = 2000  # films in the page itself, about 20 KB each; it must open on a small machine too

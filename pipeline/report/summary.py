@@ -11,7 +11,7 @@ from typing import Any
 from cxr_pipeline.report.page import Markup, escape, folded, number, table
 from cxr_pipeline.results.worklist import Work, kind_of
 from cxr_pipeline.stages.base import FAILED, OK, REFUSED
-from cxr_pipeline.stages.decisions import NEGATIVE, POSITIVE, UNSURE
+from cxr_pipeline.stages.sets import NEGATIVE, POSITIVE, UNSURE
 from cxr_pipeline.texts import ENGLISH, Texts
 
 SCREENS = (POSITIVE, UNSURE, NEGATIVE)

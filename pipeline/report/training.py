@@ -207,8 +207,8 @@ def _curves(folder: Path, name: str) -> Iterator[str]:
     cells = [[_short(value) for value in row.values()] for row in rows]
     yield folded("The curves as a table", table(list(rows[0]), cells, f"{name}: by epoch", kind="figures"))
     if (folder / "labels.png").is_file():
-        told = "How often each label is there in the films trained on, and what the films with it and without it "
-        yield _picture(folder / "labels.png", told + "contribute to the loss, before and after weighing.", wide=True)
+        about = "How often each label is there in the films trained on, and what the films with it and without it "
+        yield _picture(folder / "labels.png", about + "contribute to the loss, before and after weighing.", wide=True)
 
 
 def _plots(folder: Path, name: str, metrics: dict[str, Any]) -> Iterator[str]:
@@ -297,7 +297,8 @@ def _worst(path: Path, stage: str, metrics: dict[str, Any]) -> str:
 def _worst_answers(films: list[dict[str, str]], positive: str) -> str:
     from cxr_pipeline.stages.classify_figures import worst_first
 
-    judged = worst_first([film for film in films if film.get(f"p_{film['label']}")], positive)[:_SHOWN]
+    judged = [film for film in films if film.get(f"p_{film['label']}")]
+    judged = worst_first(judged, positive, lambda film: film)[:_SHOWN]
     if not judged:
         return ""
     wrong = sum(film["predicted"] != film["label"] for film in judged)

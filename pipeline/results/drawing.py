@@ -18,7 +18,7 @@ from cxr_pipeline.data.names import printable
 from cxr_pipeline.results import lettering
 from cxr_pipeline.results.heat import heat_at
 from cxr_pipeline.stages.base import Record, Region
-from cxr_pipeline.stages.decisions import AT_THRESHOLD, shown
+from cxr_pipeline.stages.scores import AT_THRESHOLD, shown
 from cxr_pipeline.texts import ENGLISH, Texts
 
 LONGEST, SHORTEST = 1024, 512  # the overlay's long side, in pixels: larger films shrink, smaller ones grow
@@ -89,9 +89,9 @@ def overlay(record: Record, made: Made | None = None) -> np.ndarray:
     """
     made = made or Made()
     say = made.say
-    height, width = record.radiograph.size
+    height, width = record.film.size
     h, w, strip = layout(height, width)
-    canvas = cv2.cvtColor(stretched(resize(record.radiograph.pixels, h, w)), cv2.COLOR_GRAY2BGR)
+    canvas = cv2.cvtColor(stretched(resize(record.film.pixels, h, w)), cv2.COLOR_GRAY2BGR)
     heat = heat_at(record, h, w)
     if heat is not None:
         _draw_heat(canvas, heat, _certainty(record))
@@ -102,7 +102,7 @@ def overlay(record: Record, made: Made | None = None) -> np.ndarray:
     _draw_sides(canvas, say)
     for number, region in enumerate(record.regions or [], 1):
         _draw_region(canvas, region, number, w / width, h / height, say)
-    caption = Caption(_results(record, say), made, heat_class(record) if heat is not None else None)
+    caption = Caption(sentences(record, say), made, heat_class(record) if heat is not None else None)
     return np.vstack([canvas, strip_of(caption, w, strip)])
 
 
@@ -241,7 +241,7 @@ def _scale(strip: np.ndarray, of: str, y: int, size: int, say: Texts, room: int)
     return taken
 
 
-def _results(record: Record, say: Texts = ENGLISH) -> list[str]:
+def sentences(record: Record, say: Texts = ENGLISH) -> list[str]:
     """What the caption says, the longest form first."""
     if not record.ok:
         return [f"{say(record.status)}: {record.error}"]
@@ -281,8 +281,8 @@ def _several(record: Record, say: Texts = ENGLISH) -> list[str]:
 
     Where the heat map is of another label than the first, that is said too.
     """
-    p = {name: round(value, 4) for name, value in record.probabilities.items()}  # as results.csv has them
-    names = sorted(filter(None, record.label.split("|")), key=lambda name: -p[name])
+    p = {name: round(value, 4) for name, value in (record.probabilities or {}).items()}  # as results.csv has them
+    names = sorted(filter(None, (record.label or "").split("|")), key=lambda name: -p[name])
     forms = [", ".join(names) or say("none of the findings")]
     forms += [f"{', '.join(names[:count])} +{len(names) - count}" for count in range(len(names) - 1, 0, -1)]
     heat = record.heatmap_label

@@ -10,7 +10,7 @@ import json
 import math
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, with_config
 from typing_extensions import NotRequired, TypedDict
@@ -107,7 +107,7 @@ class EntryFields(TypedDict):
     trace: str
 
 
-_ENTRY: TypeAdapter[dict[str, Any]] = TypeAdapter(Annotated[EntryFields, AfterValidator(_entry)])
+_ENTRY: TypeAdapter[EntryFields] = TypeAdapter(Annotated[EntryFields, AfterValidator(_entry)])
 
 
 def parse_entry(line: bytes) -> dict[str, Any]:
@@ -118,7 +118,7 @@ def parse_entry(line: bytes) -> dict[str, Any]:
     """
     if not line.endswith(b"\n") or len(line) > _LINE:
         raise ValueError("the line is cut or too long")
-    return _ENTRY.validate_json(line)
+    return cast("dict[str, Any]", _ENTRY.validate_json(line))
 
 
 class ShardFacts(BaseModel):

@@ -57,9 +57,10 @@ class FilmFiles:
         self.outputs = chosen() if outputs is None else tuple(outputs)
         self.mode, self.verify = mode, verify
         self._last = identity.last
-        self._asked = frozenset(one.key for one in self.outputs if one.suffixes)
+        self._asked = frozenset(one.key for one in self.outputs if one.suffixes or one.columns)
         brought = [output_class(name) for name in FOLDERS]
-        self._names = {one.name: one.suffixes for one in (*brought, *self.outputs) if one.suffixes}
+        named = [(one.name, one.suffixes) for one in brought] + [(one.name, one.suffixes) for one in self.outputs]
+        self._names = {name: suffixes for name, suffixes in named if suffixes}
 
     def make_folders(self) -> None:
         """Make the folders of the outputs.
@@ -116,7 +117,11 @@ class FilmFiles:
         kept: dict[str, Any] = {}
         try:
             row, regions = row_of(record), None if record.regions is None else regions_of(record, self.classes)
-            files = self._files(JudgedFilm(record, name, image, sha256, self.path, self.identity))
+            film = JudgedFilm(record, name, image, sha256, self.path, self.identity)
+            files = self._files(film)
+            for one in self.outputs:
+                row |= one.cells(film)
+            row |= warned(row, film.warnings)
             heat, frame = (small_heat(record), frame_of(record)) if record.ok else (None, None)
             if record.heatmap_label:
                 kept["heatmap_label"] = record.heatmap_label
@@ -173,6 +178,13 @@ class FilmFiles:
                 folder.rmdir()
             except OSError:  # a person put something of theirs into it
                 continue
+
+
+def warned(row: dict[str, str], warnings: Sequence[str]) -> dict[str, str]:
+    """The cell of the film's warnings with those of its outputs; empty where there are none."""
+    texts = [row.get("warnings", ""), *(" ".join(str(text).split()) for text in dict.fromkeys(warnings))]
+    joined = "; ".join(filter(None, texts))
+    return {"warnings": joined} if joined else {}
 
 
 _OLDER = (".png",)  # what overlays were before

@@ -30,16 +30,15 @@ from cxr_pipeline import stages
 from cxr_pipeline.about import NOTICE, PROGRAM
 from cxr_pipeline.data.files import PRIVATE, csv_line, file_sha256, folder_mode, sweep, whole_file, write_json
 from cxr_pipeline.data.locks import LockError
-from cxr_pipeline.results.entries import read_places
 from cxr_pipeline.results.filmfiles import FOLDERS, FilmFiles
 from cxr_pipeline.results.identity import Identity, ResultsError
 from cxr_pipeline.results.journal import FolderLock, Journal
 from cxr_pipeline.results.outputs import Output, chosen, columns, output_class, output_names
 from cxr_pipeline.results.outputs.table import Table, cells
+from cxr_pipeline.results.quick import REPORT
 from cxr_pipeline.results.reader import rows, run_info
 from cxr_pipeline.stages.base import Record
 
-REPORT = "report.html"
 LAYOUT = 2  # of the folder; those of another layout are not gone on with
 
 _FILES = (
@@ -92,7 +91,6 @@ class ResultsFolder:
         self._shard = {"number": shard[0], "of": shard[1], "inputs": total} if shard else None
         self._guard = threading.Lock()
         self._lock = FolderLock(path, mode)
-        self._csv: IO[bytes] | None = None
         self.columns = columns(identity.classes, identity.columns)
         self._check_owner()
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -118,9 +116,8 @@ class ResultsFolder:
     def close(self) -> None:
         """Let go of the folder; what is finished stays."""
         self.journal.close()
-        if self._csv is not None:
-            with suppress(OSError):
-                self._csv.close()
+        with suppress(OSError):
+            self._csv.close()
         self._lock.release()
 
     def _check_owner(self) -> dict[str, Any] | None:
@@ -151,7 +148,7 @@ class ResultsFolder:
         about = self.identity.about
         if before is not None:
             self._check_identity(before)
-            about = _merged(before, about)
+            about = merged(before, about)
         (self.path / REPORT).unlink(missing_ok=True)  # it tells of what was here before
         self._run = {
             "program": PROGRAM,
@@ -167,7 +164,8 @@ class ResultsFolder:
             **({"shard": self._shard} if self._shard else {}),
             **about,
         }
-        further = list(dict.fromkeys([*(before or {}).get("columns", []), *self.identity.columns]))
+        of_outputs = (column for one in self.outputs for column in one.columns)
+        further = list(dict.fromkeys([*(before or {}).get("columns", []), *self.identity.columns, *of_outputs]))
         if further:
             self._run["columns"] = further
         self.columns = columns(self._run["classes"], further)
@@ -178,11 +176,10 @@ class ResultsFolder:
         self.films.sweep()
         self.journal = Journal(self.path / "journal.jsonl", mode=self.mode)
         self._write_table(self.journal.keys())
-        self._csv = open(self.path / "results.csv", "ab", buffering=0)  # noqa: SIM115  (held until close)
+        self._csv: IO[bytes] = open(self.path / "results.csv", "ab", buffering=0)  # noqa: SIM115  (held until close)
 
     def _film_files(self, classes: Sequence[str] = ()) -> FilmFiles:
-        how = {"outputs": self.outputs, "mode": self.mode, "verify": self._verify}
-        return FilmFiles(self.path, self.identity, classes, **how)
+        return FilmFiles(self.path, self.identity, classes, outputs=self.outputs, mode=self.mode, verify=self._verify)
 
     def _write_run(self, run: dict[str, Any]) -> None:
         write_json(self.path / "run.json", run, durable=True, mode=self.mode)
@@ -193,28 +190,13 @@ class ResultsFolder:
         return same and not before.get("finished") and bool(before.get("started_with_overwrite"))
 
     def _difference(self, before: dict[str, Any]) -> str | None:
-        if before.get("layout") != LAYOUT:
-            return "an earlier version of this program, whose folders looked otherwise"
-        for name, value in (("version", self.identity.version), ("runtime", self.identity.runtime)):
-            if before.get(name) != value:
-                return f"another {name} ({before.get(name)}; now {value})"
-        if before.get("shard") != self._shard:
-            return f"another shard or other inputs ({_said(before.get('shard'))}; now {_said(self._shard)})"
-        for name, value in self.identity.stages.items():
-            if before.get("fingerprints", {}).get(name, value) != value:
-                return f"other weights or another config (stage {name})"
-        had = stages.ends(list(before.get("fingerprints", {})))
-        if not (stages.covers(had, self.identity.last) or stages.covers(self.identity.last, had)):
-            # Its rows would lose what only the other chain fills in.
-            return f"other stages (up to {had}; now up to {self.identity.last}: name them all, by --stage and --also)"
-        return None
+        return difference(before, self.identity, self._shard)
 
     def _check_identity(self, before: dict[str, Any]) -> None:
-        difference = self._difference(before)
-        if difference is not None:
+        found = self._difference(before)
+        if found is not None:
             raise ResultsError(
-                f"{self.path} holds results made with {difference}. "
-                "Choose another --out, or discard them with --overwrite"
+                f"{self.path} holds results made with {found}. Choose another --out, or discard them with --overwrite"
             )
 
     def _clear(self) -> None:
@@ -262,9 +244,11 @@ class ResultsFolder:
         order = [key for key in self.journal.keys() if key not in current] + list(keys)  # noqa: SIM118
         self._csv.close()
         counts = self._write_table(order)
+        tables = ["results.csv", "journal.jsonl"]
         self._write_log(order)
         for one in self._summaries():
             if one.wants_summary(self._run):
+                tables.append(one.summary)
                 with whole_file(self.path / one.summary, durable=True, mode=self.mode) as file:
                     one.write_summary(file, lambda: self.journal.entries(order), self._run)
         self.journal.rewrite(order)
@@ -272,6 +256,8 @@ class ResultsFolder:
             "finished": True,
             **promised,
             "counts": {"total": len(order), **counts},
+            "tables": {name: file_sha256(self.path / name) for name in tables},
+            "mode": f"{self.mode:o}",
             "seconds": {name: round(value, 3) for name, value in seconds.items()},
             "started": started,
             "ended": ended,
@@ -290,6 +276,8 @@ class ResultsFolder:
         """What a shard promises to `merge`: its films, and the checksum of its list of them."""
         if self._shard is None:
             return {}
+        from cxr_pipeline.results.entries import read_places
+
         if set(read_places(self.path)) != set(keys):
             raise ResultsError(f"{self.path / 'shard.csv'} does not list what was judged. Run this shard again")
         return {"promised": {"films": len(keys), "sha256": file_sha256(self.path / "shard.csv")}}
@@ -318,7 +306,32 @@ class ResultsFolder:
                 file.write((text + "\n").encode("utf-8", "backslashreplace"))
 
 
-def _merged(before: dict[str, Any], about: dict[str, Any]) -> dict[str, Any]:
+def difference(before: dict[str, Any], identity: Identity, shard: dict[str, int] | None) -> str | None:
+    """What keeps a run from going on in a folder, as words after "made with"; None where nothing does.
+
+    Args:
+        before: the folder's run.json.
+        identity: of the run's chain.
+        shard: of the run, as run.json has it; None where it judges all inputs.
+    """
+    if before.get("layout") != LAYOUT:
+        return "an earlier version of this program, whose folders looked otherwise"
+    for name, value in (("version", identity.version), ("runtime", identity.runtime)):
+        if before.get(name) != value:
+            return f"another {name} ({before.get(name)}; now {value})"
+    if before.get("shard") != shard:
+        return f"another shard or other inputs ({_said(before.get('shard'))}; now {_said(shard)})"
+    for name, value in identity.stages.items():
+        if before.get("fingerprints", {}).get(name, value) != value:
+            return f"other weights or another config (stage {name})"
+    had = stages.ends(list(before.get("fingerprints", {})))
+    if not (stages.covers(had, identity.last) or stages.covers(identity.last, had)):
+        # Its rows would lose what only the other chain fills in.
+        return f"other stages (up to {had}; now up to {identity.last}: name them all, by --stage and --also)"
+    return None
+
+
+def merged(before: dict[str, Any], about: dict[str, Any]) -> dict[str, Any]:
     """What run.json says of the stages, with those that an earlier, longer chain ran."""
     out = dict(about)
     for key, value in about.items():

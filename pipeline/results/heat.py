@@ -33,7 +33,7 @@ def heat_at(record: Record, height: int, width: int) -> np.ndarray | None:
         return None
     if record.frame is None:
         return cv2.resize(heat, (width, height), interpolation=cv2.INTER_AREA)
-    native = record.radiograph.size
+    native = record.film.size
     down, across = height / native[0], width / native[1]
     x0, y0 = round(record.frame.box.x * across), round(record.frame.box.y * down)
     x1 = round((record.frame.box.x + record.frame.box.w) * across)
@@ -50,7 +50,7 @@ def small_heat(record: Record) -> str | None:
 
     A report can then show it, whatever the run writes as files. 0.5 to 0.9 KB a film.
     """
-    height, width = record.radiograph.size
+    height, width = record.film.size
     scale = min(1.0, CELLS / max(height, width))
     heat = heat_at(record, max(1, round(height * scale)), max(1, round(width * scale)))
     if heat is None:

@@ -17,10 +17,16 @@ from cxr_pipeline.data.files import PRIVATE, open_regular, whole_file
 from cxr_pipeline.data.files import sweep as sweep
 from cxr_pipeline.data.locks import FolderLock as FolderLock
 from cxr_pipeline.data.names import printable
-from cxr_pipeline.results.entries import parse_entry
 
 _log = logging.getLogger("cxr.results")
 _NAMED = 20  # damaged lines that a warning names one by one
+
+
+def parse_entry(line: bytes) -> dict[str, Any]:
+    """See `results.entries.parse_entry`: imported when there is a line, for pydantic costs a new run 0.1 s."""
+    from cxr_pipeline.results.entries import parse_entry as parse
+
+    return parse(line)
 
 
 def key_of(path: str | Path) -> str:
@@ -60,7 +66,8 @@ class Journal:
 
     def _index(self) -> bool:
         """Find the entries; True where some line is none."""
-        damaged, offset, films = [], 0, {}
+        damaged: list[tuple[int, bytes]] = []
+        offset, films = 0, dict[str, str]()
         with open_regular(self._path) as file:
             for number, line in enumerate(file, 1):
                 entry = _parsed(line, self._parse)
@@ -97,6 +104,12 @@ class Journal:
                 file.seek(offset)
                 return json.loads(file.read(length))
 
+    def __getitem__(self, key: str) -> dict[str, Any]:
+        entry = self.get(key)
+        if entry is None:
+            raise KeyError(key)
+        return entry
+
     def entries(self, keys: Iterable[str]) -> Iterator[dict[str, Any]]:
         """The entries of `keys`, one after the other."""
         with open(self._path, "rb") as file:
@@ -109,6 +122,8 @@ class Journal:
         """Add an entry; it is in the file when this returns, or not at all if it raises OSError."""
         line = (json.dumps({"key": key, **entry}, separators=(",", ":")) + "\n").encode()
         with self._guard:
+            if self._file is None:
+                raise ValueError(f"{self._path} is closed")
             offset = self._file.tell()
             try:
                 self._file.write(line)
@@ -202,6 +217,12 @@ class JournalReader:
         with open(self._path, "rb") as file:
             file.seek(self._places[key])
             return json.loads(file.readline())
+
+    def __getitem__(self, key: str) -> dict[str, Any]:
+        entry = self.get(key)
+        if entry is None:
+            raise KeyError(key)
+        return entry
 
 
 def any_entry(line: bytes) -> dict[str, Any]:

@@ -79,7 +79,7 @@ def merge(folders: Sequence[Path], out: Path, *, mode: int = PRIVATE) -> dict[st
         )
         with ResultsFolder(out, identity, outputs=_outputs(parts), mode=mode) as whole:
             for _, key, part in order:
-                entry = part.journal.get(key)
+                entry = part.journal[key]
                 for name in entry["files"]:
                     (out / name).parent.mkdir(mode=folder_mode(mode), exist_ok=True)
                     _place(inside(part.folder, name), inside(out, name))
@@ -161,9 +161,9 @@ def _check_all_there(parts: Sequence[_Part]) -> list[tuple[int, str, _Part]]:
     order.sort(key=lambda one: one[:2])
     total = parts[0].run["shard"]["inputs"]
     if [place for place, _, _ in order] != list(range(total)):
-        there = {place for place, _, _ in order}
+        filled = {place for place, _, _ in order}
         raise ResultsError(
-            f"the parts do not add up: {len(order)} inputs in them, {total} in the run, {total - len(there)} places "
+            f"the parts do not add up: {len(order)} inputs in them, {total} in the run, {total - len(filled)} places "
             "missing. Run all shards with the same inputs, then merge"
         )
     return order
@@ -206,7 +206,7 @@ def _outputs(parts: Sequence[_Part]) -> tuple[Any, ...]:
     """The outputs that the parts have, as far as this installation knows them."""
     keys = {key for part in parts for key in part.run.get("outputs", ())}
     names = [name for name in output_names() if name in keys]
-    return chosen(names, native_heatmaps="heatmaps native" in keys)
+    return chosen(names, native_heatmaps="heatmaps native" in keys, check=False)
 
 
 def _place(source: Path, target: Path) -> None:

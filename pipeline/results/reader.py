@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from cxr_pipeline.data.files import NotRegularError, csv_rows, file_sha256, open_regular, read_regular, sha256_of
-from cxr_pipeline.results.entries import parse_run
 from cxr_pipeline.results.identity import ResultsError
 from cxr_pipeline.results.journal import JournalReader
 
@@ -29,7 +28,10 @@ def run_info(folder: Path) -> dict[str, Any]:
     """
     path = folder / "run.json"
     try:
-        return parse_run(read_regular(path, _RUN))
+        data = read_regular(path, _RUN)
+        from cxr_pipeline.results.entries import parse_run  # with pydantic, which a new folder does not need
+
+        return parse_run(data)
     except NotRegularError as error:
         raise ValueError(error.strerror) from None
 
@@ -154,7 +156,7 @@ class ResultsReader:
             ResultsError: it would lie outside of the folder.
         """
         key = self._keys.get(id)
-        name = film_file(self.journal.get(key), output) if key is not None else None
+        name = film_file(self.journal[key], output) if key is not None else None
         return inside(self.folder, name) if name is not None else None
 
     @cached_property

@@ -10,7 +10,7 @@ import io
 import re
 import zipfile
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,11 @@ from typing import Any
 from cxr_pipeline.data.files import mode_like, whole_file, write_csv
 from cxr_pipeline.data.names import printable
 from cxr_pipeline.results.journal import JournalReader
+from cxr_pipeline.results.outputs.identifiers import COLUMNS as IDENTIFIERS
 from cxr_pipeline.results.reader import rows, run_info
 from cxr_pipeline.stages.base import FAILED, OK, REFUSED
-from cxr_pipeline.stages.decisions import AT_THRESHOLD, NEGATIVE, POSITIVE, UNSURE
+from cxr_pipeline.stages.scores import AT_THRESHOLD
+from cxr_pipeline.stages.sets import NEGATIVE, POSITIVE, UNSURE
 from cxr_pipeline.texts import ENGLISH, Texts
 
 COLUMNS = ("place", "file", "folder", "id", "screen", "score", "label", "where", "reason")
@@ -118,12 +120,15 @@ def write_worklist(folder: Path) -> Work:
             "where": where.get(row["id"], ""),
             "reason": reason(row, kind, cutoff, positive),
         }
+        line |= {name: row[name] for name in IDENTIFIERS if name in row}
         table.append(((_ORDER.index(kind), -(score if score is not None else -1.0), number), line))
     table.sort(key=lambda item: item[0])
     lines = [{"place": str(place), **line} for place, (_, line) in enumerate(table, 1)]
     mode = mode_like(folder / "run.json")
-    write_csv(folder / "worklist.csv", COLUMNS, lines, mode=mode)
-    missing = not _write_excel(folder / "worklist.xlsx", lines, mode)
+    # Whose a film is, where --identifiers asked for it.
+    names = (*COLUMNS, *(name for name in IDENTIFIERS if lines and name in lines[0]))
+    write_csv(folder / "worklist.csv", names, lines, mode=mode)
+    missing = not _write_excel(folder / "worklist.xlsx", lines, mode, names)
     counted = work_of(rows(folder))
     return Work(counted.counts, counted.labels, missing)
 
@@ -152,7 +157,7 @@ def reason(row: Mapping[str, str], kind: str, cutoff: float, positive: str | Non
     return "; ".join([text, *doubts])
 
 
-def _write_excel(path: Path, lines: list[dict[str, str]], mode: int) -> bool:
+def _write_excel(path: Path, lines: list[dict[str, str]], mode: int, names: Sequence[str]) -> bool:
     """The worklist as a workbook; False where openpyxl is not installed."""
     path.unlink(missing_ok=True)
     try:
@@ -167,13 +172,13 @@ def _write_excel(path: Path, lines: list[dict[str, str]], mode: int) -> bool:
     sheet.freeze_panes = "A2"
     for number, width in enumerate((7, 30, 40, 30, 10, 8, 8, 40, 90), 1):
         sheet.column_dimensions[get_column_letter(number)].width = width
-    head = [WriteOnlyCell(sheet, name) for name in COLUMNS]
+    head = [WriteOnlyCell(sheet, name) for name in names]
     for cell in head:
         cell.font = Font(bold=True)
     sheet.append(head)
     for line in lines[:_EXCEL_ROWS]:
         cells = []
-        for name in COLUMNS:
+        for name in names:
             value: Any = printable(line[name])  # a workbook cannot hold control characters
             if name in ("place", "score") and value:
                 value = float(value) if name == "score" else int(value)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cxr_pipeline.about import versions
+from cxr_pipeline.models.late import Waiting, late_networks
 from cxr_pipeline.results.folder import Identity
 from cxr_pipeline.run.reading import file_hash
 from cxr_pipeline.run.runner import identity_of
@@ -20,22 +21,32 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Chain:
-    """Loaded stages with their identity. `settings` are those that the call changed, by stage."""
+    """Loaded stages with their identity.
+
+    Attributes:
+        settings: those that the call changed, by stage.
+        networks: those that are not open yet, if any.
+    """
 
     stages: list[Stage]
     identity: Identity
     settings: dict[str, dict[str, Any]]
+    networks: Waiting = field(default_factory=Waiting)
 
 
-def open_chain(spec: ChainSpec, arguments: dict[str, Any] | None = None) -> Chain:
+def open_chain(spec: ChainSpec, arguments: dict[str, Any] | None = None, *, late: bool = False) -> Chain:
     """Load the stages that `spec` describes; see `ChainSpec.load` for what it raises.
 
     Args:
         arguments: of the command, for run.json.
+        late: leave the networks closed; `Chain.networks` opens them.
     """
     from cxr_pipeline.models.store import find
 
-    chain = spec.load()
+    with late_networks() as networks:
+        chain = spec.load()
+    if not late:
+        networks.wait()
     folder = find(spec.weights)
     about = {
         "weights": spec.weights,
@@ -50,7 +61,8 @@ def open_chain(spec: ChainSpec, arguments: dict[str, Any] | None = None) -> Chai
         "language": spec.language,
     }
     identity = identity_of(chain, runtime=spec.runtime, about=about)
-    return Chain(chain, identity, {stage.name: dict(stage.settings) for stage in chain if stage.settings})
+    settings = {stage.name: dict(stage.settings) for stage in chain if stage.settings}
+    return Chain(chain, identity, settings, networks)
 
 
 def unchecked(chain: Sequence[Stage]) -> str:

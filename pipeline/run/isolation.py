@@ -10,12 +10,10 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
-import subprocess
 import sys
 import threading
-import time
 from dataclasses import replace
-from multiprocessing.connection import Client, Connection, Listener
+from multiprocessing.connection import Client, Connection
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,13 +21,10 @@ import numpy as np
 
 from cxr_pipeline.data.locks import end_with_parent
 from cxr_pipeline.data.radiograph import Radiograph, RadiographError, read
+from cxr_pipeline.run.helper import BYTES, Process, take_early
 
 SECONDS = 120.0  # far above what any film takes that is sound
-# Of memory that decoding one film may take: 100 megapixels as 32-bit floats, their samples, and three copies of either.
-BYTES = 2_500_000_000
 TRIES = 2  # helpers that a film may crash before it is failed: the first may have died of something else
-_FAMILY = "AF_PIPE" if sys.platform == "win32" else "AF_UNIX"
-_START = 120.0  # seconds for a helper to start on a busy machine
 _SHARES = hasattr(os, "memfd_create")
 
 
@@ -177,50 +172,14 @@ class _Helper:
     """A process that reads one film after the other."""
 
     def __init__(self, memory: int) -> None:
-        key = os.urandom(16)
-        with Listener(_address(), family=_FAMILY, authkey=key) as listener:
-            root = str(Path(__file__).parent.parent)
-            env = os.environ | {
-                "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")])),
-                "OPENBLAS_NUM_THREADS": "1",  # each thread's buffers would count as memory
-                "OMP_NUM_THREADS": "1",
-            }
-            self._process = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-m",
-                    "cxr_pipeline.run.isolation",
-                    _shown(listener.address),
-                    str(memory),
-                    str(os.getpid()),
-                ],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                env=env,
-                start_new_session=True,  # Ctrl-C is for the run, which then ends its helpers
-            )
-            self._process.stdin.write(key.hex().encode() + b"\n")
-            self._process.stdin.flush()
-            self._connection = self._accept(listener)
-
-    def _accept(self, listener: Listener) -> Connection:
-        """The helper's connection; an error where it dies before it calls."""
-        answer: list[Connection] = []
-        waiting = threading.Thread(target=lambda: answer.append(listener.accept()), daemon=True)
-        waiting.start()
-        begun = time.monotonic()
-        while waiting.is_alive() and self._process.poll() is None and time.monotonic() - begun < _START:
-            waiting.join(0.1)
-        if not answer:
-            self._process.kill()
-            raise OSError("no helper process could be started to decode films")
-        return answer[0]
+        self._started = take_early(memory) or Process(memory)
+        self._process = self._started.process
+        self._connection = self._started.connection
 
     @property
     def alive(self) -> bool:
-        """Whether the process runs: the system ends it with the thread that started it."""
-        return self._process.poll() is None
+        """See `Process.alive`."""
+        return self._started.alive
 
     def ask(self, question: tuple[str, str | None], seconds: float) -> Any:
         self._connection.send(question)
@@ -246,20 +205,7 @@ class _Helper:
         return np.frombuffer(shared, np.float32, count).reshape(size)  # the array keeps the map alive, and ends it
 
     def stop(self) -> None:
-        self._process.kill()
-        self._process.wait()
-        self._process.stdin.close()
-        self._connection.close()
-
-
-def _address() -> str | None:
-    """A name to listen at. On Linux one without a file: a path in a deep temporary folder is too long for a socket."""
-    return f"\0cxr-{os.urandom(16).hex()}" if sys.platform.startswith("linux") else None
-
-
-def _shown(address: str | bytes) -> str:
-    """The name as an argument of a command, which cannot hold a zero byte."""
-    return os.fsdecode(address).replace("\0", "@", 1)
+        self._started.stop()
 
 
 def serve(address: str, key: bytes, memory: int, parent: int) -> None:

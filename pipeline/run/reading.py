@@ -55,6 +55,12 @@ class RunItem:
     trace: str = ""
 
     @property
+    def held(self) -> Record:
+        """The record of an input that was not done before."""
+        assert self.record is not None, "the input was done before"
+        return self.record
+
+    @property
     def pixels(self) -> int:
         """How many are held in memory."""
         film = self.record.radiograph if self.record is not None else None
@@ -93,8 +99,10 @@ class Reading:
     ) -> None:
         self.inputs, self.ids, self.folder = inputs, ids, folder
         self.workers, self.ahead, self.limit, self.masks, self.timed = workers, ahead, limit, masks, timed
-        self.own_reader = IsolatedReader(tries=tries) if reader is None else None
-        self.reader = reader or self.own_reader
+        self.own_reader: IsolatedReader | None = None
+        if reader is None:
+            reader = self.own_reader = IsolatedReader(tries=tries)
+        self.reader = reader
         self.reading_since: dict[str, float] = {}
         self.readers = ThreadPoolExecutor(workers, "cxr-read")
 
@@ -153,20 +161,17 @@ class Reading:
             name = self.ids[item.key]
             if item.problem:
                 return RunItem(item, record=unread(name, f"{item.path}: {item.problem}"))
-            try:
-                if not stat.S_ISREG(os.stat(item.path).st_mode) and not os.path.isdir(item.path):
-                    error = f"{Path(item.path).name}: this is a device or a pipe. Give a file"
-                    return RunItem(item, record=unread(name, error))
-                sha256 = file_hash(item.path)
-            except (OSError, ValueError):
-                sha256 = ""  # the reader says why
+            if is_device(item.path):
+                error = f"{Path(item.path).name}: this is a device or a pipe. Give a file"
+                return RunItem(item, record=unread(name, error))
+            sha256 = hash_or_nothing(item)  # without one the reader says why
             done = self.folder.done(item.key, sha256) if sha256 else None
             if done is not None:
                 return RunItem(item, sha256, done=done)
             try:
                 record = Record(self.reader(item.path, id=name))
                 if item.note:
-                    record.radiograph.meta["warnings"] = [*record.radiograph.meta.get("warnings", ()), item.note]
+                    record.film.meta["warnings"] = [*record.film.meta.get("warnings", ()), item.note]
             except RadiographError as error:
                 return RunItem(item, sha256, unread(name, error))
             except Exception as error:
@@ -174,8 +179,26 @@ class Reading:
                 return RunItem(item, sha256, record, trace=trace)
             mask = None
             if self.masks:
-                mask = self.folder.mask(item.key, sha256, record.radiograph.size)
+                mask = self.folder.mask(item.key, sha256, record.film.size)
             return RunItem(item, sha256, record, mask=mask)
+
+
+def is_device(path: str | Path) -> bool:
+    """Whether a path leads to what is neither file nor folder: reading it could take for ever."""
+    try:
+        return not stat.S_ISREG(os.stat(path).st_mode) and not os.path.isdir(path)
+    except (OSError, ValueError):
+        return False
+
+
+def hash_or_nothing(item: Input) -> str:
+    """SHA-256 of an input, as 64 hex digits; "" where it cannot be read."""
+    if item.problem or is_device(item.path):
+        return ""
+    try:
+        return file_hash(item.path)
+    except (OSError, ValueError):
+        return ""
 
 
 def file_hash(path: str | Path) -> str:

@@ -8,9 +8,10 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 import cv2
 
@@ -18,13 +19,15 @@ from cxr_pipeline.about import cores, version
 from cxr_pipeline.configs.errors import CxrError
 from cxr_pipeline.data.files import PRIVATE
 from cxr_pipeline.data.radiograph import Radiograph
+from cxr_pipeline.results.filmfiles import FilmFiles
 from cxr_pipeline.results.folder import Identity, ResultsFolder
-from cxr_pipeline.results.merge import write_places
 from cxr_pipeline.results.outputs import Output, logged
-from cxr_pipeline.results.worklist import Work, write_worklist
+from cxr_pipeline.results.quick import finished
+from cxr_pipeline.results.settled import settled
+from cxr_pipeline.results.worklist import Work, work_of, write_worklist
 from cxr_pipeline.run.inputs import Input, assign_ids
 from cxr_pipeline.run.isolation import SECONDS, TriesFolder
-from cxr_pipeline.run.reading import PIXELS, Desk, Reading, RunItem
+from cxr_pipeline.run.reading import PIXELS, Desk, Reading, RunItem, hash_or_nothing
 from cxr_pipeline.stages.apply import apply
 from cxr_pipeline.stages.base import FAILED, OK, REFUSED, Stage
 
@@ -46,6 +49,7 @@ class Summary:
         problems: (status, image, error) of the first films that are not ok.
         seconds: spent a part (of all threads together), and in all.
         work: what the folder's films are to be read for, and in which order.
+        unchanged: there was nothing to do, and nothing was written.
     """
 
     out: Path
@@ -55,6 +59,7 @@ class Summary:
     problems: list[tuple[str, str, str]]
     seconds: dict[str, float]
     work: Work | None = None
+    unchanged: bool = False
 
     @property
     def exit_code(self) -> int:
@@ -96,6 +101,7 @@ class Runner:
         outputs: what is written of each film; by default what a reader needs, see `results.outputs.chosen`.
         mode: permissions of what is written; a stricter umask takes bits away.
         verify: read again every file of the films that are done, and not only a sample.
+        ready: called before films are judged, such as to wait for networks that open late; not where all are done.
     """
 
     stages: Sequence[Stage]
@@ -108,7 +114,8 @@ class Runner:
     outputs: Sequence[Output] | None = None
     mode: int = PRIVATE
     verify: bool = False
-    _seconds: Counter = field(default_factory=Counter, init=False, repr=False)
+    ready: Callable[[], None] | None = None
+    _seconds: dict[str, float] = field(default_factory=dict, init=False, repr=False)
     _guard: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
 
     def run(
@@ -121,6 +128,7 @@ class Runner:
     ) -> Summary:
         """Judge all inputs that are not done yet and put the folder into its final form.
 
+        Where a finished folder holds all of it already, nothing is opened or written, see `results.settled`.
         A film that cannot be read, judged or drawn costs only itself. After an interruption, or any error raised from
         here, the folder holds all that was finished, and the same call goes on from there.
 
@@ -137,21 +145,33 @@ class Runner:
         begun, started = time.monotonic(), _now()
         self._seconds.clear()
         identity = self.identity or identity_of(self.stages)
+        if not overwrite and (before := self._settled(identity, inputs, shard)) is not None:
+            return self._unchanged(before, inputs, time.monotonic() - begun, progress)
+        if self.ready is not None:
+            self.ready()
         threads = cv2.getNumThreads()
         cv2.setNumThreads(1)  # our threads take a film each; OpenCV's own would only get in their way
         try:
-            how = {"outputs": self.outputs, "mode": self.mode, "verify": self.verify}
             with ResultsFolder(
-                self.out, identity, overwrite=overwrite, shard=shard, total=len(inputs), **how
+                self.out,
+                identity,
+                overwrite=overwrite,
+                shard=shard,
+                total=len(inputs),
+                outputs=self.outputs,
+                mode=self.mode,
+                verify=self.verify,
             ) as folder:
                 ids = assign_ids(inputs, folder.ids())  # of all inputs, so that shards agree on them
                 if shard is not None:
+                    from cxr_pipeline.results.merge import write_places
+
                     places = {one.key: place for place, one in enumerate(inputs) if one.shard(shard[1]) == shard[0]}
                     write_places(self.out, places, mode=self.mode)
                     inputs = [one for one in inputs if one.key in places]
                 tally = Tally(progress)
-                self.judge(folder, inputs, ids, tally)
-                seconds = {name: self._seconds[name] for name in ("read", *identity.stages, "write")}
+                self.spread(folder, inputs, ids, tally)
+                seconds = {name: self._seconds.get(name, 0.0) for name in ("read", *identity.stages, "write")}
                 seconds["total"] = time.monotonic() - begun
                 total = folder.finish([item.key for item in inputs], seconds, started, _now())
                 counts = {status: tally.counts[status] for status in (OK, REFUSED, FAILED)}
@@ -165,6 +185,45 @@ class Runner:
             ) from error
         finally:
             cv2.setNumThreads(threads)
+
+    def spread(self, folder: ResultsFolder, inputs: Sequence[Input], ids: dict[str, str], tally: Tally) -> None:
+        """Have the inputs judged that are not done yet: here, or wherever an engine has room for them."""
+        self.judge(folder, inputs, ids, tally)
+
+    def _settled(
+        self, identity: Identity, inputs: Sequence[Input], shard: tuple[int, int] | None
+    ) -> list[dict[str, Any]] | None:
+        """The entries of a folder that needs nothing; None where there is something to do."""
+        if not finished(self.out):
+            return None
+        total = len(inputs)
+        if shard is not None:
+            inputs = [one for one in inputs if one.shard(shard[1]) == shard[0]]
+        films = FilmFiles(self.out, identity, (), outputs=self.outputs, mode=self.mode, verify=self.verify)
+        part = {"number": shard[0], "of": shard[1], "inputs": total} if shard else None
+
+        def hashes() -> Iterator[str]:
+            with ThreadPoolExecutor(self.workers or cores()) as pool:
+                yield from pool.map(hash_or_nothing, inputs)
+
+        return settled(self.out, identity, films, [one.key for one in inputs], hashes, part)
+
+    def _unchanged(
+        self, entries: list[dict[str, Any]], inputs: Sequence[Input], seconds: float, progress: Callable | None
+    ) -> Summary:
+        """How a run ends that has nothing to do, from the folder's entries, those of other inputs first."""
+        tally, mine = Tally(), {one.key for one in inputs}
+        for entry in entries:
+            if entry["key"] in mine:
+                tally.add(entry["row"], already=True)
+        if progress is not None:
+            progress(tally.already)
+        counts = {status: tally.counts[status] for status in (OK, REFUSED, FAILED)}
+        work = work_of(entry["row"] for entry in entries)
+        work = replace(work, excel_missing=not (self.out / "worklist.xlsx").is_file())
+        others = len(entries) - tally.already
+        spent = {"total": seconds}
+        return Summary(self.out, counts, tally.already, others, tally.problems, spent, work, unchanged=True)
 
     def judge(self, folder: Desk, inputs: Sequence[Input], ids: dict[str, str], tally: Tally) -> None:
         """Judge the inputs that are not done yet, under the names `ids`, and save each."""
@@ -187,7 +246,8 @@ class Runner:
     def spent(self, seconds: dict[str, float]) -> None:
         """Count seconds that other clocks measured, by part."""
         with self._guard:
-            self._seconds.update(seconds)
+            for part, spent in seconds.items():
+                self._seconds[part] = self._seconds.get(part, 0.0) + spent
 
 
 class _Work:
@@ -218,6 +278,7 @@ class _Work:
         self.writers = ThreadPoolExecutor(self.workers, "cxr-write")
         self.writing: deque[Future[dict[str, str]]] = deque()
         self.room = _Room(PIXELS, 2 * self.workers + runner.batch_size)
+        self.judged = False
 
     def go(self) -> None:
         """Read, judge and write everything."""
@@ -226,13 +287,16 @@ class _Work:
             for film in self.reading:
                 if film.done is not None:
                     self.tally.add(film.done["row"], already=True)
-                elif not film.record.ok:
+                elif not film.held.ok:
                     self._write(film)
                 else:
                     batch.append(film)
-                    if len(batch) == self.runner.batch_size or sum(f.pixels for f in batch) >= PIXELS:
+                    # The first film alone, so that a person soon sees a result.
+                    full = len(batch) == (self.runner.batch_size if self.judged else 1)
+                    if full or sum(f.pixels for f in batch) >= PIXELS:
                         self._judge(batch)
                         batch = []
+                self._reap_done()
             self._judge(batch)
             while self.writing:
                 self._reap(self.writing.popleft())
@@ -241,9 +305,10 @@ class _Work:
             self.writers.shutdown(wait=True, cancel_futures=True)
 
     def _judge(self, batch: list[RunItem]) -> None:
+        self.judged = True
         records = apply(
             self.runner.stages,
-            [film.record for film in batch],
+            [film.held for film in batch],
             masks=[film.mask for film in batch],
             timed=self.runner.timed,
         )
@@ -253,17 +318,20 @@ class _Work:
 
     def _write(self, film: RunItem) -> None:
         """Hand a film to the writers; waits while they are behind, and raises what went wrong with earlier ones."""
-        while self.writing and self.writing[0].done():
-            self._reap(self.writing.popleft())
+        self._reap_done()
         self.room.take(film.pixels)
         self.writing.append(self.writers.submit(self._save, film))
 
     def _save(self, film: RunItem) -> dict[str, str]:
         try:
             with self.runner.timed("write"):
-                return self.folder.save(film.item.key, film.item.path, film.sha256, film.record, trace=film.trace)
+                return self.folder.save(film.item.key, film.item.path, film.sha256, film.held, trace=film.trace)
         finally:
             self.room.give(film.pixels)
+
+    def _reap_done(self) -> None:
+        while self.writing and self.writing[0].done():
+            self._reap(self.writing.popleft())
 
     def _reap(self, saved: Future[dict[str, str]]) -> None:
         self.tally.add(saved.result())
@@ -291,9 +359,9 @@ class _Room:
             self._change.notify_all()
 
 
-def identity_of(stages: Sequence[Stage], **further: object) -> Identity:
+def identity_of(stages: Sequence[Stage], **further: Any) -> Identity:
     """The identity of stages as they are; `further` are fields of `Identity`."""
-    fields = {"version": version(), "runtime": "onnx", "classes": classes_of(stages)} | further
+    fields: dict[str, Any] = {"version": version(), "runtime": "onnx", "classes": classes_of(stages)} | further
     columns = tuple(column.name for stage in stages for column in stage.columns)
     return Identity(stages={stage.name: stage.identity for stage in stages}, columns=columns, **fields)
 

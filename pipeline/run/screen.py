@@ -18,22 +18,32 @@ import cv2
 import numpy as np
 
 from cxr_pipeline.configs.errors import CxrError
-from cxr_pipeline.data.files import csv_line, mode_like, read_regular, sha256_of, whole_file, write_bytes, write_json
+from cxr_pipeline.data.files import (
+    csv_line,
+    file_sha256,
+    mode_like,
+    read_regular,
+    sha256_of,
+    whole_file,
+    write_bytes,
+    write_json,
+)
 from cxr_pipeline.data.locks import FolderLock
 from cxr_pipeline.results.drawing import Caption, Made, answers, layout, strip_of
 from cxr_pipeline.results.folder import LAYOUT, REPORT
 from cxr_pipeline.results.identity import ResultsError
 from cxr_pipeline.results.journal import Journal
-from cxr_pipeline.results.outputs import columns
+from cxr_pipeline.results.outputs import columns, output_class, output_names
 from cxr_pipeline.results.outputs.overlays import overlay_jpeg
 from cxr_pipeline.results.outputs.table import cells
-from cxr_pipeline.results.reader import film_file, inside, run_info
+from cxr_pipeline.results.reader import ResultsReader, film_file, inside
 from cxr_pipeline.results.worklist import write_worklist
 from cxr_pipeline.stages.base import OK, fingerprint_of
-from cxr_pipeline.stages.decisions import AT_THRESHOLD, DOUBTS, Answer, Rules, probabilities_of, shown
+from cxr_pipeline.stages.decisions import DOUBTS, Answer, Rules, probabilities_of
+from cxr_pipeline.stages.scores import AT_THRESHOLD, shown
 from cxr_pipeline.stages.uncertain import uncertain
 from cxr_pipeline.texts import ENGLISH, Texts
-from cxr_pipeline.train.calibration import check_site, read_site
+from cxr_pipeline.train.site import check_site, read_site
 
 _OVERLAY = 50_000_000  # bytes that an overlay may have
 _END = b"\xff\xd9"  # of a whole JPEG
@@ -72,6 +82,7 @@ def screen(folder: Path, *, threshold: float | None = None, site: Path | None = 
         site: a site file in place of what the weights, or another site file, decide.
 
     Raises:
+        ResultsError: there are no results.
         ScreenError: neither is given, the folder has not finished, has no score, or was made before logits were kept.
         CalibrationError: the site file cannot be read, or was made with other weights.
         OSError: the disk takes no more.
@@ -94,14 +105,7 @@ def screen(folder: Path, *, threshold: float | None = None, site: Path | None = 
 
 
 def _finished(folder: Path) -> dict[str, Any]:
-    try:
-        run = run_info(folder)
-    except FileNotFoundError:
-        raise ScreenError(
-            f"{folder} is no results folder: it has no run.json. Give a folder of `pipeline run`"
-        ) from None
-    except ValueError as error:
-        raise ScreenError(f"{folder / 'run.json'} is not a run of this program ({error})") from None
+    run = ResultsReader(folder).info
     if not run.get("finished"):
         raise ScreenError(f"the run in {folder} has not finished. Give its command again, then decide")
     if run.get("layout") != LAYOUT:
@@ -160,6 +164,7 @@ def _write(folder: Path, run: dict[str, Any], previous: Rules, decisions: dict[s
                 texts = _texts(row, rules)
                 if texts != shown_before:
                     _caption(folder, run, entry, rules, mode)
+                    _forget(folder, entry)
                 before[old] += 1
                 now[row["screen"]] += 1
                 changed += old != row["screen"]
@@ -167,6 +172,8 @@ def _write(folder: Path, run: dict[str, Any], previous: Rules, decisions: dict[s
             entries.write((json.dumps(entry, separators=(",", ":")) + "\n").encode())
         journal.close()
     (folder / REPORT).unlink(missing_ok=True)  # it tells of what was decided before
+    if "tables" in run:
+        run["tables"] |= {path.name: file_sha256(path) for path in (table, lines)}
     write_json(folder / "run.json", run, **how)
     write_worklist(folder)
     return Screened(len(keys), dict(before), dict(now), changed, rules.cutoff)
@@ -223,7 +230,17 @@ def _caption(folder: Path, run: Mapping[str, Any], entry: dict[str, Any], rules:
     entry["files"][name] = {"size": len(data), "sha256": sha256_of(data)}
 
 
-def said(screened: Screened, out: Path) -> str:
+def _forget(folder: Path, entry: dict[str, Any]) -> None:
+    """Remove the film's files that hold the decision of before (dicom, fhir); `run` with --outputs makes them anew."""
+    for name in output_names():
+        if output_class(name).decides and name in entry["outputs"]:
+            for file in [file for file in entry["files"] if file.startswith(f"{name}/")]:
+                inside(folder, file).unlink(missing_ok=True)
+                del entry["files"][file]
+            entry["outputs"].remove(name)
+
+
+def summary(screened: Screened, out: Path) -> str:
     """What the command prints."""
     counts = ", ".join(f"{screened.now.get(name, 0)} {name}" for name in ("positive", "unsure", "negative"))
     where = "" if screened.threshold == AT_THRESHOLD else f" from a score of {screened.threshold:g}"

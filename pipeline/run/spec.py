@@ -71,7 +71,7 @@ class ChainSpec:
             stages.UnknownStageError: no stage has that name.
             models.store.WeightsError: the weights do not exist, lack a stage, or cannot be opened.
             configs.schema.ConfigError: the config cannot be read, or names other classes than the weights have.
-            train.calibration.CalibrationError: the site file cannot be read, or is of other weights.
+            train.site.CalibrationError: the site file cannot be read, or is of other weights.
             stages.base.StageError: the label is none of the classes, or a threshold is given and there is no score.
         """
         Texts(self.language)  # refuses a language that there is none of before networks load
@@ -80,12 +80,12 @@ class ChainSpec:
             from cxr_pipeline.configs.schema import load_config
 
             wanted = load_config(self.config)  # first: its faults are found sooner than networks load
-        more = {"also": self.also} if self.also else {}
-        chain = stages.load_chain(self.weights, self.last_stage, self.runtime, threads=self.threads, **more)
+        further = {"also": self.also} if self.also else {}
+        chain = stages.load_chain(self.weights, self.last_stage, self.runtime, threads=self.threads, **further)
         if wanted is not None:
             chain = _with_config(wanted, chain)
         if self.site is not None:
-            from cxr_pipeline.train.calibration import apply_site
+            from cxr_pipeline.train.site import apply_site
 
             chain = apply_site(self.site, chain)
         if self.threshold is not None:
@@ -99,16 +99,17 @@ class ChainSpec:
             chain = [stage.with_settings(refuse=False) if stage is first else stage for stage in chain]
         return chain
 
-    def open(self, arguments: dict[str, Any] | None = None, *, threads: int | None = None) -> Chain:
+    def open(self, arguments: dict[str, Any] | None = None, *, threads: int | None = None, late: bool = False) -> Chain:
         """The loaded chain with its identity; see `load` for what it raises.
 
         Args:
             arguments: of the command, for run.json.
             threads: in place of those of the description.
+            late: leave the networks closed, see `run.chain.Chain`.
         """
         from cxr_pipeline.run.chain import open_chain
 
-        return open_chain(self if threads is None else replace(self, threads=threads), arguments)
+        return open_chain(self if threads is None else replace(self, threads=threads), arguments, late=late)
 
 
 def _with_config(config: Config, chain: Sequence[Stage]) -> list[Stage]:
@@ -147,9 +148,11 @@ def _overridden(overrides: Sequence[str], chain: Sequence[Stage]) -> list[Stage]
 def _changed(config: Config, stage: Stage) -> dict[str, Any]:
     """The settings that a config names for a stage, and that are neither as trained nor as decided."""
     section = getattr(config, stage.name, None)
+    if section is None:
+        return {}
     trained = stage.card.get("training", {}).get("settings", {})
     changed = {}
-    for name in stage.run_settings if section is not None else ():
+    for name in stage.run_settings:
         value = getattr(section, name)
         named = name in section.model_fields_set
         if named and value != trained.get(name) and value != stage.decisions.get(name):

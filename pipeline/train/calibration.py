@@ -8,7 +8,7 @@ The file that `pipeline calibrate` leaves and `pipeline run --site` takes is YAM
     offsets: {TB: 0.42, NTB: -1.7, NORM: 0.0}              added to the logits divided by the temperature
     threshold: 0.27                                        on the calibrated probability of the positive class: score 50
     score: {below: 2.1, above: 3.0}                        from it, in logits, to the scores 5 and 95
-    sets: {risk: 0.1, positive: 0.2, ...}                  which answers a film leaves possible, see stages.decisions
+    sets: {risk: 0.1, positive: 0.2, ...}                  which answers a film leaves possible, see stages.sets
     target_sensitivity: 0.9
     films: {n: 120, TB: 55, NORM: 65}
     figures: {...}                                         by cross-validation, with intervals
@@ -28,18 +28,22 @@ import numpy as np
 import yaml
 
 from cxr_pipeline import stages
-from cxr_pipeline.configs.errors import CxrError
 from cxr_pipeline.data.files import write_text
 from cxr_pipeline.data.manifest import Manifest, read_manifest
 from cxr_pipeline.models.figures import metrics
 from cxr_pipeline.models.figures.metrics import bootstrap
 from cxr_pipeline.stages.base import Stage
+from cxr_pipeline.stages.classify import Classify
 from cxr_pipeline.stages.classify_calibration import rounded_down
-from cxr_pipeline.stages.decisions import Scale, Sets, fit_scale, useful_sets
 from cxr_pipeline.stages.films import stream
+from cxr_pipeline.stages.scores import fit_scale
+from cxr_pipeline.stages.sets import useful_sets
 from cxr_pipeline.train import weighted
 from cxr_pipeline.train.evaluation import labels_of
+from cxr_pipeline.train.site import CalibrationError, apply_site, read_site
 from cxr_pipeline.train.weighted import COLUMN, Weights, weights_of
+
+__all__ = ["CalibrationError", "Fit", "apply_site", "calibrate", "fit", "labelled_logits", "read_site"]
 
 log = logging.getLogger("cxr.calibrate")
 
@@ -47,10 +51,6 @@ LEAST = 10  # films with, and without, the positive class: under it, a threshold
 MANY = 100  # films under which a warning says how little they can tell
 _FOLDS = 5
 _SPREAD = 2.0  # prior standard deviation of an offset: a class that the site's films lack is not ruled out
-
-
-class CalibrationError(CxrError, ValueError):
-    """Films that cannot calibrate anything, or a site file that does not fit; says what is needed."""
 
 
 @dataclass(frozen=True)
@@ -80,12 +80,12 @@ def fit(logits: np.ndarray, labels: np.ndarray, weights: Weights = None) -> Fit:
     from scipy.optimize import minimize
 
     logits, labels = np.asarray(logits, float), np.asarray(labels, int)
-    rows, there = np.arange(len(labels)), np.unique(labels)
+    rows, present = np.arange(len(labels)), np.unique(labels)
     mass = np.ones(len(labels)) if weights is None else np.asarray(weights, float)
 
     def offsets(x: np.ndarray) -> np.ndarray:
         out = np.zeros(logits.shape[1])
-        out[there] = x[1:] - (x[1:].mean() if len(there) else 0)
+        out[present] = x[1:] - (x[1:].mean() if len(present) else 0)
         return out
 
     def loss(x: np.ndarray) -> float:
@@ -94,7 +94,7 @@ def fit(logits: np.ndarray, labels: np.ndarray, weights: Weights = None) -> Fit:
             -(mass * np.log(np.maximum(chosen, 1e-12))).sum() + x[0] ** 2 / 2 + (x[1:] ** 2).sum() / (2 * _SPREAD**2)
         )
 
-    found = minimize(loss, np.zeros(1 + len(there)), method="L-BFGS-B", bounds=[(-3, 3)] + [(-8, 8)] * len(there))
+    found = minimize(loss, np.zeros(1 + len(present)), method="L-BFGS-B", bounds=[(-3, 3)] + [(-8, 8)] * len(present))
     return Fit(float(np.exp(found.x[0])), offsets(found.x))
 
 
@@ -127,37 +127,38 @@ def calibrate(
         WeightsError: the weights cannot be loaded.
     """
     chain = stages.load_chain(weights, "classify", runtime)
-    classify = chain[-1]
-    logits, labels, patients, weights = _labelled(data, chain, split=split, source=source)
+    classify = classifier_of(chain)
+    positive_class = classify.rules.positive
+    logits, labels, patients, mass = _labelled(data, chain, split=split, source=source)
     raw = logits
     # From here on as the weights answer, which the fit then stays near where films are few.
     logits = logits / classify.temperature + classify.offsets
-    positive = classify.classes.index(classify.positive)
+    positive = classify.classes.index(positive_class)
     count = int((labels == positive).sum()) if len(labels) else 0
     if count < LEAST or len(labels) - count < LEAST:
         raise CalibrationError(
-            f"{count} films with {classify.positive} and {len(labels) - count} without could be judged; at least "
+            f"{count} films with {positive_class} and {len(labels) - count} without could be judged; at least "
             f"{LEAST} of each are needed, and {MANY} together for an interval worth having"
         )
     lacking = [name for c, name in enumerate(classify.classes) if c not in labels]
     if lacking:
         log.warning("No film is labelled %s: its offset stays as the weights have it", " or ".join(lacking))
-    whole = fit(logits, labels, weights)
+    whole = fit(logits, labels, mass)
     temperature = round(classify.temperature * whole.temperature, 4)
     offsets = [round(float(v), 4) for v in classify.offsets / whole.temperature + whole.offsets]
     # Of the numbers as they are stored: the threshold is between films that they judge.
     scores = metrics.softmax(raw / temperature + offsets)[:, positive]
     is_positive = labels == positive
-    threshold = weighted.threshold_for_sensitivity(is_positive, scores, target_sensitivity, weights)
+    threshold = weighted.threshold_for_sensitivity(is_positive, scores, target_sensitivity, mass)
     spread = bootstrap(
-        lambda i: weighted.threshold_for_sensitivity(is_positive[i], scores[i], target_sensitivity, _of(weights, i)),
+        lambda i: weighted.threshold_for_sensitivity(is_positive[i], scores[i], target_sensitivity, _of(mass, i)),
         patients,
     )
-    held, unseen = _cross_validated(logits, labels, patients, positive, target_sensitivity, weights)
+    held, unseen = _cross_validated(logits, labels, patients, positive, target_sensitivity, mass)
     seen = ~np.isnan(unseen).any(axis=1)
-    sets = useful_sets(unseen[seen], labels[seen], classify.classes, classify.positive, _of(weights, seen))
+    sets = useful_sets(unseen[seen], labels[seen], classify.classes, positive_class, _of(mass, seen))
     counts = Counter(classify.classes[label] for label in labels)
-    said = {
+    facts = {
         "site": site or out.stem,
         "weights": {stage.name: stage.fingerprint for stage in chain},
         "temperature": temperature,
@@ -165,15 +166,29 @@ def calibrate(
         "threshold": rounded_down(float(threshold)),
         "threshold_ci95": [round(spread.low, 4), round(spread.high, 4)],
         "target_sensitivity": target_sensitivity,
-        "score": fit_scale(scores, is_positive, threshold, weights).to_json(),
+        "score": fit_scale(scores, is_positive, threshold, mass).to_json(),
         "sets": sets.to_json(),
         "films": {"n": len(labels), **{name: counts[name] for name in classify.classes if counts[name]}},
-        **({} if weights is None else {"weighted": {"effective_films": round(float(weights.sum()), 1)}}),
+        **({} if mass is None else {"weighted": {"effective_films": round(float(mass.sum()), 1)}}),
         "figures": {name: figure.to_json() for name, figure in held.items()},
         "date": date.today().isoformat(),
     }
-    write_text(out, yaml.safe_dump(said, sort_keys=False, allow_unicode=True))
-    return said
+    write_text(out, yaml.safe_dump(facts, sort_keys=False, allow_unicode=True))
+    return facts
+
+
+def classifier_of(chain: Sequence[Stage]) -> Classify:
+    """The classifier at the end of a chain, which a site can be fitted to.
+
+    Raises:
+        CalibrationError: there is none, or it gives a film several labels.
+    """
+    last = chain[-1]
+    if not isinstance(last, Classify):
+        raise CalibrationError(f"a site is fitted to the stage classify, and these weights end with {last.name}")
+    if last.multi_label:
+        raise CalibrationError("these weights give a film several labels; a site can be fitted to weights of one class")
+    return last
 
 
 def labelled_logits(
@@ -196,9 +211,7 @@ def _labelled(
     data: Path, chain: Sequence[Stage], *, split: str | None = None, source: str | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, Weights]:
     """See `labelled_logits`; and how many films each stands for, see `train.weighted`."""
-    classify = chain[-1]
-    if classify.multi_label:
-        raise CalibrationError("these weights give a film several labels; a site can be fitted to weights of one class")
+    classify = classifier_of(chain)
     manifest = read_manifest(data, classes=labels_of([classify])).relabelled(classify.class_of)
     chosen = manifest.select(split=split, source=source, labels=classify.classes)
     weights_of(chosen.table.get(COLUMN, ()))  # its faults are found sooner than films are judged
@@ -273,9 +286,9 @@ def _folds(is_positive: np.ndarray, patients: np.ndarray) -> np.ndarray:
     names, codes = np.unique(patients, return_inverse=True)
     has = np.bincount(codes, is_positive, len(names)) > 0
     draw = np.random.default_rng(0)
-    dealt = np.concatenate([draw.permutation(np.flatnonzero(has)), draw.permutation(np.flatnonzero(~has))])
+    order = np.concatenate([draw.permutation(np.flatnonzero(has)), draw.permutation(np.flatnonzero(~has))])
     fold_of = np.empty(len(names), int)
-    fold_of[dealt] = np.arange(len(names)) % _FOLDS
+    fold_of[order] = np.arange(len(names)) % _FOLDS
     return fold_of[codes]
 
 
@@ -289,69 +302,3 @@ def _auroc_within(y: np.ndarray, score: np.ndarray, fold: np.ndarray, weights: W
             areas.append(weighted.auroc(y[own], score[own], _of(weights, own)))
             pairs.append(positives * (int(own.sum()) - positives))
     return float(np.average(areas, weights=pairs)) if pairs else float("nan")
-
-
-def read_site(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """What a site file decides, and the fingerprints of the weights that it was made with.
-
-    Returns:
-        Settings of the classifier (temperature, offsets, threshold with interval, score, sets), and fingerprints by
-        stage.
-
-    Raises:
-        CalibrationError: the file cannot be read.
-    """
-    try:
-        said = yaml.safe_load(path.read_text(encoding="utf-8"))
-        settings = {
-            "temperature": float(said["temperature"]),
-            "offsets": {str(name): float(value) for name, value in said["offsets"].items()},
-            "threshold": float(said["threshold"]),
-            "threshold_ci95": [float(v) for v in said["threshold_ci95"]] if "threshold_ci95" in said else None,
-        }
-        if "score" in said:
-            settings["score"] = Scale.of(said["score"]).to_json()
-        sets = Sets.of(said.get("sets"))  # the card's own are about probabilities that the site does not have
-        settings["sets"] = None if sets is None else sets.to_json()
-        return settings, dict(said["weights"])
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CalibrationError(
-            f"{path} cannot be read as a site file ({error}). Make one: pipeline calibrate --data MANIFEST --out {path}"
-        ) from error
-
-
-def check_site(
-    path: Path, settings: dict[str, Any], made_with: dict[str, str], bundles: dict[str, str], classes: Sequence[str]
-) -> None:
-    """Refuse a site file of other weights than those with the fingerprints `bundles` (by stage) and these classes.
-
-    Raises:
-        CalibrationError: it was made with others.
-    """
-    for name, fingerprint in bundles.items():
-        if name in made_with and made_with[name] != fingerprint:
-            raise CalibrationError(
-                f"{path} was made with other {name!r} weights ({made_with[name]}) than those of this call "
-                f"({fingerprint}). Calibrate again with these weights"
-            )
-    if sorted(settings["offsets"]) != sorted(classes):
-        raise CalibrationError(
-            f"{path} is about the classes {', '.join(settings['offsets'])}, the weights about "
-            f"{', '.join(classes)}. Calibrate again with these weights"
-        )
-
-
-def apply_site(path: Path, chain: Sequence[Stage]) -> list[Stage]:
-    """A loaded chain as it answers with a site's calibration; the one given stays as it is.
-
-    Returns:
-        The stages, of which the one that has a temperature obeys what the site decides, see `read_site`.
-
-    Raises:
-        CalibrationError: the file cannot be read, or was made with other weights.
-    """
-    settings, made_with = read_site(path)
-    bundles = {stage.name: stage.fingerprint for stage in chain}
-    calibrated = next((stage for stage in chain if "temperature" in stage.call_settings), None)
-    check_site(path, settings, made_with, bundles, calibrated.classes if calibrated else list(settings["offsets"]))
-    return [stage.with_settings(**settings) if stage is calibrated else stage for stage in chain]

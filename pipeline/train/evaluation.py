@@ -59,10 +59,10 @@ def evaluate(
     """
     *chain, last = ChainSpec(weights, stage, runtime=runtime, site=site, refuse=refuse).load()
     manifest = read_manifest(data, classes=labels_of([*chain, last]), mask_labels=mask_labels)
-    how = dict(last.card.get("dealt", {}))
-    if (split is not None or how) and not (manifest.table["split"] != "").any():
+    split_recipe = dict(last.card.get("dealt", {}))
+    if (split is not None or split_recipe) and not (manifest.table["split"] != "").any():
         # As the training of these weights dealt films out: other splits would hold films that it saw.
-        manifest = split_by_patient(manifest.relabelled(how.pop("class_of", None)), **how)
+        manifest = split_by_patient(manifest.relabelled(split_recipe.pop("class_of", None)), **split_recipe)
     chosen = manifest.select(split=split, source=source)
     if len(chosen) == 0:
         have = ", ".join(f"{s or 'none'}: {n}" for s, n in sorted(Counter(manifest.table["split"]).items()))
@@ -104,7 +104,7 @@ def seen_in_training(chain: Sequence[Stage], data: Manifest) -> list[dict[str, A
         One dict a stage, split and source: ``stage``, ``split``, ``source``, ``films`` (how many) and ``used_to``:
         "train" the network, or "choose" its best epoch, temperature and thresholds.
     """
-    there = Counter(zip(data.table["split"], data.table["source"], strict=True))
+    counts = Counter(zip(data.table["split"], data.table["source"], strict=True))
     found = []
     for stage in chain:
         training = stage.card.get("training") or {}
@@ -114,7 +114,7 @@ def seen_in_training(chain: Sequence[Stage], data: Manifest) -> list[dict[str, A
             sources = (films.get(part) or {}).get("by_source") or {}
             found += [
                 {"stage": stage.name, "split": split, "source": source, "films": n, "used_to": used_to}
-                for (split, source), n in sorted(there.items())
+                for (split, source), n in sorted(counts.items())
                 if split in splits and source in sources
             ]
     return found
@@ -140,7 +140,8 @@ def labels_of(chain: Sequence[Stage]) -> list[str] | None:
     """The labels that a manifest may hold for a chain to be judged on it; None where any may."""
     for stage in chain:
         if "label" in stage.fills:
-            return None if stage.multi_label or stage.class_of else stage.classes
+            free = stage.decisions.get("multi_label") or stage.decisions.get("class_of")
+            return None if free else list(stage.classes)
     return None
 
 

@@ -73,7 +73,7 @@ def train(
             data.
         WeightsError: a stage before `stage` has not been trained in `out`, or `segment.weights` names none.
     """
-    manifest, dealt = prepare_manifest(data, config, mask_labels)
+    manifest, split_recipe = prepare_manifest(data, config, mask_labels)
     names = [stage] if stage else stages.names_for(config)
     if stage and config.segment.weights and "segment" in _before(stage, config):
         names.insert(0, "segment")
@@ -91,7 +91,7 @@ def train(
         write_text(out / "config.yaml", dump_config(config))
     for name in names:
         with full_disk_named(out):
-            _train_stage(name, manifest, config, out, settings[name], dealt)
+            _train_stage(name, manifest, config, out, settings[name], split_recipe)
 
 
 def prepare_manifest(
@@ -105,11 +105,11 @@ def prepare_manifest(
     own_labels = config.class_of is None and not config.multi_label
     manifest = read_manifest(data, classes=config.classes if own_labels else None, mask_labels=mask_labels)
     manifest = manifest.relabelled(config.class_of)
-    dealt = None
+    split_recipe = None
     if not (manifest.table["split"] != "").any():
-        how: dict[str, Any] = {"val": config.val_fraction, "test": config.test_fraction, "seed": config.seed}
-        manifest = split_by_patient(manifest, **how)
-        dealt = {**how, "class_of": config.class_of}
+        recipe: dict[str, Any] = {"val": config.val_fraction, "test": config.test_fraction, "seed": config.seed}
+        manifest = split_by_patient(manifest, **recipe)
+        split_recipe = {**recipe, "class_of": config.class_of}
     leaks = leaking_patients(manifest)
     if leaks:
         shown = ", ".join(f"{patient} in {' and '.join(sorted(splits))}" for patient, splits in list(leaks.items())[:5])
@@ -117,7 +117,7 @@ def prepare_manifest(
     idle = int((manifest.table["split"] == "").sum())
     if idle:
         log.warning("%d of %d films have no split, and take no part", idle, len(manifest))
-    return manifest, dealt
+    return manifest, split_recipe
 
 
 def _refuse_to_replace(settings: dict[str, str], out: Path, manifest: Manifest) -> None:
@@ -146,15 +146,15 @@ def _difference(had: str, wanted: str) -> str:
     changed = [key for key in now if before.get(key, _ABSENT) != now[key]] + [key for key in before if key not in now]
     if not changed:
         return "other films, labels or splits"
-    said = [f"{key} {before.get(key, 'unknown')!r} (now {now.get(key, 'unknown')!r})" for key in changed[:4]]
-    return f"other settings: {', '.join(said)}" + (f" and {len(changed) - 4} more" if len(changed) > 4 else "")
+    differences = [f"{key} {before.get(key, 'unknown')!r} (now {now.get(key, 'unknown')!r})" for key in changed[:4]]
+    return f"other settings: {', '.join(differences)}" + (f" and {len(changed) - 4} more" if len(changed) > 4 else "")
 
 
 _ABSENT = object()
 
 
 def _train_stage(
-    name: str, manifest: Manifest, config: Config, out: Path, settings: str, dealt: dict[str, Any] | None
+    name: str, manifest: Manifest, config: Config, out: Path, settings: str, split_recipe: dict[str, Any] | None
 ) -> None:
     folder = out / name
     folder.mkdir(exist_ok=True)
@@ -185,7 +185,9 @@ def _train_stage(
             if len(stage.films_with_truth(part)):
                 metrics = evaluate_stage(stage, part, folder / "evaluation" / split, chain, split=split)
                 figures[split] = summary_of(metrics)
-        write_card(folder, read_card(folder) | {"figures": figures, **({"dealt": dealt} if dealt else {})})
+        write_card(
+            folder, read_card(folder) | {"figures": figures, **({"dealt": split_recipe} if split_recipe else {})}
+        )
         forget(folder)
         shutil.rmtree(folder / "cache", ignore_errors=True)
         write_text(done, _upstream(name, config, out))

@@ -25,8 +25,10 @@ from typing import Any
 import numpy as np
 
 from cxr_pipeline.models.figures.metrics import softmax
-from cxr_pipeline.stages.decisions import Scale, Sets, fit_scale, fit_sets, shares_by_em
 from cxr_pipeline.stages.reference import Reference, differences
+from cxr_pipeline.stages.scores import Scale, fit_scale
+from cxr_pipeline.stages.sets import Sets, fit_sets
+from cxr_pipeline.stages.shares import shares_by_em
 
 LEAST = 50  # films; under it, shift and shares cannot be told apart
 WANTED = 100
@@ -68,13 +70,8 @@ def align(x: np.ndarray, reference: Reference, known: np.ndarray | None = None) 
     Args:
         x: (N, K - 1), see `differences`. known: (N,) int class number of films with a label, -1 without; or None.
     """
-    best = None
-    for stretch in _STRETCHES:
-        for start in (0.15, 0.5):
-            found = _em(x, reference, float(stretch), start, known)
-            if best is None or found.evidence > best.evidence:
-                best = found
-    return best
+    found = [_em(x, reference, float(stretch), start, known) for stretch in _STRETCHES for start in (0.15, 0.5)]
+    return max(found, key=lambda one: one.evidence)
 
 
 def by_normal_mode(x: np.ndarray, reference: Reference, towards: float = _TOWARDS) -> Alignment:
@@ -203,7 +200,7 @@ def fit_unlabelled(
         chosen = draw.integers(len(x), size=len(x))
         again = (
             _em(x[chosen], reference, found.stretch, 0.3, known[chosen])
-            if labelled
+            if labelled and known is not None
             else by_normal_mode(x[chosen], reference)
         )
         films = _drawn(again, reference, _DRAWS // 8, k)
@@ -254,8 +251,8 @@ def _drawn(found: Alignment, reference: Reference, count: int, c: int) -> np.nda
     """Films of class number `c` as the site would have them, (count, K - 1); the same at each call."""
     centre = reference.means[-1]
     draw = np.random.default_rng(c)
-    there = draw.multivariate_normal(reference.means[c], reference.covariances[c], count)
-    return centre + found.stretch * (there - centre) + found.shift
+    sample = draw.multivariate_normal(reference.means[c], reference.covariances[c], count)
+    return centre + found.stretch * (sample - centre) + found.shift
 
 
 def _probabilities(x: np.ndarray, slope: float, offsets: np.ndarray) -> np.ndarray:

@@ -22,7 +22,7 @@ from cxr_pipeline.run.inputs import Input, find_inputs
 from cxr_pipeline.stages.apply import apply
 from cxr_pipeline.stages.base import OK, Record, Stage
 from cxr_pipeline.stages.classify_calibration import rounded_down
-from cxr_pipeline.stages.decisions import RISK
+from cxr_pipeline.stages.sets import RISK
 from cxr_pipeline.train.calibration import CalibrationError, labelled_logits
 from cxr_pipeline.train.unlabelled import LEAST, SiteFit, fit_unlabelled
 
@@ -70,8 +70,8 @@ def calibrate_unlabelled(
     logits = _logits(inputs, chain)
     known = np.full(len(logits), -1)
     if data is not None:
-        more, labels, _ = labelled_logits(data, chain)
-        logits, known = np.concatenate([logits, more]), np.concatenate([known, labels])
+        of_labelled, labels, _ = labelled_logits(data, chain)
+        logits, known = np.concatenate([logits, of_labelled]), np.concatenate([known, labels])
     if len(logits) < LEAST:
         raise CalibrationError(
             f"{len(logits)} films could be judged; at least {LEAST} are needed, 100 to 300 are better"
@@ -85,12 +85,12 @@ def calibrate_unlabelled(
     )
     if fitted.against:
         raise CalibrationError(f"nothing is decided: {fitted.against}")
-    said = _said(fitted, chain, site or out.stem, target_sensitivity, int((known >= 0).sum()))
-    write_text(out, yaml.safe_dump(said, sort_keys=False, allow_unicode=True))
-    return said
+    facts = _facts(fitted, chain, site or out.stem, target_sensitivity, int((known >= 0).sum()))
+    write_text(out, yaml.safe_dump(facts, sort_keys=False, allow_unicode=True))
+    return facts
 
 
-def _said(fitted: SiteFit, chain: Sequence[Stage], site: str, target: float, labelled: int) -> dict[str, Any]:
+def _facts(fitted: SiteFit, chain: Sequence[Stage], site: str, target: float, labelled: int) -> dict[str, Any]:
     classes = chain[-1].classes
 
     def named(values: np.ndarray) -> dict[str, Any]:

@@ -77,6 +77,7 @@ class Limits(BaseModel):
 
     version: str
     classes: list[str]
+    formats: str  # of films, as people write them
     max_upload_mb: float
     max_job_mb: float
     max_megapixels: float
@@ -121,33 +122,33 @@ def result_of(row: dict[str, str], boxes: list[dict[str, Any]] | None, columns: 
 
 def job_models(result: type[BaseModel]) -> tuple[type[BaseModel], type[BaseModel]]:
     """The models of a job and of the results of a finished one."""
-    film = create_model(
-        "Film",
-        __doc__="A film of a job.",
-        id=(str, Field(pattern=FILM_ID)),
-        name=(str, Field(description="As the caller called it, cleaned.")),
-        state=(Literal["waiting", "running", "done"], ...),
-        result=(result | None, None),
-        pictures=(list[str], Field(description="What can be fetched below /v1/jobs/{job}/films/{film}/.")),
-    )
-    job = create_model(
-        "Job",
-        __doc__="Films that were handed in together.",
-        id=(str, Field(pattern=JOB_ID)),
-        status=(Literal["waiting", "running", "done"], ...),
-        total=(int, Field(description="Number of films.")),
-        done=(int, Field(description="How many are finished.")),
-        counts=(dict[str, int], Field(description="Finished films by status: ok, refused, failed.")),
-        films=(list[film], ...),
-        forgotten_in=(
+    of_film: dict[str, Any] = {
+        "id": (str, Field(pattern=FILM_ID)),
+        "name": (str, Field(description="As the caller called it, cleaned.")),
+        "state": (Literal["waiting", "running", "done"], ...),
+        "result": (result | None, None),
+        "pictures": (list[str], Field(description="What can be fetched below /v1/jobs/{job}/films/{film}/.")),
+    }
+    film = create_model("Film", __doc__="A film of a job.", **of_film)
+    of_job: dict[str, Any] = {
+        "id": (str, Field(pattern=JOB_ID)),
+        "status": (Literal["waiting", "running", "done"], ...),
+        "total": (int, Field(description="Number of films.")),
+        "done": (int, Field(description="How many are finished.")),
+        "counts": (dict[str, int], Field(description="Finished films by status: ok, refused, failed.")),
+        "films": (list[film], ...),
+        "forgotten_in": (
             float | None,
             Field(description="Seconds until it is deleted, unless asked for; null while open."),
         ),
-        notice=(str, NOTICE),
-    )
-    results = create_model(
-        "Results", __doc__="The results of a finished job.", results=(list[result], ...), notice=(str, NOTICE)
-    )
+        "notice": (str, NOTICE),
+    }
+    job = create_model("Job", __doc__="Films that were handed in together.", **of_job)
+    of_results: dict[str, Any] = {
+        "results": (list[result], ...),  # type: ignore[valid-type]  # a model that `result_model` made
+        "notice": (str, NOTICE),
+    }
+    results = create_model("Results", __doc__="The results of a finished job.", **of_results)
     return job, results
 
 

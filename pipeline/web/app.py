@@ -36,11 +36,11 @@ def create_app(settings: Settings, chain: Chain) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        server.desk.start()
+        server.queue.start()
         try:
             yield
         finally:
-            await run_in_threadpool(server.desk.stop)
+            await run_in_threadpool(server.queue.stop)
 
     app = FastAPI(
         title="cxr-pipeline",
@@ -54,8 +54,8 @@ def create_app(settings: Settings, chain: Chain) -> FastAPI:
         lifespan=lifespan,
         responses=problems(400, 403) if settings.api_key is None else problems(400, 401),
     )
-    app.state.desk = server.desk
-    app.add_middleware(Guard, settings=settings, metrics=server.desk.metrics)
+    app.state.queue = server.queue
+    app.add_middleware(Guard, settings=settings, metrics=server.queue.metrics)
     if settings.allow_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -80,8 +80,8 @@ def answer_errors(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_request: Request, error: RequestValidationError) -> JSONResponse:
-        said = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()[:3])
-        return problem(ApiError(422, "invalid", f"{said}. See /docs for what is allowed"))
+        message = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()[:3])
+        return problem(ApiError(422, "invalid", f"{message}. See /docs for what is allowed"))
 
     @app.exception_handler(HTTPException)
     async def other(_request: Request, error: HTTPException) -> JSONResponse:

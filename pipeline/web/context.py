@@ -1,4 +1,4 @@
-"""What the routers share: the desk, the settings, and the models that depend on the chain's classes."""
+"""What the routers share: the queue of jobs, the settings, and the models that depend on the chain's classes."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from typing import Any
 from fastapi import Request, Security
 from fastapi.security import APIKeyHeader, HTTPBearer
 
+from cxr_pipeline.data.formats import labels
 from cxr_pipeline.results.outputs import columns
 from cxr_pipeline.run.chain import Chain
 from cxr_pipeline.web.answers import job_models, result_model
-from cxr_pipeline.web.jobs import Desk, Job
+from cxr_pipeline.web.jobs import Job, JobQueue
 from cxr_pipeline.web.settings import Settings
 from cxr_pipeline.web.uploads import receive
 
@@ -20,13 +21,13 @@ MOST_FILES = 200  # films of one job; larger ones are for `pipeline run`
 
 @dataclass
 class Server:
-    """One server: its chain, its settings, its desk."""
+    """One server: its chain, its settings, its queue of jobs."""
 
     settings: Settings
     chain: Chain
 
     def __post_init__(self) -> None:
-        self.desk = Desk(self.chain, self.settings)
+        self.queue = JobQueue(self.chain, self.settings)
         self.columns = columns(self.chain.identity.classes, self.chain.identity.columns)
         self.result_model = result_model(self.columns)
         self.job_model, self.results_model = job_models(self.result_model)
@@ -51,20 +52,20 @@ class Server:
         Raises:
             ApiError: the queue is full, or the request holds no films, too many, or too large ones.
         """
-        self.desk.check_room()
-        folder = self.desk.new_folder()
+        self.queue.check_room()
+        folder = self.queue.new_folder()
         try:
             uploads = await receive(request, folder / "uploads", self.settings, most)
-            with self.desk.places(len(uploads)) as places:
-                return self.desk.submit(folder, uploads, places, pictures=pictures)
+            with self.queue.places(len(uploads)) as places:
+                return self.queue.submit(folder, uploads, places, pictures=pictures)
         except BaseException:
-            self.desk.drop_folder(folder)
+            self.queue.drop_folder(folder)
             raise
 
 
 def multipart(*, several: bool) -> dict[str, Any]:
     """The request body for the OpenAPI document; it is read by hand, so that keys and queue are looked at first."""
-    film: dict[str, Any] = {"type": "string", "format": "binary", "description": "PNG, JPEG, TIFF, BMP or DICOM."}
+    film: dict[str, Any] = {"type": "string", "format": "binary", "description": f"{labels()}."}
     field = {"type": "array", "items": film, "minItems": 1} if several else film
     schema = {"type": "object", "required": ["file"], "properties": {"file": field}, "additionalProperties": False}
     return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import cv2
@@ -23,19 +23,19 @@ _log = logging.getLogger("cxr.web")
 
 
 @dataclass
-class Film:
-    """A film of a job. `row` and `boxes` are there once it is done; `crashed` where the chain raised on it."""
+class UploadedFilm:
+    """A film of a job. `row` and `boxes` are filled in once it is done; `crashed` where the chain raised on it."""
 
     id: str
     upload: Upload
     state: str = "waiting"
-    row: dict[str, str] | None = None
+    row: dict[str, str] = field(default_factory=dict)
     boxes: list[dict[str, Any]] | None = None
     problem: RadiographError | None = None
     crashed: bool = False
 
 
-def through(film: Film, reader: Callable[..., Radiograph], stages: Sequence[Stage]) -> tuple[Record, str]:
+def through(film: UploadedFilm, reader: Callable[..., Radiograph], stages: Sequence[Stage]) -> tuple[Record, str]:
     """A film through the chain; whatever goes wrong becomes a record that says so.
 
     Args:
@@ -57,7 +57,7 @@ def through(film: Film, reader: Callable[..., Radiograph], stages: Sequence[Stag
     except Exception as error:
         record = crashed(Record(None, id=film.id), "reading", error)
     else:
-        record.radiograph.source = film.id
+        record.film.source = film.id
         (record,) = apply(stages, [record])
     crash = record.crash
     if crash is None:

@@ -26,7 +26,7 @@ from cxr_pipeline.run.isolation import IsolatedReader
 from cxr_pipeline.stages.apply import where
 from cxr_pipeline.stages.base import FAILED
 from cxr_pipeline.web.answers import PICTURES, ApiError
-from cxr_pipeline.web.films import Film, screen_png, through
+from cxr_pipeline.web.films import UploadedFilm, screen_png, through
 from cxr_pipeline.web.metrics import Metrics
 from cxr_pipeline.web.settings import Settings
 from cxr_pipeline.web.uploads import Upload
@@ -51,12 +51,12 @@ class Job:
 
     id: str
     folder: Path
-    films: list[Film]
+    films: list[UploadedFilm]
     results: Path | None
     finished: Future[Job] = field(default_factory=Future)
     touched: float = field(default_factory=time.monotonic)
     discarded: bool = False
-    pending: deque[Film] = field(default_factory=deque)
+    pending: deque[UploadedFilm] = field(default_factory=deque)
     closing: threading.Lock = field(default_factory=threading.Lock)
     writer: ResultsFolder | None = None
     started: str = ""
@@ -69,11 +69,11 @@ class Job:
             return "done"
         return "running" if any(film.state != "waiting" for film in self.films) else "waiting"
 
-    def film(self, name: str) -> Film | None:
+    def film(self, name: str) -> UploadedFilm | None:
         """The film of that id."""
         return next((film for film in self.films if film.id == name), None)
 
-    def picture(self, film: Film, name: str) -> Path | None:
+    def picture(self, film: UploadedFilm, name: str) -> Path | None:
         """The file of a picture, `name` as in `PICTURES`; None where there is none."""
         root = self.folder if name == "film.png" else self.results
         file = film.id + name[name.index(".") :]
@@ -84,19 +84,19 @@ class Job:
 class Places:
     """Room in the queue, taken when an upload is there and given back if nothing comes of it. Use as a context."""
 
-    def __init__(self, desk: Desk, count: int) -> None:
-        self._desk, self._count, self.kept = desk, count, False
+    def __init__(self, queue: JobQueue, count: int) -> None:
+        self._queue, self._count, self.kept = queue, count, False
 
     def __enter__(self) -> Places:
-        self._desk.take(self._count)
+        self._queue.take(self._count)
         return self
 
     def __exit__(self, *_: object) -> None:
         if not self.kept:
-            self._desk.take(-self._count)
+            self._queue.take(-self._count)
 
 
-class Desk:
+class JobQueue:
     """Takes jobs, judges their films one by one, each job in its turn, and forgets them.
 
     Args:
@@ -113,10 +113,10 @@ class Desk:
         self._jobs: dict[str, Job] = {}
         self._turns: deque[Job] = deque()
         self._stopping = False
-        self._average = 0.5  # seconds a film, of the last ones
+        self._average = 0.5  # seconds per film, of the last ones
         self._since: float | None = None  # when the film in work was begun
         self._reader = IsolatedReader(settings.timeout)
-        self._in_work: tuple[Job, Film] | None = None
+        self._in_work: tuple[Job, UploadedFilm] | None = None
         self._outputs = chosen("masks,overlays,crops,regions", native_heatmaps=True)  # the page draws them all
         self._temporary = ExitStack()
         self._thread = threading.Thread(target=self._run, name="cxr-web", daemon=True)
@@ -212,7 +212,7 @@ class Desk:
             folder: of `new_folder`, with the uploads in it.
             pictures: make a results folder, not only numbers. With --keep there always is one.
         """
-        films = [Film(f"film-{number:04d}", upload) for number, upload in enumerate(uploads, 1)]
+        films = [UploadedFilm(f"film-{number:04d}", upload) for number, upload in enumerate(uploads, 1)]
         results = folder / "results" if pictures else None
         if self.settings.keep is not None:
             now = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S")
@@ -297,13 +297,13 @@ class Desk:
                     film.state, self._since, self._in_work = "running", time.monotonic(), (job, film)
                     if job.pending:
                         self._turns.append(job)  # behind the other jobs: a large one keeps nobody waiting
-            if film is not None:
+            if job is not None and film is not None:
                 self._finish(job, film)
             if time.monotonic() - swept >= _SWEEP:
                 self._sweep()
                 swept = time.monotonic()
 
-    def _finish(self, job: Job, film: Film) -> None:
+    def _finish(self, job: Job, film: UploadedFilm) -> None:
         begun = time.monotonic()
         try:
             self._judge(job, film)
@@ -315,7 +315,7 @@ class Desk:
             film.crashed = True
         self._conclude(job, film, time.monotonic() - begun)
 
-    def _conclude(self, job: Job, film: Film, took: float) -> None:
+    def _conclude(self, job: Job, film: UploadedFilm, took: float) -> None:
         """Count a film as done and give its place back; once, whatever happened to it."""
         if film.state == "done":
             return
@@ -332,7 +332,7 @@ class Desk:
         if over:
             self._end(job)
 
-    def _judge(self, job: Job, film: Film) -> None:
+    def _judge(self, job: Job, film: UploadedFilm) -> None:
         record, trace = through(film, self._reader, self.chain.stages)
         sha256, name = film.upload.sha256, film.upload.name
         if job.results is None:
@@ -348,7 +348,7 @@ class Desk:
             )
             if record.radiograph is not None:
                 view = job.folder / "view" / f"{film.id}.png"
-                write_bytes(view, screen_png(record.radiograph.pixels), mode=PRIVATE)
+                write_bytes(view, screen_png(record.film.pixels), mode=PRIVATE)
         if record.regions is not None:
             film.boxes = regions_of(record, self.classes)
 
@@ -385,7 +385,7 @@ class Desk:
             self.discard(job)
 
 
-def _lost(film: Film, why: str) -> dict[str, str]:
+def _lost(film: UploadedFilm, why: str) -> dict[str, str]:
     """The row of a film that the server could not finish."""
     return {"image": film.upload.name, "id": film.id, "status": FAILED, "error": f"{film.id}: {why}"}
 

@@ -24,7 +24,7 @@ _OVERHEAD = 64_000  # bytes of a multipart request that are not its films, for e
 _SMALL = 64_000  # bytes of a request that brings no film
 _IDLE = 30.0  # seconds that an upload may stall
 _GRACE = 10.0  # seconds before its rate counts
-_RATE = 8_000.0  # bytes a second that it needs at least, on the whole
+_RATE = 8_000.0  # bytes per second that it needs at least, on the whole
 _GUESS, _LONGEST_GUESS = 0.1, 5.0  # seconds that the answer to a wrong key waits: the first, and at most
 _FORGIVEN = 300.0  # seconds after which an address's wrong keys are forgotten
 _REMEMBERED = 10_000  # addresses
@@ -115,7 +115,7 @@ class Guard:
         if self._key is None:
             self._check_names(headers)
         elif path not in OPEN and not path.startswith("/pages/"):
-            await self._check_key(scope, headers)
+            await self._check_key(self._key, scope, headers)
 
     def _check_names(self, headers: Headers) -> None:
         """Without a key, a page of another site must not reach us through the browser of who runs this.
@@ -138,13 +138,13 @@ class Guard:
                 403, "other_origin", "another web site sent this request. Open the server's own page, or set an API key"
             )
 
-    async def _check_key(self, scope: Scope, headers: Headers) -> None:
+    async def _check_key(self, key: bytes, scope: Scope, headers: Headers) -> None:
         """The right key is never slowed down, whoever guesses beside it: all callers of a proxy have its address."""
         given = headers.get("x-api-key")
         if given is None:
             scheme, _, value = headers.get("authorization", "").partition(" ")
             given = value.strip() if scheme.lower() == "bearer" else ""
-        if not hmac.compare_digest(given.encode("utf-8", "replace"), self._key):
+        if not hmac.compare_digest(given.encode("utf-8", "replace"), key):
             if given:
                 await asyncio.sleep(self._guesses.wait((scope.get("client") or ("",))[0]))
             raise ApiError(

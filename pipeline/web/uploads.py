@@ -14,14 +14,15 @@ from fastapi.concurrency import run_in_threadpool
 from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 
-from cxr_pipeline.data.radiograph import RadiographError
+from cxr_pipeline.data import formats
+from cxr_pipeline.data.formats.base import RadiographError
 from cxr_pipeline.web.answers import ApiError
 from cxr_pipeline.web.settings import Settings
 
 _BLOCK = 1 << 20
 _LONGEST_NAME = 120
 _DEFLATED = "1.2.840.10008.1.2.1.99"  # Deflated Explicit VR Little Endian: the whole data set is one zlib stream
-_RATIO = 16  # bytes a pixel that a data set may unfold to
+_RATIO = 16  # bytes per pixel that a data set may unfold to
 
 
 @dataclass
@@ -101,8 +102,6 @@ def _store(source: BinaryIO, path: Path, name: str, settings: Settings) -> Uploa
     except RadiographError as error:
         upload.problem = error
         path.unlink()
-    else:
-        upload.path = _with_suffix(path)
     return upload
 
 
@@ -111,15 +110,6 @@ def shown_name(given: str, otherwise: str) -> str:
     name = re.split(r"[/\\]", given)[-1]
     name = "".join(letter for letter in name if letter.isprintable()).lstrip("=+-@ ")
     return name[:_LONGEST_NAME].strip() or otherwise
-
-
-def _with_suffix(path: Path) -> Path:
-    """DICOM of before 1993 has no mark at its start, and the reader goes by the name: this one goes by the content."""
-    with path.open("rb") as file:
-        start = file.read(132)
-    if start[:2] in (b"\x02\x00", b"\x08\x00") and start[128:] != b"DICM":
-        return path.rename(path.with_suffix(".dcm"))
-    return path
 
 
 def check(path: Path, most: int) -> None:
@@ -132,13 +122,11 @@ def check(path: Path, most: int) -> None:
         RadiographError: with code not_an_image, too_large or empty_file.
     """
     with path.open("rb") as file:
-        start = file.read(132)
+        start = file.read(formats.HEAD)
     if not start:
         raise RadiographError(path, "the file is empty (0 bytes). Export or copy it again", "empty_file")
-    if start[128:] == b"DICM" or start[:2] in (b"\x02\x00", b"\x08\x00"):
-        size = _dicom_size(path, most)
-    else:
-        size = _image_size(path, start)
+    kind = formats.tell(start, str(path))
+    size = _dicom_size(path, most) if kind.name == "dicom" else _image_size(path)
     if size is not None and size[0] * size[1] > most:
         raise RadiographError(
             path,
@@ -148,23 +136,16 @@ def check(path: Path, most: int) -> None:
         )
 
 
-def _image_size(path: Path, start: bytes) -> tuple[int, int] | None:
+def _image_size(path: Path) -> tuple[int, int] | None:
+    """Height and width by the header; None where Pillow cannot tell: the reader has limits of its own."""
     from PIL import Image
 
-    marks = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\x00", b"MM\x00*", b"BM")
-    if not start.startswith(marks):
-        raise RadiographError(
-            path,
-            "its content is no image that can be read. Allowed are PNG, JPEG, TIFF, BMP and DICOM, told by content "
-            "and not by name",
-            "not_an_image",
-        )
     try:
-        with Image.open(path, formats=["PNG", "JPEG", "TIFF", "BMP"]) as image:
+        with Image.open(path) as image:
             return image.height, image.width
     except Image.DecompressionBombError:
         raise RadiographError(path, "it has far too many pixels. Scale the film down", "too_large") from None
-    except Exception:  # damaged: the reader says how
+    except Exception:  # damaged, or a format that Pillow does not know
         return None
 
 

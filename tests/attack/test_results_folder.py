@@ -68,8 +68,8 @@ def change_entry(folder, change, number=0):
 
 
 class TestMerge:
-    def refuse(self, parts, tmp_path, said):
-        with pytest.raises(ResultsError, match=said) as caught:
+    def refuse(self, parts, tmp_path, message):
+        with pytest.raises(ResultsError, match=message) as caught:
             merge(parts, tmp_path / "all")
         assert not (tmp_path / "all").exists()
         return str(caught.value)
@@ -80,16 +80,16 @@ class TestMerge:
         path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-1]))
         assert str(parts[1]) in self.refuse(parts, tmp_path, "does not hold what it promises")
 
-    @pytest.mark.parametrize("how", ["cut", "changed", "gone", "link"])
-    def test_a_file_that_is_not_what_was_written(self, parts, tmp_path, how):
+    @pytest.mark.parametrize("kind", ["cut", "changed", "gone", "link"])
+    def test_a_file_that_is_not_what_was_written(self, parts, tmp_path, kind):
         path = sorted((parts[0] / "masks").iterdir())[0]
         data = path.read_bytes()
         path.unlink()
-        if how == "cut":
+        if kind == "cut":
             path.write_bytes(data[:-20])
-        elif how == "changed":
+        elif kind == "changed":
             path.write_bytes(data[:-20] + bytes([data[-20] ^ 1]) + data[-19:])
-        elif how == "link":
+        elif kind == "link":
             (tmp_path / "elsewhere.png").write_bytes(data)
             path.symlink_to(tmp_path / "elsewhere.png")
         assert f"masks/{path.name}" in self.refuse(parts, tmp_path, "does not hold what it promises")

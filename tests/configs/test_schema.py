@@ -89,11 +89,11 @@ def test_a_missing_or_broken_file_is_named(tmp_path):
 
 
 def test_every_value_says_where_it_came_from():
-    told = {name: (value, origin) for name, value, origin in explain("tb", ["classify.fit.batch_size=7", "seed=1"])}
-    assert told["classify.size"] == (192, "tb")
-    assert told["classify.fit.batch_size"] == (7, "--set")
-    assert told["segment.size"] == (256, "default")
-    assert told["seed"] == (1, "default")  # set to what it was
-    assert told["classify.assumed_mix"][0] == {"TB": 0.31, "NTB": 0.19, "NORM": 0.50}
+    shown = {name: (value, origin) for name, value, origin in explain("tb", ["classify.fit.batch_size=7", "seed=1"])}
+    assert shown["classify.size"] == (192, "tb")
+    assert shown["classify.fit.batch_size"] == (7, "--set")
+    assert shown["segment.size"] == (256, "default")
+    assert shown["seed"] == (1, "default")  # set to what it was
+    assert shown["classify.assumed_mix"][0] == {"TB": 0.31, "NTB": 0.19, "NORM": 0.50}
     with pytest.raises(ConfigError):
         explain("tb", ["classify.alfa=1"])

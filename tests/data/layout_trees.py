@@ -43,8 +43,8 @@ def montgomery(root: Path) -> Path:
         film(home / "CXR_png" / f"{name}.png")
         lung(home / "ManualMask" / "leftMask" / f"{name}.png", slice(25, 35))
         lung(home / "ManualMask" / "rightMask" / f"{name}.png", slice(5, 15))
-        sex, age, said = reading
-        text(home / "ClinicalReadings" / f"{name}.txt", f"Patient's Sex: {sex} ", f"Patient's Age: {age}", said)
+        sex, age, finding = reading
+        text(home / "ClinicalReadings" / f"{name}.txt", f"Patient's Sex: {sex} ", f"Patient's Age: {age}", finding)
     (home / "CXR_png" / "Thumbs.db").write_text("x")
     return home
 

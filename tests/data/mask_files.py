@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -53,12 +54,12 @@ def packed(numbers: list[int]) -> str:
     text = ""
     for at, number in enumerate(numbers):
         value = number - numbers[at - 2] if at > 2 else number
-        more = True
-        while more:
+        goes_on = True
+        while goes_on:
             letter = value & 31
             value >>= 5
-            more = value != (-1 if letter & 16 else 0)
-            text += chr((letter | 32 if more else letter) + 48)
+            goes_on = value != (-1 if letter & 16 else 0)
+            text += chr((letter | 32 if goes_on else letter) + 48)
     return text
 
 
@@ -130,6 +131,40 @@ def write_all(folder: Path) -> dict[str, Path]:
     ):
         files[kind] = folder / f"{kind}.json"
         files[kind].write_text(json.dumps(coco(drawn)))
+    return files | write_more(folder)
+
+
+def write_more(folder: Path) -> dict[str, Path]:
+    """Kinds that research code writes."""
+    right, left = lungs()
+    both = (right | left).astype(np.uint8)
+    planes = np.stack([right, left])
+    np.save(folder / "planes.npy", planes)
+    np.save(folder / "planes_last.npy", np.moveaxis(planes, 0, -1).astype(np.float32))
+    np.save(folder / "one_hot.npy", np.stack([~(right | left), right, left]).astype(np.uint8))
+    np.save(folder / "batch.npy", both[None])
+    np.savez_compressed(folder / "array.npz", mask=both)
+    blank = Image.fromarray(both, mode="P")
+    blank.putpalette([0, 0, 0] * 2)
+    blank.save(folder / "blank_palette.png")
+    save(folder / "labels.jpg", (127 * right + 255 * left).astype(np.uint8))
+    (folder / "runs.json").write_text(json.dumps({"counts": counts(right | left), "size": list(SIZE)}))
+    files = {
+        "a plane for each lung": folder / "planes.npy",
+        "planes last": folder / "planes_last.npy",
+        "one plane is the outside": folder / "one_hot.npy",
+        "a batch of one": folder / "batch.npy",
+        "archive of one array": folder / "array.npz",
+        "palette of one colour": folder / "blank_palette.png",
+        "labels as jpeg": folder / "labels.jpg",
+        "counts alone": folder / "runs.json",
+    }
+    if importlib.util.find_spec("nibabel"):
+        import nibabel
+
+        volume = np.ascontiguousarray((right + 2 * left).astype(np.int16)[::-1].T)[..., None]
+        nibabel.save(nibabel.Nifti1Image(volume, np.eye(4)), folder / "labels.nii.gz")
+        files["NIfTI"] = folder / "labels.nii.gz"
     return files
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cxr_pipeline.data.geometry import Box, Frame, bounding_box
+from cxr_pipeline.data.geometry import Box, Frame, bounding_box, coarse, resize, squared
 
 sides = st.integers(40, 900)
 
@@ -110,3 +110,27 @@ def test_bounding_box():
     assert bounding_box(mask) is None
     cv2.rectangle(mask, (4, 5), (10, 11), 1, -1)  # corners included
     assert bounding_box(mask) == Box(4, 5, 7, 7)
+
+
+@given(aspect=st.sampled_from([0.4, 0.5, 0.8, 1.25, 2.0, 3.0]), seed=st.integers(0, 50))
+@settings(max_examples=30, deadline=None)
+def test_a_squared_film_keeps_what_its_pixels_mean(aspect, seed):
+    noise = np.random.default_rng(seed).random((120, 120)).astype(np.float32)
+    fine = cv2.GaussianBlur(noise, (0, 0), 4)
+    fine = (fine - fine.min()) / np.ptp(fine)
+    size = (120, round(120 / aspect)) if aspect > 1 else (round(120 * aspect), 120)
+    film = cv2.resize(fine, size, interpolation=cv2.INTER_AREA)
+    square = squared(film, aspect)
+    assert square.shape == (120, 120)
+    assert square.min() >= film.min()
+    assert square.max() <= film.max()
+    plain = cv2.resize(film, (120, 120), interpolation=cv2.INTER_LINEAR)
+    assert np.abs(square - fine).mean() < 0.5 * np.abs(plain - fine).mean()
+
+
+def test_a_film_of_few_oblong_pixels_is_squared_before_the_grid():
+    film = np.random.default_rng(0).random((60, 120)).astype(np.float32)
+    frame = Frame.letterbox(film.shape, 100, 2.0)
+    np.testing.assert_allclose(frame.to_grid(film), resize(squared(film, 2.0), 100, 100), atol=1e-6)
+    assert not coarse((2000, 4000), 2.0, 256)
+    assert not coarse((60, 60), 1.0, 256)

@@ -11,7 +11,7 @@ import pytest
 from cxr_pipeline.data import layouts
 from cxr_pipeline.data.layouts import ExternalLayoutError, Layout
 from cxr_pipeline.data.layouts import layouts as all_layouts
-from cxr_pipeline.data.layouts.base import Film, LayoutError
+from cxr_pipeline.data.layouts.base import LayoutError, ManifestRow
 from cxr_pipeline.data.layouts.write import import_dataset
 from tests.data.layout_trees import TREES, film, lung, montgomery, nih, rsna, shenzhen, tbdb, tbx11k, text
 
@@ -220,7 +220,10 @@ def test_what_is_said_of_a_wrong_folder(tmp_path):
 
 def ours(folder, job):
     """Films of ours."""
-    return [Film(path, patient=f"ours-{path.stem}", label="TB", source="ours") for path in sorted(folder.glob("*.png"))]
+    return [
+        ManifestRow(path, patient=f"ours-{path.stem}", label="TB", source="ours")
+        for path in sorted(folder.glob("*.png"))
+    ]
 
 
 OURS = Layout(__name__, "Ours", "films", "none", "ours", "nobody", "none")

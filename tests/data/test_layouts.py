@@ -100,7 +100,7 @@ def test_paths_below_the_manifest_are_relative(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("said", "age", "sex"),
+    ("reading", "age", "sex"),
     [
         ("Patient's Sex: F Patient's Age: 027Y", "27", "F"),
         ("male 45yrs", "45", "M"),
@@ -113,8 +113,8 @@ def test_paths_below_the_manifest_are_relative(tmp_path):
         ("unknown", "", ""),
     ],
 )
-def test_ages_and_sexes(said, age, sex):
-    assert (age_of(said), sex_of(said)) == (age, sex)
+def test_ages_and_sexes(reading, age, sex):
+    assert (age_of(reading), sex_of(reading)) == (age, sex)
 
 
 def test_a_table_without_its_columns_is_named(tmp_path):

@@ -66,18 +66,18 @@ def test_nih_says_what_its_lists_and_boxes_lack(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("table", "line", "said"),
+    ("table", "line", "message"),
     [
         ("BBox_List_2017.csv", "00000033_000.png,Mass,a,1,2,3,,,", "row 3: x is no number: 'a'"),
         ("BBox_List_2017.csv", "00000033_000.png,Mass", "row 3: six cells are needed"),
         ("Data_Entry_2017.csv", "00000041_000.png,Her", "row 83: no Patient ID"),
     ],
 )
-def test_nih_names_the_row_that_is_cut_off(table, line, said, tmp_path):
+def test_nih_names_the_row_that_is_cut_off(table, line, message, tmp_path):
     home = nih(tmp_path)
     with (home / table).open("a") as file:
         file.write(line)
-    with pytest.raises(LayoutError, match=f"{table}, {said}"):
+    with pytest.raises(LayoutError, match=f"{table}, {message}"):
         import_dataset("nih", home, tmp_path / "m.csv")
 
 

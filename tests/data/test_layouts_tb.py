@@ -137,9 +137,9 @@ def test_tbx11k_leaves_copies_of_other_sets_out(imported):
     assert table.loc["tb0003", "findings"] == "ActiveTuberculosis"
     assert done.manifest.boxes_of(table.loc["tb0003", "image"]) == [("ActiveTuberculosis", (334.5, 111.0, 35.25, 39.0))]
     assert set(table["leakage"]) == {""}
-    said = "\n".join(done.notes)
+    notes = "\n".join(done.notes)
     for part in ("5 films of imgs/extra are copies", "1 of 6 films in lists/ are missing", "1 films of imgs/test"):
-        assert part in said
+        assert part in notes
 
 
 def test_tbx11k_marks_copies_as_the_patients_of_the_original(imported, tmp_path):

@@ -85,10 +85,10 @@ def test_no_room_is_found_before_anything_is_written(tmp_path, monkeypatch):
         run(tmp_path, stop_at=("head", 1, 1))
     before = kept(tmp_path / "checkpoint")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
-    said = (
+    message = (
         rf"the disk of {tmp_path}.*checkpoint is full: .* MB are to be written, and 0\.0 MB are free\. Make room.*same"
     )
-    with pytest.raises(TrainingError, match=said):
+    with pytest.raises(TrainingError, match=message):
         run(tmp_path)
     assert kept(tmp_path / "checkpoint") == before
     monkeypatch.undo()

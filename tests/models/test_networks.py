@@ -15,7 +15,6 @@ k = keras()
 from cxr_pipeline.configs.networks import NETWORKS  # noqa: E402
 from cxr_pipeline.models import unet  # noqa: E402
 from cxr_pipeline.models.backbones import NetworkError, find_backbone  # noqa: E402
-from cxr_pipeline.models.backbones.encoder_weights import EncoderWeightsError, application, require_weights, resolve  # noqa: E402
 from cxr_pipeline.models.classifier import build_classifier  # noqa: E402
 from cxr_pipeline.models.export import save_bundle  # noqa: E402
 from cxr_pipeline.models.gradcam import gradient_maps, has_linear_head  # noqa: E402
@@ -32,7 +31,7 @@ from cxr_pipeline.models.store import (  # noqa: E402
     write_card,
 )
 from cxr_pipeline.models.training.fit import set_batchnorm_momentum  # noqa: E402
-from cxr_pipeline.models.training.losses import DiceCrossEntropy, DiceScore  # noqa: E402
+from cxr_pipeline.models.training.losses import DiceCrossEntropy  # noqa: E402
 
 
 def jolt(model):
@@ -277,83 +276,6 @@ def test_unknown_network_is_named():
         build_classifier("resnet", 64, 1, 3)
 
 
-def test_encoder_weights_are_looked_for_nearby_first(tmp_path):
-    (tmp_path / "weights").mkdir()
-    file = tmp_path / "weights" / "mobilenetv2_0.35_imagenet_notop.weights.h5"
-    file.touch()
-    assert resolve("imagenet", "MobileNetV2", 0.35, tmp_path) == str(file)
-    assert resolve("imagenet", "MobileNetV2", 1.0, tmp_path) == "imagenet"
-    assert resolve("imagenet", "DenseNet121", None, tmp_path) == "imagenet"
-    assert resolve(None, "MobileNetV2", 0.35) is None
-    with pytest.raises(EncoderWeightsError, match=r"none\.h5.*Set segment\.encoder_weights or classify\."):
-        resolve("none.h5", "MobileNetV2", 0.35)
-
-
-def weights_file(tmp_path, alpha):
-    source = k.applications.MobileNetV2(weights=None, include_top=False, alpha=alpha, input_shape=(64, 64, 3))
-    source.save_weights(tmp_path / "encoder.weights.h5")
-    return str(tmp_path / "encoder.weights.h5")
-
-
-def test_weights_of_another_width_are_found_out_before_they_are_loaded(tmp_path):
-    file = weights_file(tmp_path, 0.5)
-    require_weights(file, "MobileNetV2", 0.5)
-    with pytest.raises(EncoderWeightsError, match=r"does not hold weights of MobileNetV2 1\.3 .*\(3, 3, 3, 40\)"):
-        require_weights(file, "MobileNetV2", 1.3)
-    with pytest.raises(EncoderWeightsError, match=r"does not hold weights of DenseNet121"):
-        require_weights(file, "DenseNet121")
-    (tmp_path / "text.weights.h5").write_text("<html>not found</html>")
-    with pytest.raises(EncoderWeightsError, match="it is no HDF5 file"):
-        require_weights(str(tmp_path / "text.weights.h5"), "MobileNetV2", 0.5)
-    with pytest.raises(EncoderWeightsError, match=r"widths 0\.35, 0\.5.*Received: 0\.4"):
-        require_weights("imagenet", "MobileNetV2", 0.4)
-
-
-def test_a_way_to_the_internet_is_looked_for_only_where_it_is_needed(tmp_path, monkeypatch):
-    asked = []
-
-    def offline(request, timeout):
-        asked.append(request.full_url)
-        raise OSError("Network is unreachable")
-
-    monkeypatch.setattr("urllib.request.urlopen", offline)
-    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
-    require_weights(None, "MobileNetV2", 0.35)
-    assert asked == []
-    with pytest.raises(EncoderWeightsError, match=r"downloaded \(Network is unreachable\).*mobilenetv2_0\.35"):
-        require_weights("imagenet", "MobileNetV2", 0.35)
-    assert len(asked) == 1
-    (tmp_path / "models").mkdir()
-    (tmp_path / "models" / "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_0.35_224_no_top.h5").touch()
-    require_weights("imagenet", "MobileNetV2", 0.35)
-    assert len(asked) == 1
-
-
-def test_without_internet_the_settings_to_change_are_named(monkeypatch):
-    def offline(**_):
-        raise OSError("URL fetch failure")
-
-    monkeypatch.setattr(k.applications, "MobileNetV2", offline)
-    said = r"could not be downloaded \(URL.*set segment\.encoder_weights or classify\.encoder_weights to its path.*null"
-    with pytest.raises(EncoderWeightsError, match=said):
-        application("MobileNetV2", "imagenet", 64, 0.35)
-
-
-def test_encoder_weights_load_into_both_networks(tmp_path):
-    """A file saved from one MobileNetV2 arrives, layer by layer, in the UNet's and the classifier's encoder."""
-    k.utils.set_random_seed(9)
-    source = k.applications.MobileNetV2(weights=None, include_top=False, alpha=1.0, input_shape=(64, 64, 3))
-    file = tmp_path / "encoder.weights.h5"
-    source.save_weights(file)
-    wanted = source.get_layer("block_6_expand").get_weights()[0]
-    for model in (
-        unet.build_unet(64, encoder_weights=str(file), decoder_filters=(8, 8, 8, 8, 4)),
-        build_classifier("mobilenetv2", 64, 1, 2, alpha=1.0, encoder_weights=str(file)),
-    ):
-        (encoder,) = [layer for layer in model.layers if isinstance(layer, k.Model)]
-        np.testing.assert_array_equal(encoder.get_layer("block_6_expand").get_weights()[0], wanted)
-
-
 def test_equal_networks_have_equal_fingerprints_whatever_their_files_are(tmp_path):
     cards = []
     for name in ("a", "b"):
@@ -372,32 +294,6 @@ def test_equal_networks_have_equal_fingerprints_whatever_their_files_are(tmp_pat
     k.utils.set_random_seed(5)
     other = save_bundle(build_classifier("sequential_cnn", 64, 1, 3), tmp_path / "c")
     assert other["network"] != cards[0]["network"]
-
-
-@pytest.mark.parametrize(
-    ("truth", "guess", "expected"),
-    [  # (1, 2, 2, 1) each
-        ([1, 1, 0, 0], [0.9, 0.8, 0.1, 0.2], 1.0),
-        ([1, 1, 0, 0], [0.1, 0.1, 0.9, 0.9], 0.0),
-        ([1, 1, 0, 0], [0.9, 0.1, 0.1, 0.1], 2 / 3),
-        ([0, 0, 0, 0], [0.1, 0.1, 0.1, 0.1], 1.0),  # empty in both
-        ([0, 0, 0, 0], [0.9, 0.1, 0.1, 0.1], 0.0),
-    ],
-)
-def test_dice_score(truth, guess, expected):
-    shape = (1, 2, 2, 1)
-    metric = DiceScore()
-    metric.update_state(np.reshape(truth, shape).astype("float32"), np.reshape(guess, shape).astype("float32"))
-    assert float(metric.result()) == pytest.approx(expected)
-
-
-def test_dice_cross_entropy_prefers_the_truth():
-    truth = np.zeros((2, 8, 8, 1), np.float32)
-    truth[:, 2:5, 2:5] = 1
-    loss = DiceCrossEntropy()
-    perfect, half, wrong = (float(loss(truth, g)) for g in (truth, np.full_like(truth, 0.5), 1 - truth))
-    assert perfect < 0.01
-    assert perfect < half < wrong
 
 
 def test_a_missing_or_damaged_serving_file_is_named(tmp_path):

@@ -119,15 +119,15 @@ def test_a_contact_sheet_says_what_is_drawn_in_it(tmp_path):
     shades = [np.full((50, 50), grey, np.uint8) for grey in (10, 90)]
     plain = cv2.imread(str(plots.contact_sheet(shades, ["a", "b\nc"], tmp_path / "a.png", tile=64, columns=2)))
     legend = [("the truth", (80, 220, 80)), ("what was found", (60, 60, 255)), ("number: Dice", None)]
-    told = cv2.imread(
+    bordered = cv2.imread(
         str(plots.contact_sheet(shades, ["a", "b\nc"], tmp_path / "b.png", tile=64, columns=2, legend=legend))
     )
-    band = told.shape[0] - plain.shape[0]
-    assert (told[band:] == plain).all()
+    band = bordered.shape[0] - plain.shape[0]
+    assert (bordered[band:] == plain).all()
     for _, colour in legend[:2]:
-        assert (told[:band] == colour).all(axis=2).sum() > 80
-    assert (told[:band].max(axis=2) < 80).sum() > 100  # the words
-    assert not (told[:band, -4:] < 255).any()  # and none beyond the edge
+        assert (bordered[:band] == colour).all(axis=2).sum() > 80
+    assert (bordered[:band].max(axis=2) < 80).sum() > 100  # the words
+    assert not (bordered[:band, -4:] < 255).any()  # and none beyond the edge
 
 
 def test_a_caption_that_does_not_fit_ends_in_points(tmp_path):

@@ -114,7 +114,7 @@ def test_sources_are_asked_what_they_know(scripts):
     labels = scripts[1].labels_of(rows)
     expected = [(0, -1, -1), (1, -1, -1), (-1, 0, -1), (-1, 1, -1), (-1, -1, 0), (-1, -1, 1)]
     np.testing.assert_array_equal(labels[:6, :3], expected)
-    found = [name for name, said in zip(scripts[1].FINDING_NAMES, labels[5, 3:], strict=True) if said == 1]
+    found = [name for name, value in zip(scripts[1].FINDING_NAMES, labels[5, 3:], strict=True) if value == 1]
     assert found == ["Mass", "Pleural_Thickening"]
     assert (labels[6:9] == -1).all()
 

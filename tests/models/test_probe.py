@@ -205,6 +205,6 @@ def test_where_lesions_lie_moves_the_weights_of_these_zones(tmp_path):
     zones = np.full((48, 6), np.nan, np.float32)
     unknown = solved(zones, 1.0, "unknown")
     zones[:, 0] = sick
-    told = solved(zones, 1.0, "told")
+    informed = solved(zones, 1.0, "told")
     np.testing.assert_allclose(solved(zones, 0.0, "weightless"), unknown, atol=1e-3)
-    assert told[sick].min() > told[~sick].max()
+    assert informed[sick].min() > informed[~sick].max()

@@ -143,12 +143,12 @@ def findings_chain(label=None):
     return [FakeFindings(), Localize({"decisions": decisions}, f"localize {label}")]
 
 
-def chain(upto=None, **options):
-    """The stages up to `upto`, by default all three; `options` go to each."""
-    upto = upto or "localize"
+def chain(last_stage=None, **options):
+    """The stages up to `last_stage`, by default all three; `options` go to each."""
+    last_stage = last_stage or "localize"
     classes = [FakeSegment, FakeClassify, FakeLocalize]
     names = [one.name for one in classes]
-    return [one(**options) for one in classes[: names.index(upto) + 1]]
+    return [one(**options) for one in classes[: names.index(last_stage) + 1]]
 
 
 def film(seed, size=(72, 96), lungs=0.2):
@@ -185,6 +185,7 @@ def tree(folder):
             if path.name == "run.json":
                 facts = json.loads(data)
                 data = {k: v for k, v in facts.items() if k not in ("seconds", "started", "ended")}
+                data["tables"] = {k: v for k, v in data.get("tables", {}).items() if k != "journal.jsonl"}
             elif path.name == "journal.jsonl":
                 data = [json.loads(line) for line in data.splitlines()]
                 for line in data:

@@ -34,6 +34,18 @@ def test_it_equals_the_command(films, results, tmp_path):
     assert open_results(tmp_path / "run").rows == results.rows
 
 
+def test_equal_and_left_out_files_are_named_as_by_the_command(tmp_path):
+    write_samples(tmp_path, 1, size=(160, 150))
+    films = tmp_path / "images"
+    first = next(films.iterdir())
+    (films / "zz.png").write_bytes(first.read_bytes())
+    (films / "notes.txt").write_text("no film")
+    found = Pipeline(stage="segment").run(films, tmp_path / "run")
+    assert "same file as" in found.rows[1]["warnings"]
+    assert "notes.txt,no_image" in (tmp_path / "run" / "left_out.csv").read_text()
+    assert found.info["left_out"]["no_image"]["count"] == found.info["same_files"] == 1
+
+
 def test_numbers_are_numbers(results):
     table = results.table
     assert len(table) == len(results) == 5

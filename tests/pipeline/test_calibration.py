@@ -101,12 +101,12 @@ def site(tiny_chain, samples, tmp_path, monkeypatch):
 
 
 def test_a_run_obeys_the_site_file(site, tiny_chain, samples, tmp_path):
-    said = yaml.safe_load(site.read_text())
-    assert said["site"] == "ours"
-    assert said["films"]["n"] == 18
+    facts = yaml.safe_load(site.read_text())
+    assert facts["site"] == "ours"
+    assert facts["films"]["n"] == 18
     chain = load_chain(tiny_chain)
     chain = apply_site(site, chain)
-    assert chain[1].threshold == said["threshold"]
+    assert chain[1].threshold == facts["threshold"]
     command = ["run", str(samples.parent), "--weights", str(tiny_chain)]
     for name, more in (("plain", []), ("ours", ["--site", str(site)])):
         assert _call([*command, "--out", str(tmp_path / name), *more]) in (0, 1)
@@ -148,15 +148,15 @@ def test_too_few_films_are_refused(tiny_chain, samples, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        (lambda said: said["weights"].update(classify="0" * 16), "other 'classify' weights"),
-        (lambda said: said["offsets"].pop("NTB"), "about the classes"),
-        (lambda said: said.pop("threshold"), "cannot be read as a site file"),
+        (lambda facts: facts["weights"].update(classify="0" * 16), "other 'classify' weights"),
+        (lambda facts: facts["offsets"].pop("NTB"), "about the classes"),
+        (lambda facts: facts.pop("threshold"), "cannot be read as a site file"),
     ],
 )
 def test_what_does_not_fit_is_refused(site, tiny_chain, change, why):
-    said = yaml.safe_load(site.read_text())
-    change(said)
-    site.write_text(yaml.safe_dump(said))
+    facts = yaml.safe_load(site.read_text())
+    change(facts)
+    site.write_text(yaml.safe_dump(facts))
     with pytest.raises(CalibrationError, match=why):
         apply_site(site, load_chain(tiny_chain))
 

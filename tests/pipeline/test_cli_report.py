@@ -57,9 +57,9 @@ def test_a_run_ends_with_its_report(arguments, tmp_path, capsys):
     page = opened(path)
     assert page.json("facts")["threshold"] == 0.25
     text = path.read_text()
-    assert "The threshold is 50.0." in text
-    for said in ("0.900 (0.850 to 0.940), n 70", "train 123 (shenzhen 123)", "<td>MIT</td>", "Card of classify"):
-        assert said in text
+    assert "The threshold is 50.0." in text  # of the score: 50 is the threshold, whatever its probability
+    for part in ("0.900 (0.850 to 0.940), n 70", "train 123 (shenzhen 123)", "<td>MIT</td>", "Card of classify"):
+        assert part in text
     assert f"<td>{run_info(tmp_path / 'out')['seconds']['total']:.1f}</td>" in text
 
 
@@ -93,10 +93,10 @@ def test_beyond_the_limit_it_is_made_when_asked_for(arguments, tmp_path, monkeyp
 def test_a_report_that_fails_does_not_fail_the_run(arguments, films, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(report, "pieces", lambda *_: 1 / 0)
     assert call(*arguments) == 0
-    said = capsys.readouterr().err
-    assert "The results are complete, but report.html could not be written" in said
-    assert f"pipeline report {tmp_path / 'out'}" in said
-    assert "Traceback" not in said
+    printed = capsys.readouterr().err
+    assert "The results are complete, but report.html could not be written" in printed
+    assert f"pipeline report {tmp_path / 'out'}" in printed
+    assert "Traceback" not in printed
     assert not list((tmp_path / "out").glob("*report*"))
     (films / "text.png").write_text("no image")
     assert call(*arguments) == 1

@@ -18,36 +18,9 @@ from cxr_pipeline.cli import main as cli
 from cxr_pipeline.models.store import RUNTIMES
 from cxr_pipeline.results.folder import rows, run_info
 from tests.pipeline import fake_chain
-from tests.pipeline.fake_chain import tree, write_film
+from tests.pipeline.fake_chain import tree
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def weights(tmp_path, monkeypatch):
-    """A folder of weights; what is loaded from it are the fake stages."""
-    folder = tmp_path / "weights"
-    trained = {"segment": {"threshold": 0.4}, "localize": {"threshold": 0.3}}
-    for one in fake_chain.chain():
-        (folder / one.name).mkdir(parents=True)
-        card = one.card | {"training": {"settings": trained.get(one.name, {})}}
-        (folder / one.name / "card.json").write_text(json.dumps(card))
-
-    def load_chain(weights, last_stage=None, runtime="onnx", threads=None):
-        loaded = fake_chain.chain(last_stage)
-        for one in loaded:
-            one.card = json.loads((folder / one.name / "card.json").read_text())
-        return loaded
-
-    monkeypatch.setattr(stages, "load_chain", load_chain)
-    return folder
-
-
-@pytest.fixture
-def films(tmp_path):
-    for number in range(3):
-        write_film(tmp_path / "films" / f"f{number}.png", number, lungs=0.1 + 0.1 * number)
-    return tmp_path / "films"
 
 
 def call(*arguments):
@@ -61,10 +34,10 @@ def test_stage_names_are_those_of_the_stages():
 
 def test_all_done_is_0_and_says_where_and_what_for(films, tmp_path, weights, capsys):
     assert call("run", films, "--out", tmp_path / "out", "--weights", weights) == 0
-    said = capsys.readouterr().out
-    assert re.search(r"ok +3\n", said)
-    assert str(tmp_path / "out" / "results.csv") in said
-    assert "Not a medical device" in said
+    message = capsys.readouterr().out
+    assert re.search(r"ok +3\n", message)
+    assert str(tmp_path / "out" / "results.csv") in message
+    assert "Not a medical device" in message
     info = run_info(tmp_path / "out")
     assert info["weights"] == str(weights)
     assert set(info["hashes"]) == set(info["config"]) == {"segment", "classify", "localize"}
@@ -113,8 +86,8 @@ def test_an_interrupted_call_goes_on_with_an_equal_result(films, tmp_path, weigh
 
 def test_stage_by_stage_in_one_folder(films, tmp_path, weights):
     asked = ("--weights", weights, "--outputs", "all")
-    for upto, folders in (("segment", 4), ("classify", 4), ("localize", 4)):
-        assert call("run", films, "--out", tmp_path / "out", *asked, "--stage", upto) == 0
+    for last_stage, folders in (("segment", 4), ("classify", 4), ("localize", 4)):
+        assert call("run", films, "--out", tmp_path / "out", *asked, "--stage", last_stage) == 0
         assert len([path for path in (tmp_path / "out").iterdir() if path.is_dir()]) == folders
     assert call("run", films, "--out", tmp_path / "whole", "--weights", weights) == 0
     assert list(rows(tmp_path / "out")) == list(rows(tmp_path / "whole"))
@@ -135,7 +108,7 @@ def test_outputs_and_modes_are_those_asked_for(films, tmp_path, weights, capsys)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["run"], "Missing argument"),
         (["run", "FILMS"], "Missing option '--out'"),
@@ -154,7 +127,7 @@ def test_outputs_and_modes_are_those_asked_for(films, tmp_path, weights, capsys)
         (["nonsense"], "No such command"),
     ],
 )
-def test_a_wrong_call_is_2_with_one_clear_message(arguments, said, films, tmp_path, capsys, monkeypatch, request):
+def test_a_wrong_call_is_2_with_one_clear_message(arguments, message, films, tmp_path, capsys, monkeypatch, request):
     if "nonsense" not in arguments:
         request.getfixturevalue("weights")
     (tmp_path / "empty").mkdir()
@@ -164,7 +137,7 @@ def test_a_wrong_call_is_2_with_one_clear_message(arguments, said, films, tmp_pa
     arguments = [re.sub("FILMS|OUT|EMPTY", lambda m: str(names[m[0]]), one) for one in arguments]
     assert call(*arguments[:1], *weighted, *arguments[1:]) == 2
     error = capsys.readouterr().err
-    assert said in error
+    assert message in error
     assert "Traceback" not in error
     assert not (tmp_path / "out").exists()
 
@@ -263,89 +236,6 @@ def test_errors_of_our_own_are_meant_for_the_user():
     assert alone == {"ApiError", "CxrError"}
 
 
-def test_training_without_internet_is_explained(tmp_path, films, monkeypatch, capsys):
-    import cxr_pipeline.train.training
-    from cxr_pipeline.models.backbones.encoder_weights import EncoderWeightsError
-
-    def offline(*_, **__):
-        raise EncoderWeightsError("no internet, no weights")
-
-    monkeypatch.setattr(cxr_pipeline.train.training, "train", offline)
-    assert call("train", "--data", films, "--out", tmp_path / "w") == 2
-    assert capsys.readouterr().err == "Error: no internet, no weights\n"
-
-
-def test_train_gets_what_was_asked(tmp_path, films, monkeypatch, capsys):
-    import cxr_pipeline.train.training
-
-    asked = []
-    monkeypatch.setattr(
-        cxr_pipeline.train.training, "train", lambda *arguments, overwrite: asked.append((*arguments, overwrite))
-    )
-    out = tmp_path / "w"
-    assert (
-        call(
-            "train",
-            "--data",
-            films,
-            "--out",
-            out,
-            "--stage",
-            "classify",
-            "--set",
-            "seed=5",
-            "--set",
-            "segment.fit.epochs=2",
-        )
-        == 0
-    )
-    ((data, config, where, stage, overwrite),) = asked
-    assert (data, where, stage, overwrite) == (films, out, "classify", False)
-    assert (config.seed, config.segment.fit.epochs, config.name) == (5, 2, "tb")
-    assert f"--weights {out}" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("split", "asked_split"), [([], "test"), (["--split", "all"], None), (["--split", "val"], "val")]
-)
-def test_evaluate_gets_what_was_asked(tmp_path, films, monkeypatch, capsys, split, asked_split):
-    import cxr_pipeline.train.evaluation
-
-    asked = []
-
-    def judge(*arguments, **options):
-        asked.append((arguments, options))
-        return {
-            "dice": {"value": 0.951, "ci95": [0.94, 0.96], "n": 12},
-            "iou": {"value": None, "ci95": [None, None], "n": 0},
-        }
-
-    monkeypatch.setattr(cxr_pipeline.train.evaluation, "evaluate", judge)
-    assert (
-        call("evaluate", "--stage", "segment", "--data", films, "--out", tmp_path / "e", "--source", "x", *split) == 0
-    )
-    options = {"split": asked_split, "source": "x", "weights": "tb", "runtime": "onnx", "site": None, "refuse": True}
-    assert asked == [(("segment", films, tmp_path / "e"), options)]
-    said = capsys.readouterr().out
-    assert re.search(r"dice +0\.951 +0\.940 to 0\.960 +n 12", said)
-    assert str(tmp_path / "e" / "metrics.json") in said
-
-
-@pytest.mark.parametrize(
-    ("asked", "said"),
-    [
-        (["--split", "val"], "no film has split 'val'. Splits there (test: 1); sources there: here. "),
-        (["--split", "all", "--source", "x"], "no film has source 'x'. "),
-        (["--source", "x"], "no film has split 'test' and source 'x'. "),
-    ],
-)
-def test_no_film_to_evaluate_names_what_was_asked(tmp_path, films, weights, capsys, asked, said):
-    (films / "manifest.csv").write_text("image,label,source,split\nf0.png,TB,here,test\n")
-    how = ["--stage", "segment", "--data", films, "--out", tmp_path / "e", "--weights", weights]
-    assert call("evaluate", *how, *asked) == 2
-    assert said in capsys.readouterr().err
-
-
 def test_info_for_programs_and_people(capsys, tmp_path, monkeypatch):
     import cxr_pipeline.models.store
 
@@ -363,9 +253,9 @@ def test_info_for_programs_and_people(capsys, tmp_path, monkeypatch):
     assert "tb" in facts["presets"]
     assert facts["settings"]["segment.fit.epochs"]["default"] >= 1
     assert call("info") == 0
-    said = capsys.readouterr().out
-    assert "dice 0.950 (0.940 to 0.960)" in said
-    assert "Not a medical device" in said
+    message = capsys.readouterr().out
+    assert "dice 0.950 (0.940 to 0.960)" in message
+    assert "Not a medical device" in message
 
 
 def test_what_a_folder_holds_and_the_run_leaves_out_is_listed(films, tmp_path, weights, capsys):
@@ -376,11 +266,11 @@ def test_what_a_folder_holds_and_the_run_leaves_out_is_listed(films, tmp_path, w
     (films / "z.png").write_bytes((films / "f0.png").read_bytes())
     out = tmp_path / "out"
     assert call("run", films, "--out", out, "--weights", weights) == 0
-    told = capsys.readouterr()
-    assert "\x1b" not in told.out + told.err
-    assert "unpack them" in told.err
-    assert "left_out.csv" in told.err
-    assert f"1 film(s) are the same file as another, see `warnings`: such as {films / 'z.png'}" in told.err
+    printed = capsys.readouterr()
+    assert "\x1b" not in printed.out + printed.err
+    assert "unpack them" in printed.err
+    assert "left_out.csv" in printed.err
+    assert f"1 film(s) are the same file as another, see `warnings`: such as {films / 'z.png'}" in printed.err
     with open(out / "left_out.csv", newline="") as file:
         table = {Path(row["file"]).name: row["reason"] for row in csv.DictReader(file)}
     assert table == {

@@ -116,8 +116,8 @@ def test_the_command_takes_a_stage_and_an_evaluation(judged, tmp_path, capsys):
     evaluation = judged / "classify" / "evaluation" / "all"
     out = ["--split", "all", "--out", str(tmp_path / "out")]
     assert _call(["compare", str(judged / "classify"), str(evaluation), *out]) == 0
-    said = capsys.readouterr().out
-    assert "p (DeLong)" in said
+    printed = capsys.readouterr().out
+    assert "p (DeLong)" in printed
     table = rows_of(tmp_path / "out" / "compare.csv")
     assert table[1]["parameters"] == table[1]["val_loss"] == ""
     assert table[0]["auroc"] == table[1]["auroc"] != ""
@@ -125,17 +125,17 @@ def test_the_command_takes_a_stage_and_an_evaluation(judged, tmp_path, capsys):
 
 @pytest.mark.skipif(not shipped(), reason="no weights are shipped")
 def test_shipped_weights_go_by_name(tiny_chain):
-    said = compare([shipped()[0], tiny_chain])
-    assert [run.name for run in said.runs] == [f"{shipped()[0]} (shipped)", tiny_chain.name]
-    assert said.rows[0]["parameters"] > 0
-    assert said.rows[0]["val_loss"] is None
+    comparison = compare([shipped()[0], tiny_chain])
+    assert [run.name for run in comparison.runs] == [f"{shipped()[0]} (shipped)", tiny_chain.name]
+    assert comparison.rows[0]["parameters"] > 0
+    assert comparison.rows[0]["val_loss"] is None
 
 
 def test_segment_runs_show_their_own_figures(tiny_chain):
-    said = compare([tiny_chain / "segment", tiny_chain / "segment"])
-    assert {"dice", "iou", "val_dice", "parameters"} <= set(said.rows[0])
-    assert said.pairs == []
-    assert [run.name for run in said.runs] == ["segment", "segment (2)"]
+    comparison = compare([tiny_chain / "segment", tiny_chain / "segment"])
+    assert {"dice", "iou", "val_dice", "parameters"} <= set(comparison.rows[0])
+    assert comparison.pairs == []
+    assert [run.name for run in comparison.runs] == ["segment", "segment (2)"]
 
 
 def test_pairs_are_tested_on_the_films_in_common(tmp_path):
@@ -157,10 +157,10 @@ def test_pairs_are_tested_on_the_films_in_common(tmp_path):
 
 @pytest.mark.parametrize(("count", "pairs"), [(2, 1), (4, 6), (5, 4)])
 def test_of_many_runs_each_is_tested_against_the_first(tmp_path, count, pairs):
-    said = compare([make_evaluation(tmp_path / str(n), make_films(n)) for n in range(count)]).pairs
-    assert len(said) == pairs
+    comparison = compare([make_evaluation(tmp_path / str(n), make_films(n)) for n in range(count)])
+    assert len(comparison.pairs) == pairs
     if count > 4:
-        assert {pair["first"] for pair in said} == {"0"}
+        assert {pair["first"] for pair in comparison.pairs} == {"0"}
 
 
 def several_labels(seed):
@@ -168,8 +168,8 @@ def several_labels(seed):
     rows = []
     for number, film in enumerate(make_films(seed)):
         row = {k: v for k, v in film.items() if k not in ("label", "predicted")}
-        there = film["label"] == "TB"
-        rows.append(row | {"true_TB": "" if number < 2 else int(there), "true_NORM": int(not there)})
+        is_tb = film["label"] == "TB"
+        rows.append(row | {"true_TB": "" if number < 2 else int(is_tb), "true_NORM": int(not is_tb)})
     return rows
 
 
@@ -187,14 +187,14 @@ def test_evaluations_of_several_labels_a_film(tmp_path):
     a = make_evaluation(tmp_path / "a", several_labels(1), **more)
     b = make_evaluation(tmp_path / "b", several_labels(2), **more)
     c = make_evaluation(tmp_path / "c", make_films(2))
-    said = compare([a, b, c])
-    row = said.rows[0]
+    comparison = compare([a, b, c])
+    row = comparison.rows[0]
     assert (row["auroc"], row["auroc_low"]) == (0.77, pytest.approx(0.67))
     assert (row["precision_macro"], row["recall_macro"]) == (pytest.approx(0.7), pytest.approx(0.6))
     assert row["positive"] is row["f1_positive"] is None
-    assert any("of a may have several labels" in note for note in said.notes)
+    assert any("of a may have several labels" in note for note in comparison.notes)
 
-    pairs = {(pair["first"], pair["second"], pair["class"]): pair for pair in said.pairs}
+    pairs = {(pair["first"], pair["second"], pair["class"]): pair for pair in comparison.pairs}
     assert list(pairs) == [("a", "b", "TB"), ("a", "b", "NORM"), ("a", "c", "TB"), ("b", "c", "TB")]
     both, mixed = pairs["a", "b", "TB"], pairs["a", "c", "TB"]
     assert both["n"] == mixed["n"] == 28
@@ -205,7 +205,7 @@ def test_evaluations_of_several_labels_a_film(tmp_path):
     right = [(film["p_NORM"] >= 0.4) == (film["label"] == "NORM") for film in make_films(2)]
     assert normal["accuracy_second"] == pytest.approx(np.mean(right))
     assert "p_mcnemar" not in mixed  # "right" means another thing in each
-    (line,) = (line for line in as_text(said).splitlines() if "a against c" in line)
+    (line,) = (line for line in as_text(comparison).splitlines() if "a against c" in line)
     assert [cell.strip() for cell in line.split("|")[-3:-1]] == ["-, -", "-"]
 
 
@@ -213,30 +213,30 @@ def test_what_cannot_be_tested_is_noted(tmp_path):
     a = make_evaluation(tmp_path / "a", make_films(1), split_hash="1")
     apart = make_evaluation(tmp_path / "apart", make_films(1, range(50, 60)), split_hash="2")
     other = make_evaluation(tmp_path / "other", make_films(1), positive="NORM", split_hash="1")
-    said = compare([a, apart, other])
-    assert said.pairs == []
-    notes = "\n".join(said.notes)
+    comparison = compare([a, apart, other])
+    assert comparison.pairs == []
+    notes = "\n".join(comparison.notes)
     assert "judged on different films" in notes
     assert "no film in common" in notes
     assert "no positive class in common (TB and NORM)" in notes
 
 
 def test_shipped_weights_have_the_figures_of_their_card(tiny_chain):
-    said = compare(["tb", tiny_chain])
-    shipped, own = said.rows
+    comparison = compare(["tb", tiny_chain])
+    shipped, own = comparison.rows
     assert shipped["n"] == read_card(SHIPPED / "tb" / "classify")["figures"]["test"]["n"]
     assert shipped["auroc_low"] < shipped["auroc"] < shipped["auroc_high"]
     assert own["auroc"] is not None
-    assert said.pairs == []
-    assert any("those of its card" in note for note in said.notes)
+    assert comparison.pairs == []
+    assert any("those of its card" in note for note in comparison.notes)
 
 
 def test_a_run_without_an_evaluation_has_blank_figures(tiny_chain):
-    said = compare([tiny_chain, tiny_chain], split="nowhere")
-    assert "no evaluation of the split 'nowhere'" in said.notes[0]
-    assert str(tiny_chain) in said.notes[0]
-    assert "auroc" not in said.rows[0]
-    assert said.rows[0]["val_loss"] > 0
+    comparison = compare([tiny_chain, tiny_chain], split="nowhere")
+    assert "no evaluation of the split 'nowhere'" in comparison.notes[0]
+    assert str(tiny_chain) in comparison.notes[0]
+    assert "auroc" not in comparison.rows[0]
+    assert comparison.rows[0]["val_loss"] > 0
 
 
 def test_the_best_epoch_is_that_of_the_last_phase_or_the_start():

@@ -17,10 +17,10 @@ from tests.data.layout_trees import TREES, kermany, rsna, tbx11k
 def test_import_prints_the_summary_and_the_next_step(tmp_path, capsys):
     out = tmp_path / "m" / "manifest.csv"
     assert _call(["data", "import", "tbx11k", str(tbx11k(tmp_path)), "--out", str(out)]) == 0
-    said, warned = capsys.readouterr()
-    assert "5 films of 5 patients from 1 source(s); 0 with a lung mask, 1 with boxes" in said
-    assert f"Next: pipeline data check {out}" in said
-    assert LAYOUTS["tbx11k"].licence in said
+    printed, warned = capsys.readouterr()
+    assert "5 films of 5 patients from 1 source(s); 0 with a lung mask, 1 with boxes" in printed
+    assert f"Next: pipeline data check {out}" in printed
+    assert LAYOUTS["tbx11k"].licence in printed
     assert "note: LEAKAGE avoided" in warned
     assert _call(["data", "check", str(out), "--no-images"]) == 0
 
@@ -43,18 +43,18 @@ def test_the_next_step_fits_the_data_set(name, step, tmp_path, capsys):
 
 def test_import_help_lists_every_data_set(capsys):
     assert _call(["data", "import", "--help"]) == 0
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     for name, layout in LAYOUTS.items():
-        assert f"  {name} " in said
-        assert layout.title in said
+        assert f"  {name} " in printed
+        assert layout.title in printed
 
 
 def test_a_wrong_folder_is_2_and_shows_the_tree(tmp_path, capsys):
     assert _call(["data", "import", "rsna", str(tmp_path), "--out", str(tmp_path / "m.csv")]) == 2
-    said = capsys.readouterr().err
-    assert "stage_2_train_labels.csv" in said
-    assert "Found: nothing" in said
-    assert "unexpected" not in said
+    printed = capsys.readouterr().err
+    assert "stage_2_train_labels.csv" in printed
+    assert "Found: nothing" in printed
+    assert "unexpected" not in printed
 
 
 def test_an_unknown_data_set_is_2(tmp_path, capsys):
@@ -113,9 +113,9 @@ def test_summary_leaves_tables_and_a_picture(manifest, tmp_path, capsys):
 def test_summary_counts_a_table_with_faults_and_says_so(manifest, capsys):
     manifest.write_text(manifest.read_text() + "e.png,,TB,p1,x,holdout,\n")
     assert _call(["data", "summary", str(manifest)]) == 0
-    said, warned = capsys.readouterr()
-    assert "5 films" in said
-    assert "holdout" in said
+    printed, warned = capsys.readouterr()
+    assert "5 films" in printed
+    assert "holdout" in printed
     assert "1 fault(s)" in warned
 
 

@@ -13,18 +13,18 @@ from cxr_pipeline.stages.base import Record, Region
 from tests.pipeline.fake_chain import chain, film
 
 
-def judged(size, upto="localize", lungs=0.35):
+def judged(size, last_stage="localize", lungs=0.35):
     pixels = film(0, size=size, lungs=lungs).astype(np.float32) / 255
     records = [Record(Radiograph(pixels, "a", "a.png", pixels.shape))]
-    for stage in chain(upto):
+    for stage in chain(last_stage):
         records = stage.run(records)
     return records[0]
 
 
-@pytest.mark.parametrize("upto", ["segment", "classify", "localize"])
+@pytest.mark.parametrize("last_stage", ["segment", "classify", "localize"])
 @pytest.mark.parametrize("size", [(40, 60), (300, 200), (1500, 400), (400, 1500), (2000, 2100), (33, 900)])
-def test_overlays_of_any_size_and_stage_fit(size, upto):
-    image = overlay(judged(size, upto))
+def test_overlays_of_any_size_and_stage_fit(size, last_stage):
+    image = overlay(judged(size, last_stage))
     assert image.dtype == np.uint8
     assert image.shape[2] == 3
     assert SHORTEST <= max(image.shape[:2]) <= LONGEST + 1

@@ -191,10 +191,11 @@ def test_films_without_truth_cannot_be_judged(stage, columns, says, samples, tin
     out = tmp_path / "out"
     call = ["--split", "all", "--out", out, "--weights", tiny_chain]
     table = read_manifest(samples).table
-    said = pipeline("evaluate", "--stage", stage, "--data", bare(samples, tmp_path, **columns), *call, check=2).stderr
-    assert f"no film of the selection {says}" in said
-    assert f"synthetic test {(table['split'] == 'test').sum()}" in said
-    assert "No film of the manifest has it" in said
+    data = bare(samples, tmp_path, **columns)
+    printed = pipeline("evaluate", "--stage", stage, "--data", data, *call, check=2).stderr
+    assert f"no film of the selection {says}" in printed
+    assert f"synthetic test {(table['split'] == 'test').sum()}" in printed
+    assert "No film of the manifest has it" in printed
     assert not out.exists()
 
 
@@ -203,9 +204,9 @@ def test_films_without_truth_are_told_where_there_are_others(samples, tiny_chain
     in_test = table["split"] == "test"
     data = bare(samples, tmp_path, mask=table["mask"].where(~in_test, ""))
     call = ["evaluate", "--stage", "segment", "--data", data, "--out", tmp_path / "out", "--weights", tiny_chain]
-    said = pipeline(*call, check=2).stderr
-    assert "Films that have it: synthetic train" in said
-    assert f"synthetic val {(table['split'] == 'val').sum()}" in said
+    printed = pipeline(*call, check=2).stderr
+    assert "Films that have it: synthetic train" in printed
+    assert f"synthetic val {(table['split'] == 'val').sum()}" in printed
 
 
 def test_training_passes_over_a_split_without_truth(samples, tiny_chain, tiny_config, tmp_path, caplog):
@@ -225,15 +226,15 @@ def test_films_of_the_training_are_named(samples, tiny_chain, tmp_path):
     count = {split: int((table["split"] == split).sum()) for split in ("train", "val", "test")}
     call = ["--data", samples, "--out", out, "--weights", tiny_chain]
     for split, used_to, word in (("train", "train", "trained on"), ("val", "choose", "chosen and calibrated on")):
-        said = pipeline("evaluate", "--stage", "classify", *call, "--split", split).stderr
+        printed = pipeline("evaluate", "--stage", "classify", *call, "--split", split).stderr
         for stage in ("segment", "classify"):
             films = f"synthetic {split} ({count[split]} here)"
-            assert f"warning: {stage} was {word} films of these sources and splits: {films}" in said
+            assert f"warning: {stage} was {word} films of these sources and splits: {films}" in printed
         entry = {"split": split, "source": "synthetic", "films": count[split], "used_to": used_to}
         seen = json.loads((out / "metrics.json").read_text())["seen"]
         assert seen == [{"stage": stage, **entry} for stage in ("segment", "classify")]
-    said = pipeline("evaluate", "--stage", "classify", *call, "--split", "test").stderr
-    assert "warning" not in said
+    printed = pipeline("evaluate", "--stage", "classify", *call, "--split", "test").stderr
+    assert "warning" not in printed
     assert json.loads((out / "metrics.json").read_text())["seen"] == []
 
 
@@ -251,9 +252,9 @@ def test_the_shipped_lungs_have_seen_montgomery(samples, tmp_path):
 def test_films_that_the_chain_refuses_are_judged_on_request(samples, tiny_chain, tmp_path):
     shutil.copytree(tiny_chain, tmp_path / "weights")
     card = tmp_path / "weights" / "segment" / "card.json"
-    said = json.loads(card.read_text())
-    said["decisions"]["min_fraction"] = 2  # no film has so much lung
-    card.write_text(json.dumps(said))
+    facts = json.loads(card.read_text())
+    facts["decisions"]["min_fraction"] = 2  # no film has so much lung
+    card.write_text(json.dumps(facts))
     command = [
         "evaluate",
         "--stage",
@@ -371,8 +372,8 @@ def test_films_without_masks_are_trained_on_with_lungs_from_elsewhere(unmasked, 
     assert (tmp_path / "w" / "localize").exists() is not bool(alone)
     pipeline("report", tmp_path / "w")
     assert f"taken from {tiny_chain}" in (tmp_path / "w" / "report.html").read_text(encoding="utf-8")
-    upto = ["--stage", "classify"] if alone else []
-    pipeline("run", unmasked, "--out", tmp_path / "out", "--weights", tmp_path / "w", *upto)
+    only = ["--stage", "classify"] if alone else []
+    pipeline("run", unmasked, "--out", tmp_path / "out", "--weights", tmp_path / "w", *only)
     assert len(rows_of(tmp_path / "out")) == 18
 
 

@@ -105,7 +105,7 @@ def test_without_ray_it_says_what_to_install(films, tmp_path, monkeypatch, capsy
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (["--cpus-per-worker", "2"], "--cpus-per-worker: for --engine ray only"),
         (["--address", "auto"], "--address: for --engine ray only"),
@@ -113,9 +113,9 @@ def test_without_ray_it_says_what_to_install(films, tmp_path, monkeypatch, capsy
         (["--engine", "ray", "--cpus-per-worker", "0"], "0"),
     ],
 )
-def test_options_that_cannot_be_obeyed_are_refused(films, tmp_path, capsys, options, said):
+def test_options_that_cannot_be_obeyed_are_refused(films, tmp_path, capsys, options, message):
     assert cli._call(["run", str(films), "--out", str(tmp_path / "out"), *options]) == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_paths_are_absolute_for_workers_and_names_stay(tmp_path, monkeypatch):
@@ -136,15 +136,15 @@ def test_the_command_leaves_what_the_ordinary_engine_leaves(cluster, films, tmp_
     assert cli._call([*given, str(tmp_path / "local")]) == 1
     ray = [*given, str(tmp_path / "ray"), "--engine", "ray", "--workers", "2", "--cpus-per-worker", "0.5"]
     assert cli._call(ray) == 1
-    said = capsys.readouterr().out
-    here, there = tree(tmp_path / "local"), tree(tmp_path / "ray")
-    assert there["run.json"].pop("arguments")["engine"] == "ray"
-    assert here["run.json"].pop("arguments")["engine"] == "local"
-    assert there == here
+    message = capsys.readouterr().out
+    on_threads, on_ray = tree(tmp_path / "local"), tree(tmp_path / "ray")
+    assert on_ray["run.json"].pop("arguments")["engine"] == "ray"
+    assert on_threads["run.json"].pop("arguments")["engine"] == "local"
+    assert on_ray == on_threads
     status = {row["image"]: row["status"] for row in rows(tmp_path / "ray")}
     assert len(status) == 14
     assert status[os.path.join(films.name, "cut.png")] == "failed"
-    assert "cut.png" in said
+    assert "cut.png" in message
 
 
 @pytest.mark.slow
@@ -222,17 +222,17 @@ def test_a_film_that_kills_its_workers_costs_only_itself(cluster, tmp_path):
 @pytest.mark.slow
 @needs_ray
 @pytest.mark.parametrize(
-    ("opened", "said"),
+    ("opened", "message"),
     [
         (ray_chains.full, r"masks.f0\.png.*No space left on device.*goes on where it stopped"),
         (partial(ray_chains.fake, fingerprint="another"), "a worker on .*: it would judge with other stages"),
     ],
     ids=["full", "other-weights"],
 )
-def test_what_stops_a_worker_stops_the_run_and_is_explained(cluster, tmp_path, opened, said):
+def test_what_stops_a_worker_stops_the_run_and_is_explained(cluster, tmp_path, opened, message):
     write_film(tmp_path / "f0.png")
     runner = RayRunner(ray_chains.fake().stages, tmp_path / "out", opening=opened, workers=1)
-    with pytest.raises(RunError, match=said):
+    with pytest.raises(RunError, match=message):
         runner.run(find_inputs([tmp_path / "f0.png"]))
 
 

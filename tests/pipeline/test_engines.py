@@ -31,7 +31,7 @@ def expected(films, tmp_path_factory):
 
 def judged(name, films, out):
     spec = ChainSpec(last_stage="segment")
-    runner = engines.engine_class(name).runner(spec.open(), spec, out, batch_size=2, workers=1)
+    runner = engines.engine_class(name).runner(spec.open(), spec, out, {"batch_size": 2, "workers": 1})
     summary = runner.run(find_inputs([str(films)]))
     assert summary.counts == {"ok": 3, "refused": 0, "failed": 1}
     return tree(out)

@@ -21,11 +21,11 @@ def test_the_command_offers_what_there_is():
 @pytest.mark.parametrize("to", export.FORMATS)
 def test_the_written_networks_answer_like_the_keras_model(to, tmp_path, capsys):
     assert _call(["export", "--to", to, "--out", str(tmp_path)]) == 0
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     assert {path.name.partition(".")[0] for path in tmp_path.iterdir()} == {"segment", "classify"}
-    assert "segment: " in said
-    assert "logits" in said
-    assert "maps" in said
+    assert "segment: " in printed
+    assert "logits" in printed
+    assert "maps" in printed
 
 
 def test_a_network_that_answers_otherwise_is_removed(tmp_path, monkeypatch, capsys):

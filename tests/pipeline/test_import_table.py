@@ -57,11 +57,11 @@ def test_columns_are_named_and_labels_mapped(tmp_path, capsys):
     assert table.loc["TB", "findings"] == "Tuberculosis"
     assert table.loc["TB", "Age"] == "30"
     assert table.loc["TB", "patient"] == table.loc["normal", "patient"] == "t-p1"
-    told = capsys.readouterr()
-    assert "1 of 5 rows have no film" in told.err
-    assert "does not name stay as they are: Mass (1), normal (1)" in told.err
-    assert "pipeline train --data" in told.out
-    assert "classes=" in told.out
+    printed = capsys.readouterr()
+    assert "1 of 5 rows have no film" in printed.err
+    assert "does not name stay as they are: Mass (1), normal (1)" in printed.err
+    assert "pipeline train --data" in printed.out
+    assert "classes=" in printed.out
 
 
 def test_a_column_that_is_not_there_is_answered_with_the_nearest(tmp_path, capsys):
@@ -224,6 +224,6 @@ def test_training_says_what_it_concluded(tmp_path, monkeypatch, capsys):
     assert call("train", "--data", tmp_path / "set", "--out", tmp_path / "w", "--set", "seed=5") == 0
     assert asked[0].classes == ["ill", "well"]
     assert asked[0].seed == 5
-    told = capsys.readouterr().err
-    assert "classes of the manifest: ill (1), well (1)" in told
-    assert "segment.weights=tb" in told
+    printed = capsys.readouterr().err
+    assert "classes of the manifest: ill (1), well (1)" in printed
+    assert "segment.weights=tb" in printed

@@ -64,8 +64,8 @@ def test_where_files_cannot_be_linked_they_are_copied(films, parts, tmp_path, mo
 def test_shards_do_not_depend_on_where_the_films_lie(films, tmp_path):
     elsewhere = tmp_path / "mounted" / "films"
     shutil.copytree(films, elsewhere)
-    here, there = ([(one.names[1], one.shard(4)) for one in find_inputs([where])] for where in (films, elsewhere))
-    assert here == there
+    first, second = ([(one.names[1], one.shard(4)) for one in find_inputs([where])] for where in (films, elsewhere))
+    assert first == second
 
 
 def test_what_cannot_be_merged_is_refused(films, parts, tmp_path):

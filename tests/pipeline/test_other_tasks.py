@@ -218,7 +218,7 @@ SETTINGS = ["seed=5", "val_fraction=0.3", "test_fraction=0.3", "classify.fit.epo
 
 
 @pytest.fixture(scope="module")
-def dealt(films, tmp_path_factory):
+def unsplit(films, tmp_path_factory):
     """Films without splits of their own, and weights trained on them: classes that are not among their own values."""
     folder = tmp_path_factory.mktemp("dealt")
     table = read_manifest(films).table.drop(columns="split")
@@ -229,50 +229,64 @@ def dealt(films, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_a_training_judges_its_classes_on_test(dealt):
-    metrics = json.loads((dealt / "w" / "classify" / "evaluation" / "test" / "metrics.json").read_text())
+def test_a_training_judges_its_classes_on_test(unsplit):
+    metrics = json.loads((unsplit / "w" / "classify" / "evaluation" / "test" / "metrics.json").read_text())
     assert metrics["n_judged"] == 6
     assert {name: one["support"] for name, one in metrics["per_class"].items()} == {"LIQUID": 2, "SICK": 2, "WELL": 2}
 
 
 @pytest.mark.slow
-def test_films_are_dealt_out_again_as_in_the_training(dealt, tmp_path):
-    at = ["--data", str(dealt / "manifest.csv"), "--weights", str(dealt / "w"), "--out", str(tmp_path)]
+def test_films_are_dealt_out_again_as_in_the_training(unsplit, tmp_path):
+    at = [
+        "--data",
+        str(unsplit / "manifest.csv"),
+        "--weights",
+        str(unsplit / "w"),
+        "--out",
+        str(tmp_path),
+    ]
     assert _call(["evaluate", "--stage", "classify", *at]) == 0
-    own = dealt / "w" / "classify" / "evaluation" / "test" / "films.csv"
+    own = unsplit / "w" / "classify" / "evaluation" / "test" / "films.csv"
     judged, trained = ({row["image"] for row in csv.DictReader(path.open())} for path in (tmp_path / "films.csv", own))
     assert judged == trained
 
 
 @pytest.mark.slow
-def test_finished_weights_are_not_replaced_unasked(dealt, capsys):
-    call = call_of(ONE_CLASS, dealt / "manifest.csv", dealt, "--stage", "classify", "--set", "seed=5")
-    before = (dealt / "w" / "classify" / "model.onnx").read_bytes()
+def test_finished_weights_are_not_replaced_unasked(unsplit, capsys):
+    call = call_of(ONE_CLASS, unsplit / "manifest.csv", unsplit, "--stage", "classify", "--set", "seed=5")
+    before = (unsplit / "w" / "classify" / "model.onnx").read_bytes()
     assert _call(call) == 2
-    said = capsys.readouterr().err
-    assert "val_fraction 0.3 (now 0.15)" in said
-    assert "--overwrite" in said
-    assert (dealt / "w" / "classify" / "model.onnx").read_bytes() == before
+    printed = capsys.readouterr().err
+    assert "val_fraction 0.3 (now 0.15)" in printed
+    assert "--overwrite" in printed
+    assert (unsplit / "w" / "classify" / "model.onnx").read_bytes() == before
 
 
 @pytest.mark.slow
-def test_a_refused_training_leaves_the_finished_one_alone(dealt, capsys):
+def test_a_refused_training_leaves_the_finished_one_alone(unsplit, capsys):
     """Films of one class alone cannot be trained on, with --overwrite neither."""
-    stage = dealt / "w" / "classify"
+    stage = unsplit / "w" / "classify"
     kept = sorted(path.relative_to(stage) for path in stage.rglob("*"))
     before = (stage / "config.yaml").read_bytes()
-    path = dealt / "one.csv"
-    lines = (dealt / "manifest.csv").read_text().splitlines()
+    path = unsplit / "one.csv"
+    lines = (unsplit / "manifest.csv").read_text().splitlines()
     path.write_text("\n".join([lines[0], *(line for line in lines if ",NORM," in line)]))
-    assert _call(call_of(ONE_CLASS, path, dealt, "--stage", "classify", "--overwrite")) == 2
+    assert _call(call_of(ONE_CLASS, path, unsplit, "--stage", "classify", "--overwrite")) == 2
     assert "have the positive class, LIQUID" in capsys.readouterr().err
     assert sorted(path.relative_to(stage) for path in stage.rglob("*")) == kept
     assert (stage / "config.yaml").read_bytes() == before
 
 
 @pytest.mark.slow
-def test_all_films_of_a_training_are_known_as_such(dealt, tmp_path):
-    at = ["--data", str(dealt / "manifest.csv"), "--weights", str(dealt / "w"), "--out", str(tmp_path)]
+def test_all_films_of_a_training_are_known_as_such(unsplit, tmp_path):
+    at = [
+        "--data",
+        str(unsplit / "manifest.csv"),
+        "--weights",
+        str(unsplit / "w"),
+        "--out",
+        str(tmp_path),
+    ]
     assert _call(["evaluate", "--stage", "classify", *at, "--split", "all"]) == 0
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert metrics["n_films"] == 18
@@ -280,31 +294,31 @@ def test_all_films_of_a_training_are_known_as_such(dealt, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_training_of_an_older_version_is_known_again(dealt, caplog):
+def test_a_training_of_an_older_version_is_known_again(unsplit, caplog):
     """It told its films by their splits alone."""
-    path = dealt / "w" / "classify" / "config.yaml"
+    path = unsplit / "w" / "classify" / "config.yaml"
     now = path.read_text()
-    config = load_config(dealt / "task.yaml", [*SMALL, *SETTINGS])
-    manifest, _ = prepare_manifest(dealt / "manifest.csv", config)
+    config = load_config(unsplit / "task.yaml", [*SMALL, *SETTINGS])
+    manifest, _ = prepare_manifest(unsplit / "manifest.csv", config)
     path.write_text(now.replace(now.splitlines()[-1], f"# films and splits: {manifest.split_hash()}"))
     more = [word for setting in SETTINGS for word in ("--set", setting)]
     try:
         with caplog.at_level("INFO"):
-            assert _call(call_of(ONE_CLASS, dealt / "manifest.csv", dealt, "--stage", "classify", *more)) == 0
+            assert _call(call_of(ONE_CLASS, unsplit / "manifest.csv", unsplit, "--stage", "classify", *more)) == 0
     finally:
         path.write_text(now)
     assert "trained already" in caplog.text
 
 
 @pytest.mark.slow
-def test_changed_labels_are_another_training(dealt, capsys):
-    path = dealt / "manifest.csv"
+def test_changed_labels_are_another_training(unsplit, capsys):
+    path = unsplit / "manifest.csv"
     whole = path.read_text()
     path.write_text(whole.replace(",TB,", ",x,").replace(",NORM,", ",TB,").replace(",x,", ",NORM,"))
     more = ["--set", "seed=5", "--set", "val_fraction=0.3", "--set", "test_fraction=0.3"]
     more += ["--set", "classify.fit.epochs=1"]
     try:
-        assert _call(call_of(ONE_CLASS, path, dealt, "--stage", "classify", *more)) == 2
+        assert _call(call_of(ONE_CLASS, path, unsplit, "--stage", "classify", *more)) == 2
     finally:
         path.write_text(whole)
     assert "other films, labels or splits" in capsys.readouterr().err

@@ -14,8 +14,10 @@ from cxr_pipeline.about import PROGRAM
 from cxr_pipeline.cli.main import _call
 from cxr_pipeline.data.files import csv_line
 from cxr_pipeline.report.plan import Costs, PlanError, plan, sample_size, sample_sizes, table_of, write_plan, yields
+from cxr_pipeline.results.identity import ResultsError
 from cxr_pipeline.results.outputs import columns
-from cxr_pipeline.stages.decisions import Rules, score_of, shown
+from cxr_pipeline.stages.decisions import Rules
+from cxr_pipeline.stages.scores import score_of, shown
 
 
 def test_a_programme_by_hand():
@@ -120,7 +122,7 @@ def test_what_no_plan_can_be_made_of_is_refused(results, tmp_path):
     (tmp_path / "few.csv").write_text("image,label\nf0.png,TB\nf40.png,NORM\n")
     with pytest.raises(PlanError, match="1 labelled films with TB and 1 without"):
         plan(results, tmp_path / "few.csv")
-    with pytest.raises(PlanError, match="no results folder"):
+    with pytest.raises(ResultsError, match="no results folder"):
         plan(tmp_path, tmp_path / "labels.csv")
 
 

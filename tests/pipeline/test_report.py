@@ -178,14 +178,14 @@ def test_a_folder_that_a_run_works_in_is_left_alone(out):
     lock.release()
 
 
-@pytest.mark.parametrize("upto", ["segment", "classify"])
-def test_of_a_shorter_chain_it_says_what_there_is(films, tmp_path, upto):
-    Runner(chain(upto), tmp_path / "out").run(find_inputs([films]))
+@pytest.mark.parametrize("last_stage", ["segment", "classify"])
+def test_of_a_shorter_chain_it_says_what_there_is(films, tmp_path, last_stage):
+    Runner(chain(last_stage), tmp_path / "out").run(find_inputs([films]))
     page = opened(write_report(tmp_path / "out"))
     row = next(row for row in page.json("rows") if row["id"] == "f1")
-    assert ("score" in row) == (upto == "classify")
+    assert ("score" in row) == (last_stage == "classify")
     assert row["regions"] is None
-    assert ("No film has a score" in (tmp_path / "out" / "report.html").read_text()) == (upto == "segment")
+    assert ("No film has a score" in (tmp_path / "out" / "report.html").read_text()) == (last_stage == "segment")
 
 
 def test_beyond_the_limit_the_highest_scores_are_embedded(out):

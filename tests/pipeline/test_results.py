@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import re
 
 import cv2
 import numpy as np
@@ -12,41 +11,15 @@ import pytest
 
 from cxr_pipeline.data.geometry import Box
 from cxr_pipeline.data.radiograph import Radiograph
-from cxr_pipeline.results.folder import Identity, ResultsError, ResultsFolder, rows, run_info
-from cxr_pipeline.results.journal import FolderLock
+from cxr_pipeline.results.folder import ResultsFolder, rows, run_info
 from cxr_pipeline.results.outputs import chosen, columns, failed, row_of
 from cxr_pipeline.results.outputs.base import JudgedFilm
 from cxr_pipeline.stages.base import FAILED, REFUSED, Record, Region
-from tests.pipeline.fake_chain import CLASSES, FakeClassify, FakeLocalize, FakeSegment, film
+from tests.pipeline.fake_chain import film
+from tests.pipeline.made_results import FINGERPRINTS, finish, identity, record, save
 
 PROMISED = ["image", "id", "status", "error", "width", "height", "lung_fraction"]
 PROMISED += ["p_TB", "p_NTB", "p_NORM", "label", "tb_score", "regions"]
-FINGERPRINTS = {"segment": "s1", "classify": "c1", "localize": "l1"}
-
-
-def identity(upto="localize", **changes):
-    names = list(FINGERPRINTS)[: list(FINGERPRINTS).index(upto) + 1]
-    stages = {name: changes.pop(name, FINGERPRINTS[name]) for name in names}
-    fields = {"version": "1", "runtime": "onnx", "classes": tuple(CLASSES) if len(names) > 1 else (), "about": {}}
-    return Identity(stages=stages, **(fields | changes))
-
-
-def record(name="a", *, upto="localize", seed=0, lungs=0.35, size=(72, 96)):
-    pixels = film(seed, size=size, lungs=lungs).astype(np.float32) / 255
-    out = [Record(Radiograph(pixels, name, f"in/{name}.png", pixels.shape))]
-    for stage in (FakeSegment(), FakeClassify(), FakeLocalize()):
-        out = stage.run(out)
-        if stage.name == upto:
-            return out[0]
-
-
-def save(folder, one, key=None, sha256="abc", **more):
-    name = one.radiograph.id
-    return folder.save(key or name, f"in/{name}.png", sha256, one, **more)
-
-
-def finish(folder, keys):
-    return folder.finish(keys, {"read": 1.0}, "then", "now")
 
 
 def picture(path):
@@ -88,7 +61,7 @@ def test_numbers_have_the_promised_digits():
 
 
 def test_what_the_chain_did_not_reach_stays_empty():
-    row = row_of(record(upto="segment"))
+    row = row_of(record(last_stage="segment"))
     assert "lung_fraction" in row
     assert not {"p_TB", "label", "tb_score", "regions"} & set(row)
     assert row_of(Record(Radiograph(np.zeros((1, 1), np.float32), "a", "a", (0, 0)), FAILED, "no\nfile")) == {
@@ -126,7 +99,7 @@ def test_pictures_are_native(tmp_path, size):
 
 
 def test_pictures_follow_how_far_a_film_came():
-    assert set(pictures(record(upto="segment"))) == {"masks", "crops", "overlays"}
+    assert set(pictures(record(last_stage="segment"))) == {"masks", "crops", "overlays"}
     assert set(pictures(record(), None)) == {"masks", "overlays"}
     assert set(pictures(record().refuse("no_lungs"))) == {"overlays"}
     assert pictures(failed(record(), "classify", KeyError("x"))[0]) == {}
@@ -194,7 +167,7 @@ def test_a_folder_without_films_to_look_at_has_valid_coco(tmp_path):
 
 def test_a_chain_without_localize_leaves_no_regions(tmp_path):
     with ResultsFolder(tmp_path, identity("classify")) as folder:
-        save(folder, record("a", upto="classify"))
+        save(folder, record("a", last_stage="classify"))
         finish(folder, ["a"])
     assert not (tmp_path / "regions.json").exists()
     assert not (tmp_path / "heatmaps").exists()
@@ -265,7 +238,7 @@ def test_a_film_that_fails_now_leaves_no_pictures_of_before(tmp_path):
 
 
 def test_masks_come_back_for_later_stages(tmp_path):
-    one = record("a", upto="segment")
+    one = record("a", last_stage="segment")
     with ResultsFolder(tmp_path, identity("segment")) as folder:
         save(folder, one)
         finish(folder, ["a"])
@@ -284,101 +257,12 @@ def test_a_shorter_chain_leaves_what_a_longer_one_found(tmp_path):
         finish(folder, ["a"])
     with ResultsFolder(tmp_path, identity("segment", about={"config": {"segment": 1}})) as folder:
         assert folder.done("a", "abc") is not None
-        save(folder, record("b", upto="segment"))
+        save(folder, record("b", last_stage="segment"))
         finish(folder, ["a", "b"])
     assert run_info(tmp_path)["config"] == {"segment": 1, "localize": 2}
     assert run_info(tmp_path)["fingerprints"] == FINGERPRINTS
     assert [row["label"] for row in rows(tmp_path)] == ["TB", ""]
     assert len(json.loads((tmp_path / "regions.json").read_text())["images"]) == 1
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        ({"segment": "other"}, "stage segment"),
-        ({"localize": "other"}, "stage localize"),
-        ({"version": "2"}, "version (1; now 2)"),
-        ({"runtime": "keras"}, "runtime (onnx; now keras)"),
-    ],
-)
-def test_results_of_another_identity_are_not_mixed(tmp_path, change, said):
-    with ResultsFolder(tmp_path, identity()) as folder:
-        save(folder, record("a"))
-        finish(folder, ["a"])
-    with pytest.raises(ResultsError, match=re.escape(said)) as caught:
-        ResultsFolder(tmp_path, identity(**change))
-    assert "--overwrite" in str(caught.value)
-    assert [row["id"] for row in rows(tmp_path)] == ["a"]
-    with ResultsFolder(tmp_path, identity(**change), overwrite=True) as folder:
-        assert folder.done("a", "abc") is None
-        assert not list(tmp_path.glob("*/a.*"))
-        save(folder, record("b"))
-        finish(folder, ["b"])
-    assert [row["id"] for row in rows(tmp_path)] == ["b"]
-
-
-def test_a_killed_overwrite_goes_on_when_called_again_and_a_finished_one_starts_anew(tmp_path):
-    with ResultsFolder(tmp_path, identity()) as folder:
-        save(folder, record("a"))
-        finish(folder, ["a"])
-    with ResultsFolder(tmp_path, identity(), overwrite=True) as folder:
-        save(folder, record("b"))  # and killed here
-    with ResultsFolder(tmp_path, identity(), overwrite=True) as folder:
-        assert folder.done("b", "abc") is not None
-        finish(folder, ["b"])
-    with ResultsFolder(tmp_path, identity(), overwrite=True) as folder:
-        assert folder.done("b", "abc") is None
-
-
-def test_a_clearing_that_was_killed_is_finished_first(tmp_path):
-    with ResultsFolder(tmp_path, identity()) as folder:
-        save(folder, record("a"))
-        finish(folder, ["a"])
-    (tmp_path / "run.json").write_text('{"program": "cxr-pipeline", "clearing": true}')
-    with ResultsFolder(tmp_path, identity(segment="other")) as folder:
-        assert folder.done("a", "abc") is None
-
-
-@pytest.mark.parametrize("overwrite", [False, True])
-@pytest.mark.parametrize("name", ["masks/1.png", "results.csv", "report.html", "run.json"])
-def test_files_that_no_run_made_are_never_touched(tmp_path, name, overwrite):
-    path = tmp_path / name
-    path.parent.mkdir(exist_ok=True)
-    path.write_text("{}")
-    with pytest.raises(ResultsError, match="Choose another --out"):
-        ResultsFolder(tmp_path, identity(), overwrite=overwrite)
-    assert path.read_text() == "{}"
-
-
-def test_overwrite_keeps_what_a_person_put_there(tmp_path):
-    with ResultsFolder(tmp_path, identity()) as folder:
-        finish(folder, [])
-    (tmp_path / "masks" / "notes.txt").write_text("mine")
-    (tmp_path / "more.csv").write_text("mine")
-    ResultsFolder(tmp_path, identity(), overwrite=True).close()
-    assert (tmp_path / "masks" / "notes.txt").read_text() == (tmp_path / "more.csv").read_text() == "mine"
-
-
-def test_two_runs_do_not_share_a_folder(tmp_path):
-    with ResultsFolder(tmp_path, identity()), pytest.raises(ResultsError, match="another run is working"):
-        ResultsFolder(tmp_path, identity())
-    ResultsFolder(tmp_path, identity()).close()
-    lock = FolderLock(tmp_path)
-    assert lock.acquire()
-    lock.release()
-
-
-def test_a_refused_folder_is_unlocked_again(tmp_path):
-    ResultsFolder(tmp_path, identity()).close()
-    with pytest.raises(ResultsError):
-        ResultsFolder(tmp_path, identity(segment="other"))
-    ResultsFolder(tmp_path, identity()).close()
-
-
-def test_out_that_is_a_file_is_refused(tmp_path):
-    (tmp_path / "out").write_text("")
-    with pytest.raises(ResultsError, match="is a file"):
-        ResultsFolder(tmp_path / "out", identity())
 
 
 def test_rows_of_other_inputs_stay_first(tmp_path):

@@ -103,7 +103,11 @@ def test_results_do_not_depend_on_batches_or_threads(films, tmp_path, batch_size
 def test_batches_hold_only_films_that_can_be_judged(films, tmp_path):
     stages = chain()
     go(films, tmp_path / "out", stages, batch_size=4)
-    assert [len(batch) for batch in stages[0].batches] == [4, 4]
+    assert [len(batch) for batch in stages[0].batches] == [
+        1,
+        4,
+        3,
+    ]  # the first film alone, so that a person soon sees a result
     assert sum(len(batch) for batch in stages[1].batches) == 7
 
 
@@ -183,7 +187,7 @@ def test_changed_and_new_films_are_done(films, tmp_path):
     write_film(films / "new.png", 100)
     stages = chain()
     summary = go(films, tmp_path / "out", stages)
-    assert stages[0].batches == [["f1", "new"]]
+    assert stages[0].batches == [["f1"], ["new"]]
     assert (summary.already, sum(summary.counts.values()), summary.others) == (9, 11, 0)
     go(films, tmp_path / "fresh")
     assert tree(tmp_path / "out") == tree(tmp_path / "fresh")
@@ -277,7 +281,8 @@ def test_memory_stays_flat(tmp_path):
         return found
 
     peak(20)  # imports
-    assert peak(200) < 1.3 * peak(40)
+    # A busy machine lets some films more wait; 160 that were kept would add four times as much as is allowed here.
+    assert peak(200) < peak(40) + 160 * 256 * 256 * 4 / 4
 
 
 def script(films, out, delay, **options):

@@ -13,13 +13,15 @@ import yaml
 
 from cxr_pipeline.results.drawing import layout
 from cxr_pipeline.results.folder import Identity, rows, run_info
+from cxr_pipeline.results.identity import ResultsError
 from cxr_pipeline.results.reader import ResultsReader, wrong_files
 from cxr_pipeline.run.inputs import find_inputs
 from cxr_pipeline.run.runner import Runner
-from cxr_pipeline.run.screen import ScreenError, said, screen
+from cxr_pipeline.run.screen import ScreenError, screen, summary
 from cxr_pipeline.stages.base import fingerprint_of
 from cxr_pipeline.stages.classify import Classify
 from cxr_pipeline.train.calibration import CalibrationError
+from tests.pipeline import dicom_films
 from tests.pipeline.fake_chain import CLASSES, FakeClassify, chain, tree, write_film
 
 DECISIONS = {
@@ -59,7 +61,7 @@ class Judge(FakeClassify):
         self.real._judge(record, logits)
 
 
-def go(films, out, settings=None):
+def go(films, out, settings=None, **how):
     """A run whose classifier has other settings than its card's, as `open_chain` would make it."""
     segment, _, localize = chain()
     stages = [segment, Judge(settings), localize]
@@ -68,7 +70,7 @@ def go(films, out, settings=None):
     about = {"config": {"classify": DECISIONS | settings}, "bundles": bundles, "decided": settings}
     prints = bundles | {"classify": fingerprint_of(bundles["classify"], settings)}
     identity = Identity("1", "onnx", prints, tuple(CLASSES), about)
-    return Runner(stages, out, identity, workers=1).run(find_inputs([films]))
+    return Runner(stages, out, identity, workers=1, **how).run(find_inputs([films]))
 
 
 @pytest.fixture
@@ -148,12 +150,12 @@ def test_a_site_is_as_if_the_run_had_had_it(films, tmp_path, site):
         for out in ("out", "wanted")
     ]
     assert without_boxes[0] == without_boxes[1]
-    runs = [tree(tmp_path / out)["run.json"] for out in ("out", "wanted")]
+    runs = [tree(tmp_path / out)["run.json"] | {"tables": None} for out in ("out", "wanted")]  # which hold the boxes
     assert runs[0] == runs[1]
     assert sum(screened.now.values()) == 8
     assert screened.films == 9
     assert "unsure" not in screened.now  # the site file has no sets
-    assert "Screen: " in said(screened, tmp_path)
+    assert "Screen: " in summary(screened, tmp_path)
 
 
 def test_a_threshold_on_top_of_a_site_and_back(films, tmp_path, site):
@@ -225,7 +227,7 @@ def test_what_cannot_be_decided_again_is_refused_and_left_alone(films, tmp_path,
     out = tmp_path / "out"
     with pytest.raises(ScreenError, match="--threshold SCORE, or --site FILE"):
         screen(out)
-    with pytest.raises(ScreenError, match="no results folder"):
+    with pytest.raises(ResultsError, match="no results folder"):
         screen(films, threshold=40)
     go(films, out)
     site.write_text(yaml.safe_dump(SITE | {"weights": {"classify": "others"}}))
@@ -250,3 +252,25 @@ def test_a_folder_without_logits_says_to_run_again(films, tmp_path):
     with pytest.raises(ScreenError, match="--overwrite"):
         screen(out, threshold=40)
     assert tree(out) == before
+
+
+def test_answers_that_hold_the_decision_of_before_go_and_the_next_run_makes_them_anew(tmp_path):
+    from cxr_pipeline.results.outputs import chosen
+
+    pytest.importorskip("highdicom")
+    pytest.importorskip("fhir.resources")
+    (tmp_path / "films").mkdir()
+    dicom_films.write(tmp_path / "films" / "a.dcm")
+
+    def run(settings=None):
+        return go(tmp_path / "films", tmp_path / "out", settings, outputs=chosen("masks,dicom,fhir"))
+
+    run()
+    assert (tmp_path / "out" / "dicom" / "a-sr.dcm").is_file()
+    screen(tmp_path / "out", threshold=99.0)
+    assert [path.name for folder in ("dicom", "fhir") for path in (tmp_path / "out" / folder).iterdir()] == []
+    (entry,) = ResultsReader(tmp_path / "out")
+    assert wrong_files(tmp_path / "out", entry) == []
+    run({"cutoff": 99.0})
+    assert "threshold 99" in (tmp_path / "out" / "fhir" / "a.json").read_text()
+    assert (tmp_path / "out" / "dicom" / "a-sr.dcm").is_file()

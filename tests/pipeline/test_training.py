@@ -52,10 +52,14 @@ print(code, *sorted({"tensorflow", "keras", "torch"} & set(sys.modules)))
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        (["classify.encoder_weights=none.h5"], "no encoder weights at 'none.h5'"),
+        (["classify.encoder_weights=none.h5"], "the network chest cannot start from 'none.h5'"),
+        (
+            ["classify.network=mobilenetv2", "classify.encoder_weights=none.h5"],
+            "no encoder weights at 'none.h5'",
+        ),
         (["segment.encoder_weights=none.h5"], "no encoder weights at 'none.h5'"),
         (["classify.network=tests.models.no_such:build", "segment.weights=tb"], "cannot be imported"),
-        (["classify.network_settings={alfa: 1}", "segment.weights=tb"], "no setting 'alfa'. Did you mean alpha?"),
+        (["classify.network_settings={dropuot: 1}", "segment.weights=tb"], "'dropuot'. Did you mean dropout?"),
         (["classes=[SICK, WELL]", "positive=SICK", "normal=WELL", "classify.assumed_mix=null"], "SICK"),
     ],
 )

@@ -74,7 +74,7 @@ def trained(tmp_path):
 def test_it_shows_what_the_training_left(trained):
     page = opened(write_training_report(trained))
     text = (trained / "report.html").read_text()
-    for said in (
+    for message in (
         "0.830 (0.760 to 0.900), n 40",
         "40 judged of 41, of 39 patients",
         "0.14 (TB score 14.0)",
@@ -84,11 +84,11 @@ def test_it_shows_what_the_training_left(trained):
         "size: 64  # &lt;small&gt;",
         "a&lt;b",
     ):
-        assert said in text, said
+        assert message in text, message
     images = [given for tag, given in page.tags if tag == "img"]
     assert len(images) == 6
-    told = " ".join(given["alt"] for given in images)
-    assert "ROC and precision-recall curves of TB on the test films: auc_tb 0.830 (0.760 to 0.900)" in told
+    texts = " ".join(given["alt"] for given in images)
+    assert "ROC and precision-recall curves of TB on the test films: auc_tb 0.830 (0.760 to 0.900)" in texts
     for given in images:
         kind, _, data = given["src"].partition(";base64,")
         image = cv2.imdecode(np.frombuffer(base64.b64decode(data), np.uint8), cv2.IMREAD_COLOR)
@@ -133,9 +133,9 @@ def test_of_several_labels_a_film_each_has_its_figures(trained):
     assert '<th scope="row">Effusion</th><td>38</td><td>7</td><td>0.810 (0.700 to 0.900)</td>' in text
     assert '<th scope="row">Hernia</th><td>0</td><td>7</td><td>none</td>' in text
     assert "worst films" not in text
-    told = " ".join(given["alt"] for tag, given in page.tags if tag == "img")
-    assert "ROC curves of the labels on the test films; means over the labels: auc 0.810 (0.700 to 0.900)" in told
-    assert "How often each label is there in the films trained on" in told
+    texts = " ".join(given["alt"] for tag, given in page.tags if tag == "img")
+    assert "ROC curves of the labels on the test films; means over the labels: auc 0.810 (0.700 to 0.900)" in texts
+    assert "How often each label is there in the films trained on" in texts
 
 
 def test_the_positive_class_is_named_whatever_it_is(trained):
@@ -144,8 +144,8 @@ def test_the_positive_class_is_named_whatever_it_is(trained):
     (test / "metrics.json").write_text(json.dumps(other))
     (test / "films.csv").write_text(FILMS.replace("TB", "PNEUMONIA"))
     page = opened(write_training_report(trained))
-    told = " ".join(given["alt"] for tag, given in page.tags if tag == "img")
-    assert "ROC and precision-recall curves of PNEUMONIA on the test films: auc_pneumonia 0.830" in told
+    texts = " ".join(given["alt"] for tag, given in page.tags if tag == "img")
+    assert "ROC and precision-recall curves of PNEUMONIA on the test films: auc_pneumonia 0.830" in texts
     text = (trained / "report.html").read_text()
     assert "0.14 (PNEUMONIA score 14.0)" in text
     assert "TB score" not in text

@@ -81,9 +81,9 @@ def test_known_labels_help_where_the_classes_are_far_from_where_they_were(decisi
     reference = Reference.of(decisions["reference"])
     truth = np.bincount(labels, minlength=3) / len(labels)
     blind = align(differences(logits), reference)
-    told = align(differences(logits), reference, np.where(np.arange(120) % 2, labels, -1))
-    assert np.abs(told.shares - truth).max() <= np.abs(blind.shares - truth).max() + 1e-9
-    assert np.abs(told.shares - truth).max() < 0.12
+    helped = align(differences(logits), reference, np.where(np.arange(120) % 2, labels, -1))
+    assert np.abs(helped.shares - truth).max() <= np.abs(blind.shares - truth).max() + 1e-9
+    assert np.abs(helped.shares - truth).max() < 0.12
 
 
 def test_films_that_do_not_tell_are_refused(decisions):

@@ -68,16 +68,16 @@ def test_nothing_is_kept(own_tmp):
 
 def test_jobs_are_forgotten_in_time_and_in_number(own_tmp):
     with serving(forget_after=0) as client:
-        desk = client.app.state.desk
+        queue = client.app.state.queue
         job = client.post("/v1/jobs", files=one()).json()["id"]
-        desk._jobs[job].finished.result(60)
-        desk._sweep()
+        queue._jobs[job].finished.result(60)
+        queue._sweep()
         refused(client.get(f"/v1/jobs/{job}"), 404, "no_such_job")
     with serving(max_jobs=2) as client:
         jobs = [client.post("/v1/jobs", files=one(png(n))).json()["id"] for n in range(4)]
         for job in jobs:
             done(client, job)
-        client.app.state.desk._sweep()
+        client.app.state.queue._sweep()
         assert [client.get(f"/v1/jobs/{job}").status_code for job in jobs] == [404, 404, 200, 200]
 
 

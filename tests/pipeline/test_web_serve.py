@@ -38,16 +38,16 @@ def pngs(count):
 
 def test_fifty_clients_at_once_lose_nothing():
     with listening() as address:
-        said = web_load.load(address, pngs(100), clients=50, seconds=3)
-    assert said["lost"] == 0, said["reasons"]
-    assert said["answered"] >= 50
+        measured = web_load.load(address, pngs(100), clients=50, seconds=3)
+    assert measured["lost"] == 0, measured["reasons"]
+    assert measured["answered"] >= 50
 
 
 def test_a_short_queue_turns_clients_away_but_loses_none():
     with listening(fake(delay=0.05), queue=4) as address:  # twelve clients hand in more than is judged
-        said = web_load.load(address, pngs(20), clients=12, seconds=1)
-    assert said["lost"] == 0, said["reasons"]
-    assert said["turned_away_and_sent_again"] > 0
+        measured = web_load.load(address, pngs(20), clients=12, seconds=1)
+    assert measured["lost"] == 0, measured["reasons"]
+    assert measured["turned_away_and_sent_again"] > 0
 
 
 @pytest.fixture
@@ -70,11 +70,11 @@ def test_it_answers_what_the_python_api_answers(running, tmp_path):
     process, folder, address = running
     write_samples(tmp_path, 2, size=(160, 150))
     path = sorted((tmp_path / "images").iterdir())[1]
-    said = httpx.post(f"{address}/v1/analyze", files={"file": path.read_bytes()}, timeout=60).json()
+    answer = httpx.post(f"{address}/v1/analyze", files={"file": path.read_bytes()}, timeout=60).json()
     record = Pipeline().analyze(path)
-    assert said["label"] == record.label
-    assert said["tb_score"] == pytest.approx(record.tb_score, abs=0.06)
-    assert [box["bbox"] for box in said["boxes"]] == [list(region.box) for region in record.regions]
+    assert answer["label"] == record.label
+    assert answer["tb_score"] == pytest.approx(record.tb_score, abs=0.06)
+    assert [box["bbox"] for box in answer["boxes"]] == [list(region.box) for region in record.regions]
     job = httpx.post(f"{address}/v1/jobs", files={"file": path.read_bytes()}).json()["id"]
     while httpx.get(f"{address}/v1/jobs/{job}").json()["status"] != "done":
         pass

@@ -67,20 +67,20 @@ def serving(chain=None, base_url="http://localhost", **settings):
 def done(client, job, **options):
     until = time.monotonic() + 60
     while time.monotonic() < until:
-        said = client.get(f"/v1/jobs/{job}", **options).json()
-        if said["status"] == "done":
-            return said
+        fields = client.get(f"/v1/jobs/{job}", **options).json()
+        if fields["status"] == "done":
+            return fields
         time.sleep(0.01)
-    raise AssertionError(said)
+    raise AssertionError(fields)
 
 
 def refused(answer, status, code):
     assert answer.status_code == status, answer.text
-    said = answer.json()
-    assert set(said) == {"code", "message"}
-    assert said["code"] == code
-    assert len(said["message"].split()) > 4
-    return said["message"]
+    fields = answer.json()
+    assert set(fields) == {"code", "message"}
+    assert fields["code"] == code
+    assert len(fields["message"].split()) > 4
+    return fields["message"]
 
 
 def files_in(folder):

@@ -102,10 +102,10 @@ def film(size=(300, 280), name="film"):
     return Record(Radiograph(np.full(size, 0.5, np.float32), name, name + ".png", size, None, "png", 8, {}))
 
 
-def chained(spots, label="TB", size=(300, 280), name="film", **how):
+def chained(spots, label="TB", size=(300, 280), name="film", **options):
     """A record that the fake chain has seen."""
     plan = {name: (label, spots if isinstance(spots, dict) else {"TB": spots})}
-    return FakeClassify(plan, **how).run(FakeSegment().run([film(size, name)]))[0]
+    return FakeClassify(plan, **options).run(FakeSegment().run([film(size, name)]))[0]
 
 
 def contains(box, x, y):

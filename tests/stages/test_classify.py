@@ -43,14 +43,14 @@ class TestZonesWithLesions:
     lungs = np.ones((96, 96), np.uint8)
 
     def test_a_box_marks_the_zone_that_it_fills_and_clears_those_far_away(self):
-        told = zones_with_lesions(self.lungs, [Box(20, 30, 80, 80)], self.frame)
-        assert told.tolist() == [1, 0, 0, 0, 0, 0]
-        told = zones_with_lesions(self.lungs, [Box(100, 190, 80, 80)], self.frame)
-        assert told.tolist() == [0, 0, 0, 0, 0, 1]
+        zones = zones_with_lesions(self.lungs, [Box(20, 30, 80, 80)], self.frame)
+        assert zones.tolist() == [1, 0, 0, 0, 0, 0]
+        zones = zones_with_lesions(self.lungs, [Box(100, 190, 80, 80)], self.frame)
+        assert zones.tolist() == [0, 0, 0, 0, 0, 1]
 
     def test_a_zone_that_is_partly_covered_says_nothing(self):
-        told = zones_with_lesions(self.lungs, [Box(20, 30, 80, 88)], self.frame)
-        assert told.tolist() == [1, 255, 0, 0, 0, 0]
+        zones = zones_with_lesions(self.lungs, [Box(20, 30, 80, 88)], self.frame)
+        assert zones.tolist() == [1, 255, 0, 0, 0, 0]
 
     def test_without_boxes_or_lung_nothing_is_known(self):
         assert set(zones_with_lesions(self.lungs, [], self.frame)) == {255}

@@ -8,7 +8,8 @@ import pytest
 
 from cxr_pipeline.models.figures import plots
 from cxr_pipeline.stages.classify_figures import caption, figures, refusals, worst_first
-from cxr_pipeline.stages.decisions import Rules, Sets
+from cxr_pipeline.stages.decisions import Rules
+from cxr_pipeline.stages.sets import Sets
 
 CLASSES = ["TB", "NTB", "NORM"]
 THRESHOLD = 0.14
@@ -52,7 +53,7 @@ def names(films):
 
 
 def test_wrong_answers_come_first_and_each_kind_in_turn():
-    assert names(worst_first(FILMS, "TB")) == ORDER
+    assert names(worst_first(FILMS, "TB", lambda film: film)) == ORDER
 
 
 @pytest.mark.parametrize("count", [1, 3, 5])
@@ -60,7 +61,7 @@ def test_wrong_answers_come_first_and_each_kind_in_turn():
 def test_a_few_can_be_kept_while_films_pass_by(count, seed):
     kept = []
     for number in np.random.default_rng(seed).permutation(len(FILMS)):
-        kept = worst_first([*kept, FILMS[number]], "TB")[:count]
+        kept = worst_first([*kept, FILMS[number]], "TB", lambda film: film)[:count]
     assert names(kept) == ORDER[:count]
 
 
@@ -79,7 +80,7 @@ def curves(monkeypatch):
 @pytest.mark.parametrize(("second", "names"), [("a", ["a"]), ("b", ["all", "a", "b"])])
 def test_films_of_one_source_have_one_curve(curves, second, names, tmp_path):
     films = [*FILMS, film("x", "TB", 0.7, source=second), film("y", "NORM", 0.1, source=second)]
-    tiles = [(one, np.zeros((9, 9), np.uint8)) for one in worst_first(films, "TB")]
+    tiles = [(one, np.zeros((9, 9), np.uint8)) for one in worst_first(films, "TB", lambda film: film)]
     figures(films, tiles, CLASSES, RULES, tmp_path)
     assert curves == [names]
     assert cv2.imread(str(tmp_path / "worst.png")) is not None

@@ -223,9 +223,9 @@ class TestClassify:
         films = stage.evaluate(read_manifest(samples), tmp_path, before)["films"]
         wrong = [film for film in films if film["status"] == OK and film["predicted"] != film["label"]]
         assert wrong
-        told = [text.split("\n")[0] for text in shown[: len(wrong)]]
+        first_lines = [text.split("\n")[0] for text in shown[: len(wrong)]]
         expected = [f"truth {film['label']}, answer {film['predicted']}" for film in wrong[:20]]
-        assert sorted(told) == sorted(expected) or len(wrong) > 20
+        assert sorted(first_lines) == sorted(expected) or len(wrong) > 20
 
 
 @pytest.mark.parametrize("name", ["segment", "classify"])

@@ -10,28 +10,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cxr_pipeline.models.figures.metrics import softmax
-from cxr_pipeline.stages.decisions import (
+from cxr_pipeline.stages.decisions import Rules, decided_error
+from cxr_pipeline.stages.scores import Scale, fit_scale, probability_at, probability_of, score_of, shown
+from cxr_pipeline.stages.sets import (
     NEGATIVE,
     POSITIVE,
     UNSURE,
-    Rules,
-    Scale,
     Sets,
     conformal_bound,
     coverage,
-    decided_error,
-    fit_scale,
     fit_sets,
-    probability_at,
-    probability_of,
-    reweighted,
-    score_of,
-    shares_by_em,
-    shares_by_moments,
-    shown,
     undecided,
     useful_sets,
 )
+from cxr_pipeline.stages.shares import reweighted, shares_by_em, shares_by_moments
 
 CLASSES = ["TB", "NTB", "NORM"]
 probability = st.floats(0, 1)
@@ -195,11 +187,11 @@ def test_coverage_by_class_holds_whatever_the_mix_of_classes(risk):
         draw = np.random.default_rng(seed)
         labels, p = films(400, np.array([0.3, 0.3, 0.4]), draw)
         sets = fit_sets(p, labels, CLASSES, "TB", risk)
-        new, there = films(3000, np.array([0.05, 0.15, 0.8]), draw)
-        there = reweighted(there, np.array([0.05, 0.15, 0.8]), np.array([0.3, 0.3, 0.4]))  # as the weights would answer
-        covered = coverage(there, new, CLASSES, sets)
+        new, moved = films(3000, np.array([0.05, 0.15, 0.8]), draw)
+        moved = reweighted(moved, np.array([0.05, 0.15, 0.8]), np.array([0.3, 0.3, 0.4]))  # as the weights would answer
+        covered = coverage(moved, new, CLASSES, sets)
         lost.append([1 - covered[name] for name in CLASSES])
-        screens = np.array([sets.answer(one) for one in there[:, 0]])
+        screens = np.array([sets.answer(one) for one in moved[:, 0]])
         wrong_side.append((screens[new == 0] == NEGATIVE).mean())
     lost = np.mean(lost, axis=0)
     assert (lost < risk + 0.012).all(), lost

@@ -184,10 +184,10 @@ def test_a_flipped_map_flips_the_side(x, y, width):
     mirrored = chained([(x, y, 0.05, 1.0)], size=(400, 2 * width))
     mirrored.maps = mirrored.maps[:, ::-1].copy()
     (here,) = localize().run([record])[0].regions
-    (there,) = localize().run([mirrored])[0].regions
-    assert (here.side, there.side) == ("right", "left")
-    assert here.zone == there.zone
-    assert there.box.x + there.box.w == pytest.approx(2 * width - here.box.x, abs=2 + 0.02 * width)
+    (flipped,) = localize().run([mirrored])[0].regions
+    assert (here.side, flipped.side) == ("right", "left")
+    assert here.zone == flipped.zone
+    assert flipped.box.x + flipped.box.w == pytest.approx(2 * width - here.box.x, abs=2 + 0.02 * width)
 
 
 # --- lungs ---------------------------------------------------------------------------------------------------------

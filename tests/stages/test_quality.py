@@ -70,10 +70,10 @@ class TestShipped:
             record = judged(segment, synthetic(seed, (280 + 20 * (seed % 5), 320)))
             assert record.status == OK, record.error
 
-    @pytest.mark.parametrize(("expected", "how"), [(name, how) for name, hows in ALTERED.items() for how in hows])
-    def test_what_was_done_to_a_film_is_its_code(self, segment, expected, how):
+    @pytest.mark.parametrize(("expected", "alter"), [(name, alter) for name, hows in ALTERED.items() for alter in hows])
+    def test_what_was_done_to_a_film_is_its_code(self, segment, expected, alter):
         for seed in range(4):
-            assert code(judged(segment, how(synthetic(seed)))) == expected
+            assert code(judged(segment, alter(synthetic(seed)))) == expected
 
     def test_half_a_film_is_refused_and_one_without_the_bases_is_told(self, segment):
         for seed in range(4):

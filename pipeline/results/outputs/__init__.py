@@ -9,9 +9,10 @@ An output of another package is an entry point of the group `cxr_pipeline.output
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from importlib.metadata import entry_points
+from typing import Any
 
 from cxr_pipeline.results.identity import ResultsError
 from cxr_pipeline.results.outputs.base import Output, failed, logged
@@ -28,6 +29,8 @@ _BUILT_IN = {
     "heatmaps": "cxr_pipeline.results.outputs.heatmaps:Heatmaps",
     "crops": "cxr_pipeline.results.outputs.crops:Crops",
     "regions": "cxr_pipeline.results.outputs.regions:Regions",
+    "dicom": "cxr_pipeline.results.outputs.dicom:DicomAnswers",
+    "fhir": "cxr_pipeline.results.outputs.fhir:FhirBundles",
 }
 
 
@@ -73,37 +76,47 @@ def _checked(name: str, value: str, found: object) -> type[Output]:
     raise ResultsError(f"the output {name!r} ({value}) cannot be used: {wrong}")
 
 
-def chosen(names: str | Sequence[str] | None = None, *, native_heatmaps: bool = False) -> tuple[Output, ...]:
+def chosen(
+    names: str | Sequence[str] | None = None,
+    *,
+    native_heatmaps: bool = False,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    check: bool = True,
+) -> tuple[Output, ...]:
     """The outputs that a run writes.
 
     Args:
-        names: a list, or text with commas between; "all" takes all, and None those that a reader needs. The table is
-            always among them.
+        names: a list, or text with commas between; "all" takes all but those that must be named (dicom, fhir), and None
+            those that a reader needs. The table is always among them.
         native_heatmaps: write heat maps, and at the films' own size.
+        options: arguments of outputs by their name, for those that are written.
+        check: see that what they need is installed.
 
     Raises:
         ResultsError: a name is unknown.
+        CxrError: a package that one of them needs is not installed.
     """
     given = [part.strip() for part in names.split(",")] if isinstance(names, str) else names
     if given is None:
         wanted = {name for name in output_names() if output_class(name).default}
-    elif "all" in given:
-        wanted = set(output_names())
     else:
-        wanted = {output_class(name).name for name in given if name}
+        wanted = {output_class(name).name for name in given if name and name != "all"}
+        if "all" in given:
+            wanted |= {name for name in output_names() if not output_class(name).named}
     wanted.add("table")
+    how = dict(options or {})
     if native_heatmaps:
         wanted.add("heatmaps")
-    made = []
-    for name in output_names():
-        if name in wanted:
-            made.append(output_class(name)(native=True) if name == "heatmaps" and native_heatmaps else _made(name))
-    return tuple(made)
+        how["heatmaps"] = {"native": True}
+    if check:
+        for name in wanted:
+            output_class(name).check()
+    return tuple(_made(name, how.get(name, {})) for name in output_names() if name in wanted)
 
 
-def _made(name: str) -> Output:
+def _made(name: str, options: Mapping[str, Any]) -> Output:
     try:
-        return output_class(name)()
+        return output_class(name)(**options)
     except TypeError as error:
         raise ResultsError(f"the output {name!r} cannot be used: {error}. It must need no arguments") from error
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any, ClassVar
 
@@ -26,6 +26,8 @@ class JudgedFilm:
         sha256: of the film's file; empty where it could not be read.
         folder: the results folder.
         identity: of the chain that judged it: version, runtime, fingerprints of the stages, classes.
+        warnings: sentences that outputs add to the film's own in results.csv, such as why a file is missing.
+        shared: what outputs of the same film may leave for one another, so that none of them does it again.
     """
 
     record: Record
@@ -34,6 +36,12 @@ class JudgedFilm:
     sha256: str
     folder: Path
     identity: Identity
+    warnings: list[str] = field(default_factory=list, compare=False)
+    shared: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    def warn(self, *texts: str) -> None:
+        """Add to the film's warnings."""
+        self.warnings.extend(texts)
 
 
 class Output:
@@ -49,6 +57,9 @@ class Output:
         suffixes: what the names of a film's files end in; the file is `<name>/<id><suffix>`. Empty where it leaves no
             file of a single film.
         summary: the name of its one file of all films in the results folder; empty where it has none.
+        named: it is written only where it is named, and not by `--outputs all`: it needs more than films.
+        decides: its files hold label, screen or score; `pipeline screen` removes those of films that it decides anew.
+        columns: further columns of results.csv that `cells` fills in.
     """
 
     name: ClassVar[str]
@@ -56,6 +67,17 @@ class Output:
     default: ClassVar[bool] = False
     suffixes: ClassVar[tuple[str, ...]] = ()
     summary: ClassVar[str] = ""
+    named: ClassVar[bool] = False
+    decides: ClassVar[bool] = False
+    columns: ClassVar[tuple[str, ...]] = ()
+
+    @classmethod
+    def check(cls) -> None:
+        """Refuse a run that could not write this output, before any film is read.
+
+        Raises:
+            CxrError: a package that it needs is not installed.
+        """
 
     @property
     def key(self) -> str:
@@ -70,6 +92,11 @@ class Output:
         Raises:
             Exception: the film then is failed, and its traceback goes to run.log.
         """
+        del film
+        return {}
+
+    def cells(self, film: JudgedFilm) -> Mapping[str, str]:
+        """The film's cells of results.csv, by column of `columns`; called after `files`, as they are."""
         del film
         return {}
 

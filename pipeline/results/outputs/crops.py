@@ -21,4 +21,4 @@ class Crops(Output):
         if record.lung_box is None or not judged_so_far(record):
             return {}
         x, y, w, h = (int(v) for v in record.lung_box)
-        return {".png": grey_png(levels(record.radiograph.pixels[y : y + h, x : x + w]), CROP_PNG)}
+        return {".png": grey_png(levels(record.film.pixels[y : y + h, x : x + w]), CROP_PNG)}

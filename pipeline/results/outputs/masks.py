@@ -43,7 +43,7 @@ def bilevel_png(mask: np.ndarray) -> bytes:
     lines[0, 1:] = packed[0]
     np.subtract(packed[1:], packed[:-1], out=lines[1:, 1:])  # modulo 256
     header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
-    chunks = (b"IHDR", header), (b"IDAT", zlib.compress(lines, _LEVEL)), (b"IEND", b"")
+    chunks = (b"IHDR", header), (b"IDAT", zlib.compress(lines.data, _LEVEL)), (b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(kind, data) for kind, data in chunks)
 
 

@@ -40,7 +40,7 @@ def regions_of(record: Record, classes: Sequence[str]) -> list[dict[str, Any]]:
         ValueError: a region is of none of the classes, or its score is not a finite number.
     """
     out = []
-    for region in record.regions:
+    for region in record.regions or ():
         if region.label not in classes:
             raise ValueError(f"a region of class {region.label!r}, which is none of {', '.join(classes) or 'none'}")
         bbox = [int(v) if float(v).is_integer() else round(float(v), 2) for v in region.box]

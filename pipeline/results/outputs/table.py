@@ -9,7 +9,7 @@ from typing import IO, Any, ClassVar
 from cxr_pipeline.data.files import csv_line
 from cxr_pipeline.results.outputs.base import Output
 from cxr_pipeline.stages.base import Record
-from cxr_pipeline.stages.decisions import shown
+from cxr_pipeline.stages.scores import shown
 
 CLASSES = ("TB", "NTB", "NORM")  # their columns exist in this place, unless the weights have other classes, without TB
 
@@ -79,8 +79,8 @@ def row_of(record: Record) -> dict[str, str]:
         row["screen"] = record.screen
     if record.regions is not None:
         row["regions"] = str(len(record.regions))
-    for name, value in (record.measures or {}).items():
-        row[name] = _measure(value)
+    for name, measure in (record.measures or {}).items():
+        row[name] = _measure(measure)
     if record.warnings:
         row["warnings"] = "; ".join(" ".join(str(text).split()) for text in record.warnings)
     return row

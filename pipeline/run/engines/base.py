@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from typing_extensions import TypedDict
+
 from cxr_pipeline.configs.errors import CxrError
-from cxr_pipeline.data.files import PRIVATE
 
 if TYPE_CHECKING:
     from cxr_pipeline.results.outputs import Output
@@ -19,6 +20,20 @@ if TYPE_CHECKING:
 
 class EngineError(CxrError, RuntimeError):
     """An engine that does not exist, is not installed, cannot be reached, or has no room for a worker."""
+
+
+class RunnerOptions(TypedDict, total=False):
+    """What a run may choose whatever the engine; defaults are those of `Runner`.
+
+    `batch_size` films that the networks see at once; `workers` that work side by side, None leaves it to the engine;
+    `outputs`, `mode` and `verify` as in `Runner`.
+    """
+
+    batch_size: int
+    workers: int | None
+    outputs: Sequence[Output] | None
+    mode: int
+    verify: bool
 
 
 class Engine(ABC):
@@ -49,26 +64,12 @@ class Engine(ABC):
 
     @classmethod
     @abstractmethod
-    def runner(
-        cls,
-        chain: Chain,
-        spec: ChainSpec,
-        out: Path,
-        *,
-        batch_size: int = 8,
-        workers: int | None = None,
-        outputs: Sequence[Output] | None = None,
-        mode: int = PRIVATE,
-        verify: bool = False,
-        **options: Any,
-    ) -> Runner:
+    def runner(cls, chain: Chain, spec: ChainSpec, out: Path, options: RunnerOptions, **own: Any) -> Runner:
         """A runner that judges films into the folder `out`.
 
         Args:
             chain: the loaded chain that `spec` describes.
             spec: for processes that open a chain of their own.
-            batch_size: films that the networks see at once.
-            workers: how many work side by side; None leaves it to the engine.
-            outputs, mode, verify: see `Runner`.
-            options: of `options`, those that were given.
+            options: of the runner, those that were given.
+            own: of `Engine.options`, those that were given.
         """

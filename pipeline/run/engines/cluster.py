@@ -32,9 +32,9 @@ def room_for(nodes: Sequence[dict[str, Any]], cpus: float, gpus: float) -> int:
     rooms = [min(round(1e4 * node.get(name, 0)) // round(1e4 * n) for name, n in wanted.items()) for node in alive]
     if sum(rooms):
         return sum(rooms)
-    there = "; ".join(f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in alive) or "no machine"
+    room = "; ".join(f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in alive) or "no machine"
     raise EngineError(
-        f"a worker of {cpus:g} CPUs and {gpus:g} GPUs fits nowhere in the cluster, which has: {there}. "
+        f"a worker of {cpus:g} CPUs and {gpus:g} GPUs fits nowhere in the cluster, which has: {room}. "
         "Lower --cpus-per-worker or --gpus-per-worker; or give --workers, where machines join when there is work"
     )
 

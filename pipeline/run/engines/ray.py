@@ -2,7 +2,7 @@
 
 The process that was called (the driver) alone holds the folder's lock, writes the journal and the tables. A worker is a
 Ray actor with a chain of its own; it takes a block of films, writes their pictures into the shared folder under their
-final names, and answers with their entries for the journal, a few hundred bytes a film. Equal films leave equal bytes,
+final names, and answers with their entries for the journal, some hundred bytes per film. Equal films leave equal bytes,
 so a block that is judged twice, because its worker was killed, does no harm.
 """
 
@@ -23,12 +23,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import cv2
 
-from cxr_pipeline.data.files import PRIVATE
 from cxr_pipeline.results.filmfiles import FilmFiles
 from cxr_pipeline.results.folder import Identity, ResultsFolder
 from cxr_pipeline.results.outputs import Output
 from cxr_pipeline.run.chain import Chain
-from cxr_pipeline.run.engines.base import Engine, EngineError
+from cxr_pipeline.run.engines.base import Engine, EngineError, RunnerOptions
 from cxr_pipeline.run.engines.cluster import connected, import_ray, quiet, room_for
 from cxr_pipeline.run.inputs import Input
 from cxr_pipeline.run.isolation import IsolatedReader
@@ -66,32 +65,11 @@ class RayEngine(Engine):
         import_ray()
 
     @classmethod
-    def runner(
-        cls,
-        chain: Chain,
-        spec: ChainSpec,
-        out: Path,
-        *,
-        batch_size: int = 8,
-        workers: int | None = None,
-        outputs: Sequence[Output] | None = None,
-        mode: int = PRIVATE,
-        verify: bool = False,
-        **options: Any,
-    ) -> RayRunner:
+    def runner(cls, chain: Chain, spec: ChainSpec, out: Path, options: RunnerOptions, **own: Any) -> RayRunner:
         """See `Engine.runner`."""
-        return RayRunner(
-            chain.stages,
-            out,
-            identity=chain.identity,
-            batch_size=batch_size,
-            workers=workers,
-            outputs=outputs,
-            mode=mode,
-            verify=verify,
-            opening=spec.absolute().open,
-            **options,
-        )
+        opening = spec.absolute().open
+        ready = chain.networks.wait
+        return RayRunner(chain.stages, out, identity=chain.identity, ready=ready, opening=opening, **options, **own)
 
 
 @dataclass(kw_only=True)
@@ -125,7 +103,7 @@ class RayRunner(Runner):
     def __post_init__(self) -> None:
         import_ray()
 
-    def judge(self, folder: ResultsFolder, inputs: Sequence[Input], ids: dict[str, str], tally: Tally) -> None:
+    def spread(self, folder: ResultsFolder, inputs: Sequence[Input], ids: dict[str, str], tally: Tally) -> None:
         """Judge the inputs that are not done yet on the cluster, and save each.
 
         Raises:
@@ -197,7 +175,7 @@ class RayRunner(Runner):
                 arriving.close()
 
     def _planned(self, ray: ModuleType, task: _Task, blocks: list[dict[str, bytes]], workers: int) -> Any:
-        """The dataset of answers, of which nothing has run yet: one row a block."""
+        """The dataset of answers, of which nothing has run yet: one row per block."""
         with warnings.catch_warnings():
             # Of `max_restarts` and `max_task_retries`, which Ray 2.64 will no longer take (hence the bound in
             # pyproject.toml): without them a film that kills its worker would be tried for ever.
@@ -218,7 +196,7 @@ class RayRunner(Runner):
         self.spent(answer["seconds"])
         for key in answer["done"]:
             if waiting.pop(key, None) is not None:
-                tally.add(folder.journal.get(key)["row"], already=True)
+                tally.add(folder.journal[key]["row"], already=True)
         for key, entry in answer["entries"]:
             if waiting.pop(key, None) is not None:
                 folder.adopt(key, entry)
@@ -272,14 +250,21 @@ class _Worker:
         self._runner: Runner | None = None
 
     def __call__(self, block: dict[str, np.ndarray]) -> dict[str, list[str]]:
-        (films,) = block["films"]
-        sent: list[_Sent] = pickle.loads(films)
+        (pickled,) = block["films"]
+        sent: list[_Sent] = pickle.loads(pickled)
         answer: dict[str, Any] = {"done": [], "entries": [], "seconds": {}}
         try:
             runner = self._runner = self._runner or self._opened()
             task = self._task
-            how = {"outputs": task.outputs, "mode": task.mode, "verify": task.verify}
-            desk = _Desk(FilmFiles(Path(task.out), task.identity, task.classes, **how), sent)
+            films = FilmFiles(
+                Path(task.out),
+                task.identity,
+                task.classes,
+                outputs=task.outputs,
+                mode=task.mode,
+                verify=task.verify,
+            )
+            desk = _Desk(films, sent)
             before, tally = runner.seconds, Tally()
             try:
                 runner.judge(desk, [one.item for one in sent], {one.item.key: one.id for one in sent}, tally)
@@ -302,10 +287,10 @@ class _Worker:
             os.environ.setdefault(f"TF_NUM_{pool}_THREADS", str(task.threads))
         chain = task.opening(threads=task.threads)
         for name in ("version", "runtime", "classes", "stages"):
-            here, there = getattr(chain.identity, name), getattr(task.identity, name)
-            if here != there:
+            own, expected = getattr(chain.identity, name), getattr(task.identity, name)
+            if own != expected:
                 raise RunError(
-                    f"it would judge with other {name} ({here}) than the process that was called ({there}). Give all "
+                    f"it would judge with other {name} ({own}) than the process that was called ({expected}). Give all "
                     "machines the same version of this program and the same weights, then run the same command again"
                 )
         return Runner(

@@ -63,7 +63,8 @@ async function start() {
   $("work").hidden = false;
   await arrive();
   $("drop-help").textContent =
-    t("PNG, JPEG, TIFF, BMP or DICOM; up to {n} films of {mb} MB and {mp} megapixels.", {
+    t("{formats}; up to {n} films of {mb} MB and {mp} megapixels.", {
+      formats: limits.formats,
       n: limits.max_files,
       mb: limits.max_upload_mb,
       mp: limits.max_megapixels,

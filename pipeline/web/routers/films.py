@@ -39,7 +39,7 @@ def router(server: Server) -> APIRouter:
                 "the server with a larger --timeout",
             ) from None
         finally:
-            await run_in_threadpool(server.desk.discard, job)
+            await run_in_threadpool(server.queue.discard, job)
         (film,) = job.films
         if film.problem is not None:
             raise ApiError(_STATUS.get(film.problem.code, 422), film.problem.code, film.problem.reason)

@@ -15,10 +15,17 @@ from cxr_pipeline.about import NOTICE
 from cxr_pipeline.results.folder import FOLDERS
 from cxr_pipeline.web.answers import FILM_ID, JOB_ID, MEDIA, PICTURES, ApiError, problems, result_of
 from cxr_pipeline.web.context import Server, multipart
-from cxr_pipeline.web.films import Film
+from cxr_pipeline.web.films import UploadedFilm
 from cxr_pipeline.web.jobs import Job
 
 _ZIPPED = ("results.csv", "regions.json", "run.json")  # and the pictures; not what is for who runs the server
+
+_ZIP_ANSWER: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"application/zip": {}}, "description": "results.csv, regions.json, pictures."}
+}
+_PICTURE_ANSWER: dict[int | str, dict[str, Any]] = {
+    200: {"content": {kind: {} for kind in sorted(set(MEDIA.values()))}, "description": "A PNG or JPEG file."}
+}
 
 JobId = Annotated[str, InPath(pattern=JOB_ID, description="As POST /v1/jobs gave it.")]
 FilmId = Annotated[str, InPath(pattern=FILM_ID, description="As the job lists it.")]
@@ -54,14 +61,14 @@ def _hand_in(routes: APIRouter, server: Server) -> None:
     @routes.delete("/v1/jobs/{job}", status_code=204, response_class=Response, responses=problems(404, 422))
     def delete_job(job: JobId) -> None:
         """Delete a job and its films now. What the operator keeps by --keep stays."""
-        server.desk.discard(server.desk.job(job))
+        server.queue.discard(server.queue.job(job))
 
 
 def _ask(routes: APIRouter, server: Server) -> None:
     @routes.get("/v1/jobs/{job}", response_model=server.job_model, responses=problems(404, 422))
     def get_job(job: JobId) -> Any:
         """How far a job is, and the results of its films so far."""
-        return _shown(server, server.desk.job(job))
+        return _shown(server, server.queue.job(job))
 
     @routes.get("/v1/jobs/{job}/results", response_model=server.results_model, responses=problems(404, 409, 422))
     def get_results(job: JobId) -> Any:
@@ -74,8 +81,7 @@ def _fetch(routes: APIRouter, server: Server) -> None:
     @routes.get(
         "/v1/jobs/{job}/results.zip",
         response_class=FileResponse,
-        responses={200: {"content": {"application/zip": {}}, "description": "results.csv, regions.json, pictures."}}
-        | problems(404, 409, 422),
+        responses=_ZIP_ANSWER | problems(404, 409, 422),
     )
     def get_zip(
         request: Request,
@@ -87,23 +93,21 @@ def _fetch(routes: APIRouter, server: Server) -> None:
         done = _finished(server, job)
         with done.closing:
             path = done.folder / "results.zip"
+            assert done.results is not None  # of every job that a caller can name
             if not path.exists():
                 _zip(done.results, path)
         if discard and "range" not in request.headers:  # a part of it is not all of it
-            background.add_task(server.desk.discard, done)
+            background.add_task(server.queue.discard, done)
         return FileResponse(path, media_type="application/zip", filename=f"results-{done.id[:8]}.zip")
 
     @routes.get(
         "/v1/jobs/{job}/films/{film}/{picture}",
         response_class=FileResponse,
-        responses={
-            200: {"content": {kind: {} for kind in sorted(set(MEDIA.values()))}, "description": "A PNG or JPEG file."}
-        }
-        | problems(404, 422),
+        responses=_PICTURE_ANSWER | problems(404, 422),
     )
     def get_picture(job: JobId, film: FilmId, picture: Picture) -> FileResponse:
         """A picture of a film that is done."""
-        held = server.desk.job(job)
+        held = server.queue.job(job)
         found = held.film(film)
         path = held.picture(found, picture) if found is not None else None
         if path is None:
@@ -121,12 +125,12 @@ def _shown(server: Server, job: Job) -> dict[str, Any]:
         "done": len(done),
         "counts": {status: counts[status] for status in ("ok", "refused", "failed")},
         "films": [_shown_film(server, job, film) for film in job.films],
-        "forgotten_in": server.desk.forgotten_in(job),
+        "forgotten_in": server.queue.forgotten_in(job),
         "notice": NOTICE,
     }
 
 
-def _shown_film(server: Server, job: Job, film: Film) -> dict[str, Any]:
+def _shown_film(server: Server, job: Job, film: UploadedFilm) -> dict[str, Any]:
     done = film.state == "done"
     return {
         "id": film.id,
@@ -138,7 +142,7 @@ def _shown_film(server: Server, job: Job, film: Film) -> dict[str, Any]:
 
 
 def _finished(server: Server, name: str) -> Job:
-    job = server.desk.job(name)
+    job = server.queue.job(name)
     if not job.finished.done():
         done = sum(film.state == "done" for film in job.films)
         raise ApiError(

@@ -8,7 +8,8 @@ from fastapi import APIRouter, Response
 from fastapi.responses import PlainTextResponse
 
 from cxr_pipeline.about import version
-from cxr_pipeline.stages.decisions import AT_THRESHOLD
+from cxr_pipeline.data.formats import labels
+from cxr_pipeline.stages.scores import AT_THRESHOLD
 from cxr_pipeline.web.answers import Health, Limits
 from cxr_pipeline.web.context import Server
 
@@ -26,6 +27,7 @@ def router(server: Server) -> APIRouter:
         return Limits(
             version=version(),
             classes=list(identity.classes),
+            formats=labels(),
             max_upload_mb=settings.max_upload_mb,
             max_job_mb=settings.job_bytes / 1e6,
             max_megapixels=settings.pixels / 1e6,
@@ -44,13 +46,13 @@ def router(server: Server) -> APIRouter:
     )
     def get_health(response: Response) -> Any:
         """Whether films are judged. Needs no key."""
-        healthy = server.desk.healthy
+        healthy = server.queue.healthy
         response.status_code = 200 if healthy else 503
-        return Health(status="ok" if healthy else "stuck", version=version(), queue=server.desk.waiting)
+        return Health(status="ok" if healthy else "stuck", version=version(), queue=server.queue.waiting)
 
     @routes.get("/metrics", response_class=PlainTextResponse, dependencies=server.secured)
     def get_metrics() -> PlainTextResponse:
         """Counters for Prometheus."""
-        return PlainTextResponse(server.desk.metrics.text())
+        return PlainTextResponse(server.queue.metrics.text())
 
     return routes

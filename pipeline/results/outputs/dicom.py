@@ -1,0 +1,102 @@
+"""`dicom/<id>-*.dcm`: the answer as DICOM: Segmentation, Structured Report, overlay, presentation state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, ClassVar
+
+from cxr_pipeline.results.outputs.base import JudgedFilm, Output, judged_so_far
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
+
+    from cxr_pipeline.dicom.films import HeaderTable
+
+_NAMES = {"seg": "Segmentation", "sr": "Structured Report", "sc": "Secondary Capture", "pr": "Presentation State"}
+
+
+class DicomAnswers(Output):
+    """The answers of every judged film whose header says whose it is.
+
+    Args:
+        headers: for films that are no DICOM, see `dicom.films.read_headers`.
+    """
+
+    name: ClassVar[str] = "dicom"
+    about: ClassVar[str] = "Segmentation, Structured Report, overlay and Presentation State for a PACS"
+    suffixes: ClassVar[tuple[str, ...]] = ("-film.dcm", "-seg.dcm", "-sr.dcm", "-sc.dcm", "-pr.dcm")
+    named: ClassVar[bool] = True
+    decides: ClassVar[bool] = True
+
+    def __init__(self, headers: HeaderTable | None = None) -> None:
+        self.headers = headers
+
+    @classmethod
+    def check(cls) -> None:
+        """See `Output.check`."""
+        from cxr_pipeline.dicom.maker import need
+
+        need("highdicom")
+
+    def files(self, film: JudgedFilm) -> Mapping[str, bytes]:
+        """The DICOM files of the film; a warning where one cannot be written. Refused films get none."""
+        from cxr_pipeline.dicom.headers import HeaderError
+        from cxr_pipeline.dicom.maker import packed
+        from cxr_pipeline.results.outputs.headers import header_of
+
+        if not judged_so_far(film.record):
+            return {}
+        try:
+            header, is_dicom = header_of(film, self.headers)
+        except HeaderError as error:
+            film.warn(f"no DICOM answer: {error}")
+            return {}
+        film.warn(*(f"DICOM answer: {note}" for note in header.notes))
+        out: dict[str, bytes] = {}
+        for kind, make in _answers(film, header, is_dicom).items():
+            try:
+                made = make()
+                if made is not None:
+                    out[f"-{kind}.dcm"] = packed(made, header)
+            except Exception as error:
+                # A header may break any rule: the film was judged all the same, and its other answers stand.
+                said = " ".join(str(error).split())[:200]
+                film.warn(f"no DICOM {_NAMES.get(kind, kind)}: {type(error).__name__}: {said}")
+        return out
+
+
+def _answers(film: JudgedFilm, header, is_dicom: bool) -> dict[str, Callable[[], Dataset | None]]:  # noqa: ANN001
+    """What makes each answer, by kind; None where there is nothing to say. In this order, as the report refers back."""
+    from cxr_pipeline.dicom.capture import overlay_capture
+    from cxr_pipeline.dicom.films import film_capture
+    from cxr_pipeline.dicom.presentation import presentation
+    from cxr_pipeline.dicom.report import report
+    from cxr_pipeline.dicom.segmentation import segmentation, segments_of
+    from cxr_pipeline.results.drawing import NOTICE, layout, overlay, sentences
+    from cxr_pipeline.results.outputs.headers import maker_of
+
+    record, maker = film.record, maker_of(film)
+    segments = segments_of(record, header)
+    made: dict[str, Dataset] = {}
+
+    def lungs() -> Dataset | None:
+        if segments:
+            made["seg"] = segmentation(segments, header, maker)
+        return made.get("seg")
+
+    def drawn() -> Dataset | None:
+        if header.colour or not (segments or record.regions):
+            return None
+        said = f"{sentences(record)[0]}\r\n{NOTICE}"
+        return presentation(segments, record.regions or (), said, header, maker)
+
+    height, width = record.size
+    answers: dict[str, Callable[[], Dataset | None]] = {
+        "seg": lungs,
+        "sr": lambda: report(record, segments, made.get("seg"), header, maker),
+        "sc": lambda: overlay_capture(overlay(record), layout(height, width)[:2], header, maker),
+        "pr": drawn,
+    }
+    if not is_dicom:
+        answers = {"film": lambda: film_capture(record.radiograph, header, maker), **answers}
+    return answers
