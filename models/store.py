@@ -30,6 +30,7 @@ __all__ = [  # what stands elsewhere in models/, too
     "CARD_FILE",
     "KERAS_FILE",
     "LICENCE",
+    "NO_LICENCE",
     "QUALITY_FILE",
     "RUNTIMES",
     "SERVING_FILE",
@@ -50,6 +51,7 @@ __all__ = [  # what stands elsewhere in models/, too
 SHIPPED = Path(__file__).parent / "weights"
 CARD_FILE = "card.json"
 QUALITY_FILE = "quality.npz"  # of the segmentation: what `stages.quality` compares films with
+NO_LICENCE = "none claimed: whoever trained these weights says on what terms others may use them"
 LICENCE = "MIT for the weights' files; the training images keep their own terms, see docs/model-card.md"
 
 # What can run a network, and the file of a bundle that it takes.

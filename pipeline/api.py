@@ -121,7 +121,7 @@ class Results:
         return f"Results({str(self.folder)!r}: {counts})"
 
     def _repr_html_(self) -> str:
-        shown = ("id", "status", "screen", "tb_score", "label", "regions", "error")
+        shown = ("id", "status", "screen", "tb_score", "score", "label", "regions", "error")
         columns = [name for name in shown if self.rows and name in self.rows[0]]
         cells = "".join(f"<th>{html.escape(name)}</th>" for name in columns)
         lines = [f"<tr>{cells}</tr>"]
@@ -143,6 +143,7 @@ class Pipeline:
         site: a site file, see `pipeline calibrate`.
         threshold: score from which a film is screen positive; None: 50, the threshold of weights or site.
         label: heat map and regions of this class; None takes the predicted one.
+        language: of overlays, see `texts.LANGUAGES`.
 
     Raises:
         models.store.WeightsError: the weights do not exist or cannot be opened.
@@ -161,6 +162,7 @@ class Pipeline:
         site: Path | str | None = None,
         threshold: float | None = None,
         label: str | None = None,
+        language: str = "en",
     ) -> None:
         spec = ChainSpec(
             str(weights),
@@ -171,6 +173,7 @@ class Pipeline:
             site=Path(site) if site is not None else None,
             threshold=threshold,
             label=label,
+            language=language,
         )
         self._chain = spec.open({"api": True, "stage": stage})
 

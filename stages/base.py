@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import html
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -139,6 +140,17 @@ class Record:
         """What a reader of the results should know of the film: from its file, then from the stages."""
         found = self.radiograph.meta.get("warnings", ()) if self.radiograph is not None else ()
         return [*found, *self.extra.get("warnings", ())]
+
+    def _repr_html_(self) -> str:
+        """A notebook's view: what the film was answered with, in a table."""
+        said: list[tuple[str, object]] = [("film", self.id), ("status", self.status), ("reason", self.error)]
+        if self.tb_score is not None:
+            said += [("screen", self.screen), ("score", f"{self.tb_score:.1f} of 100"), ("likeliest", self.label)]
+        said += [(f"p {name}", f"{p:.3f}") for name, p in (self.probabilities or {}).items()]
+        said += [("look at", f"{one.label}, {one.side} lung, {one.zone} zone") for one in self.regions or ()]
+        said += [("warning", text) for text in self.warnings]
+        lines = [f"<tr><th>{name}</th><td>{html.escape(str(value))}</td></tr>" for name, value in said if value]
+        return f"<table>{''.join(lines)}</table><p>Research use only. Not a medical device.</p>"
 
     def warn(self, *texts: str) -> None:
         """Add warnings of a stage; they do not stop the film."""

@@ -157,6 +157,8 @@ def _draw(
     p = np.array([[film[f"p_{name}"] for name in classes] for film in films])
     score = p[:, classes.index(positive)]
     curves = {name: (label[source == name] == positive, score[source == name]) for name in sorted(set(source))}
+    if "unknown" in curves:  # what a manifest without sources has; as a name on a plot it says nothing
+        curves["all films" if len(curves) == 1 else "no source given"] = curves.pop("unknown")
     if len(curves) > 1:  # of one source, it would lie on that source's own
         curves = {"all": (label == positive, score)} | curves
     plots.roc_and_precision_recall(curves, threshold, out / "roc.png", positive)

@@ -18,7 +18,7 @@ from cxr_pipeline.models.classifier import build_classifier, free_encoder, has_e
 from cxr_pipeline.models.export import save_bundle
 from cxr_pipeline.models.gradcam import has_linear_head
 from cxr_pipeline.models.pooling import ZONES, find_pooling
-from cxr_pipeline.models.store import LICENCE, open_network, write_card
+from cxr_pipeline.models.store import NO_LICENCE, open_network, write_card
 from cxr_pipeline.models.training.errors import TrainingError
 from cxr_pipeline.models.training.features import FeatureCache
 from cxr_pipeline.models.training.fit import PHASE_SETTINGS, Objective, Phase, Training, set_batchnorm_momentum
@@ -184,7 +184,7 @@ class ClassifyTraining:
         }
         decisions |= self.calibrate(decisions["offsets"])
         trained = summary(self.out, self.parts, settings.model_dump(mode="json"), history, self.data)
-        card = {"stage": NAME, "decisions": decisions, "licence": LICENCE, "content": content, "training": trained}
+        card = {"stage": NAME, "decisions": decisions, "licence": NO_LICENCE, "content": content, "training": trained}
         write_card(self.out, card)
 
     def calibrate(self, offsets: dict[str, float]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from cxr_pipeline.data.files import csv_text, write_text
 from cxr_pipeline.data.geometry import Box, Frame, bounding_box, resize
-from cxr_pipeline.models.store import LICENCE, fingerprint, read_card, write_card
+from cxr_pipeline.models.store import NO_LICENCE, fingerprint, read_card, write_card
 from cxr_pipeline.stages.base import Record, Region, Stage, StageError, Truth, needed
 from cxr_pipeline.stages.films import stream
 from cxr_pipeline.stages.lungs import split_lungs
@@ -277,7 +277,7 @@ class Localize(Stage):
             "settings": settings.model_dump(mode="json"),
             "constant_guess": fit_constant_guess(films_with_lesions(data.select(split="train"), stage)),
         }
-        write_card(out, {"stage": cls.name, "decisions": decisions, "licence": LICENCE, "training": training})
+        write_card(out, {"stage": cls.name, "decisions": decisions, "licence": NO_LICENCE, "training": training})
         return out
 
     def films_with_truth(self, data: Manifest) -> Manifest:

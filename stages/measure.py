@@ -13,7 +13,7 @@ import numpy as np
 
 from cxr_pipeline.data.geometry import Box, Frame, bounding_box
 from cxr_pipeline.data.radiograph import RadiographError
-from cxr_pipeline.models.store import CARD_FILE, LICENCE, fingerprint, read_card, write_card
+from cxr_pipeline.models.store import CARD_FILE, LICENCE, NO_LICENCE, fingerprint, read_card, write_card
 from cxr_pipeline.stages.base import Column, Record, Stage, Truth
 from cxr_pipeline.stages.films import read_mask, stream
 from cxr_pipeline.stages.lungs import split_lungs
@@ -74,7 +74,7 @@ class Measure(Stage):
     def train(cls, data: Manifest, config: Config, out: Path, chain: Sequence[Stage] = ()) -> Path:
         """Write the card: there is nothing to fit."""
         training = {"fitted": "nothing to fit", "n": 0, "split_hash": data.split_hash()}
-        write_card(out, {"stage": cls.name, "decisions": DECISIONS, "licence": LICENCE, "training": training})
+        write_card(out, {"stage": cls.name, "decisions": DECISIONS, "licence": NO_LICENCE, "training": training})
         return out
 
     def run(self, records: Sequence[Record]) -> list[Record]:

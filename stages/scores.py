@@ -42,18 +42,32 @@ class Scale:
         return {"below": round(self.below, 4), "above": round(self.above, 4)}
 
 
-def fit_scale(probabilities: np.ndarray, is_positive: np.ndarray, threshold: float) -> Scale:
+def fit_scale(
+    probabilities: np.ndarray, is_positive: np.ndarray, threshold: float, weights: np.ndarray | None = None
+) -> Scale:
     """The scale whose 5 and 95 are the outer twentieths of reference films.
 
     Args:
         probabilities: (N,) float of the positive class. is_positive: (N,) bool. threshold: 0 to 1.
+        weights: (N,) how many films each stands for; None counts them alike.
     """
     x = logit(np.asarray(probabilities, float)) - float(logit(threshold))
     y = np.asarray(is_positive, bool)
     default = Scale()
-    below = -np.percentile(x[~y], 5) if (~y).any() else default.below
-    above = np.percentile(x[y], 95) if y.any() else default.above
+    w = None if weights is None else np.asarray(weights, float)
+    below = -_quantile(x[~y], 0.05, None if w is None else w[~y]) if (~y).any() else default.below
+    above = _quantile(x[y], 0.95, None if w is None else w[y]) if y.any() else default.above
     return Scale(max(_LEAST_SPREAD, float(below)), max(_LEAST_SPREAD, float(above)))
+
+
+def _quantile(values: np.ndarray, share: float, weights: np.ndarray | None) -> float:
+    """The value that a share of the films lies under, between two films as `numpy.quantile` does it."""
+    if weights is None:
+        return float(np.quantile(values, share))
+    order = np.argsort(values, kind="stable")
+    mass = np.cumsum(weights[order])
+    middle = (mass - weights[order][0]) / max(mass[-1] - weights[order][0], 1e-12)  # 0 at the first, 1 at the last
+    return float(np.interp(share, middle, values[order]))
 
 
 def logit(p: Any) -> Any:

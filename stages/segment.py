@@ -12,7 +12,7 @@ import numpy as np
 
 from cxr_pipeline.data.geometry import Box, Frame, bounding_box, coarse
 from cxr_pipeline.data.radiograph import Radiograph, RadiographError
-from cxr_pipeline.models.store import LICENCE, fingerprint, open_network, read_card, write_card
+from cxr_pipeline.models.store import NO_LICENCE, fingerprint, open_network, read_card, write_card
 from cxr_pipeline.stages.base import Monitor, Record, Stage, Truth
 from cxr_pipeline.stages.films import read_mask, sources_of, stream
 from cxr_pipeline.stages.lungs import clean, largest
@@ -277,7 +277,7 @@ class Segment(Stage):
         decisions = settings.model_dump(include={"size", "threshold", "margin", "min_fraction", "min_side", "min_age"})
         if settings.heart:
             decisions["heart"] = True
-        card = {"stage": cls.name, "decisions": decisions, "licence": LICENCE, "content": content}
+        card = {"stage": cls.name, "decisions": decisions, "licence": NO_LICENCE, "content": content}
         write_card(out, card | {"training": summary(out, parts, settings.model_dump(mode="json"), history, data)})
         fit_bundle(out, cls.load(out), data.select(split="train"))
         return out

@@ -126,15 +126,22 @@ def fit_sets(
     )
 
 
-def useful_sets(probabilities: np.ndarray, labels: np.ndarray, classes: Sequence[str], positive: str) -> Sets:
+def useful_sets(
+    probabilities: np.ndarray,
+    labels: np.ndarray,
+    classes: Sequence[str],
+    positive: str,
+    weights: np.ndarray | None = None,
+) -> Sets:
     """The sets of the smallest of `RISKS` that leave at most a third of the calibration films undecided, else the last.
 
     A risk that leaves most films to a reader decides nothing: what a network cannot tell apart is paid for in risk.
     """
     k = list(classes).index(positive)
     for risk in RISKS:
-        sets = fit_sets(probabilities, labels, classes, positive, risk)
-        if undecided([sets.answer(p) for p in np.asarray(probabilities)[:, k]]) <= _MOST_UNSURE:
+        sets = fit_sets(probabilities, labels, classes, positive, risk, weights)
+        open_ = [sets.answer(p) == UNSURE for p in np.asarray(probabilities)[:, k]]
+        if open_ and np.average(open_, weights=weights) <= _MOST_UNSURE:
             break
     return sets
 

@@ -138,7 +138,11 @@ def roc_and_precision_recall(
 
 
 def reliability(confidence: np.ndarray, correct: np.ndarray, path: Path, bins: int = 10) -> Path:
-    """How often an answer given with some confidence is right, and how many films that is."""
+    """How often an answer of some confidence is right, with 95 % intervals (Wilson 1927), and for how many films.
+
+    Args:
+        confidence: (N,) 0 to 1. correct: (N,) bool.
+    """
     figure, (axis, count) = _figure(9, 4, 2)
     edges = np.linspace(0, 1, bins + 1)
     which = np.minimum((np.asarray(confidence) * bins).astype(int), bins - 1)
@@ -147,8 +151,12 @@ def reliability(confidence: np.ndarray, correct: np.ndarray, path: Path, bins: i
     mean = np.bincount(which, confidence, bins)[filled] / sizes[filled]
     right = np.bincount(which, np.asarray(correct, float), bins)[filled] / sizes[filled]
     axis.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1)
+    z, n = 1.959964, sizes[filled]
+    middle = (right + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * np.sqrt(right * (1 - right) / n + z**2 / (4 * n**2))
+    axis.vlines(mean, middle - half, middle + half, color=BLUE, linewidth=1.2, alpha=0.6)
     axis.plot(mean, right, color=BLUE, marker="o")
-    axis.set(xlabel="confidence", ylabel="share right", title="reliability", xlim=(0, 1), ylim=(0, 1))
+    axis.set(xlabel="confidence", ylabel="share right", title="reliability (95 % intervals)", xlim=(0, 1), ylim=(0, 1))
     count.bar(edges[:-1], sizes, width=1 / bins, align="edge", color=BLUE, edgecolor="white")
     count.set(xlabel="confidence", ylabel="films", title="how many")
     return _save(figure, path)

@@ -98,6 +98,12 @@ workers_option = click.option(
     help="Threads that read, and threads that write; with --engine ray: actors.  [default: one per core]",
 )
 
+language_option = click.option(
+    "--language",
+    type=click.Choice(("en", "fr", "es", "pt", "hi", "ru")),
+    help="Of overlays, report and page.  [default: English; report: that of the run]",
+)
+
 
 def parsed_mode(_context: click.Context, _option: click.Parameter, value: str | None) -> int:
     """The permissions that an option --mode names."""

@@ -16,6 +16,7 @@ from cxr_pipeline.cli import (  # noqa: F401  (their commands join the group)
     export,
     hospital,
     imports,
+    read,
     tools,
     training,
     web,
@@ -30,6 +31,7 @@ from cxr_pipeline.cli.commands import (
     command,
     debugging,
     engine_options,
+    language_option,
     parsed_mode,
     runtime_option,
     site_option,
@@ -117,6 +119,8 @@ def _parsed_shard(_context: click.Context, _option: click.Parameter, value: str 
     default=None,
     help="Write report.html at the end.  [default: up to 2000 films in the folder]",
 )
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="A run setting. Repeatable.")
+@language_option
 @engine_options
 def run(
     inputs: tuple[str, ...],
@@ -142,6 +146,8 @@ def run(
     verify: bool,
     overwrite: bool,
     report: bool | None,
+    overrides: tuple[str, ...],
+    language: str | None,
     engine: str,
     **cluster: Any,
 ) -> int:
@@ -206,6 +212,8 @@ def run(
         "overwrite": overwrite,
         "engine": engine,
         **({"also": list(also)} if also else {}),
+        **({"set": list(overrides)} if overrides else {}),
+        **({"language": language} if language else {}),
         **{name: str(value) for name, value in whose.items() if value is not None},
         **({"from": source} if source else {}),
         **cluster,
@@ -220,6 +228,8 @@ def run(
         label=label,
         refuse=not no_refuse,
         threshold=threshold,
+        language=language or "en",
+        overrides=overrides,
     )
     chain = spec.open(arguments, late=True)
     if fresh:
@@ -236,7 +246,10 @@ def run(
         changes = ", ".join(f"{key} {value}" for key, value in settings.items())
         given = [str(file) for file in (config, site) if file is not None]
         given += (
-            ["--threshold"] * (threshold is not None) + ["--label"] * (label is not None) + ["--no-refuse"] * no_refuse
+            ["--set"] * bool(overrides)
+            + ["--threshold"] * (threshold is not None)
+            + ["--label"] * (label is not None)
+            + ["--no-refuse"] * no_refuse
         )
         click.echo(f"from {' and '.join(given)}, in place of what the weights decide: {name} {changes}", err=True)
     chosen_options: RunnerOptions = {

@@ -16,6 +16,7 @@ from cxr_pipeline.cli.commands import (
     cli,
     command,
     data_option,
+    language_option,
     log_to_stderr,
     mask_labels_option,
     print_figures,
@@ -299,7 +300,8 @@ def check(manifest: Path, images: bool, out: Path | None, mask_labels: list[str]
 @command
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path), metavar="DIR")
 @workers_option
-def report(folder: Path, workers: int | None) -> int:
+@language_option
+def report(folder: Path, workers: int | None, language: str | None) -> int:
     """Make report.html of a folder that `run`, `merge` or `train` left: one page, which needs no other file.
 
     \b
@@ -321,7 +323,7 @@ def report(folder: Path, workers: int | None) -> int:
         path = write_training_report(folder)
     else:
         with progress_bar("report", None) as progress:
-            path = write_report(folder, workers=workers, progress=progress)
+            path = write_report(folder, workers=workers, progress=progress, language=language)
     click.echo(f"Report    {path}")
     return DONE
 

@@ -6,7 +6,15 @@ from pathlib import Path
 
 import click
 
-from cxr_pipeline.cli.commands import DONE, command, log_to_stderr, runtime_option, site_option, weights_option
+from cxr_pipeline.cli.commands import (
+    DONE,
+    command,
+    language_option,
+    log_to_stderr,
+    runtime_option,
+    site_option,
+    weights_option,
+)
 
 
 @command
@@ -62,6 +70,7 @@ from cxr_pipeline.cli.commands import DONE, command, log_to_stderr, runtime_opti
 @weights_option
 @runtime_option
 @site_option
+@language_option
 def serve(
     host: str,
     port: int,
@@ -80,6 +89,7 @@ def serve(
     weights: str,
     runtime: str,
     site: Path | None,
+    language: str | None,
 ) -> int:
     """Serve a page to drop films on, and a JSON API.
 
@@ -111,6 +121,7 @@ def serve(
         queue=queue,
         timeout=timeout,
         forget_after=forget_after,
+        language=language,
     )
     settings.check()
     from cxr_pipeline.run.spec import ChainSpec
@@ -118,5 +129,5 @@ def serve(
 
     log_to_stderr()
     arguments = {"serve": True, "site": str(site) if site is not None else None}
-    listen(settings, ChainSpec(weights, runtime=runtime, site=site).open(arguments))
+    listen(settings, ChainSpec(weights, runtime=runtime, site=site, language=language or "en").open(arguments))
     return DONE

@@ -66,8 +66,8 @@ def compare(folders: Sequence[str | Path], *, split: str = "test") -> Comparison
         split: the evaluation taken from a trained run.
 
     Raises:
-        CompareError: a folder is no run or cannot be read, the runs are of different stages, or two evaluations
-            disagree about a film's true class.
+        CompareError: a folder is no run or cannot be read, the runs are of different stages or answer about different
+            classes, or two evaluations disagree about a film's true class.
     """
     from cxr_pipeline.compare.pairs import paired_tests
 
@@ -78,12 +78,35 @@ def compare(folders: Sequence[str | Path], *, split: str = "test") -> Comparison
     if len({run.stage for run in runs}) > 1:
         received = ", ".join(f"{run.folder}: {run.stage}" for run in runs)
         raise CompareError(f"runs of one stage can be compared. Received: {received}. Give such as RUN/classify")
+    _same_question(runs)
     notes = _notes(runs, split)
     pairs = paired_tests(runs, notes) if runs[0].stage == "classify" else []
     speeds = _milliseconds([run.bundle for run in runs])
     rows = [figures_of(run) | cost_of(run, speed) for run, speed in zip(runs, speeds, strict=True)]
     columns = list(dict.fromkeys(key for row in sorted(rows, key=len, reverse=True) for key in row))
     return Comparison(runs, [{key: row.get(key) for key in columns} for row in rows], pairs, notes)
+
+
+def _same_question(runs: Sequence[Run]) -> None:
+    """Refuse classifiers of which no two answer about one class: their figures are of different things."""
+    if runs[0].stage != "classify":
+        return
+    asked = [_about(run) for run in runs]
+    known = [one for one in asked if one]
+    if len(known) > 1 and not any(a & b for n, a in enumerate(known) for b in known[n + 1 :]):
+        said = "; ".join(
+            f"{run.name}: {', '.join(sorted(one)) or 'not said'}" for run, one in zip(runs, asked, strict=True)
+        )
+        raise CompareError(
+            f"these runs answer different questions, so that no figure of one stands beside that of another ({said}). "
+            "Give runs with a class in common"
+        )
+
+
+def _about(run: Run) -> set[str]:
+    """The classes that the figures of a run are about: the positive one, or each label of several."""
+    positive = run.metrics.get("positive")
+    return {positive} if positive else set(run.metrics.get("classes") or ())
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ from cxr_pipeline.dicom.report import (
 from cxr_pipeline.dicom.segmentation import LEFT_LUNG, RIGHT_LUNG
 from cxr_pipeline.dicom.uids import stable_uid
 from cxr_pipeline.stages.base import Record, Region
-from cxr_pipeline.stages.decisions import shown
+from cxr_pipeline.stages.scores import shown
 
 _SYSTEMS = {
     "SCT": "http://snomed.info/sct",

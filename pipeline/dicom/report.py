@@ -15,7 +15,7 @@ from cxr_pipeline.dicom.maker import MANUFACTURER, NOTICE, Maker
 from cxr_pipeline.dicom.presentation import corners_of
 from cxr_pipeline.dicom.segmentation import Segment
 from cxr_pipeline.stages.base import Record, Region
-from cxr_pipeline.stages.decisions import AT_THRESHOLD, shown
+from cxr_pipeline.stages.scores import AT_THRESHOLD, shown
 
 if TYPE_CHECKING:
     from highdicom.sr import MeasurementReport

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import html
 import json
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import IO, Any
 from cxr_pipeline.about import NOTICE, PROGRAM
 from cxr_pipeline.configs.errors import CxrError
 from cxr_pipeline.data.files import mode_like, whole_file
+from cxr_pipeline.texts import ENGLISH, Texts
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -30,7 +32,9 @@ class ReportError(CxrError, ValueError):
 
 
 @contextmanager
-def page(path: Path, title: str, script: str = "", *, linked: bool = False) -> Iterator[IO[bytes]]:
+def page(
+    path: Path, title: str, script: str = "", *, linked: bool = False, say: Texts = ENGLISH
+) -> Iterator[IO[bytes]]:
     """A page to write the content of, piece by piece; it is at `path` when the block ends, whole or not at all.
 
     Its Content-Security-Policy allows the one style sheet and script by their hashes, pictures within the page, and
@@ -40,8 +44,9 @@ def page(path: Path, title: str, script: str = "", *, linked: bool = False) -> I
         title: as text.
         script: file in the templates' folder.
         linked: pictures beside the page are allowed too.
+        say: texts of the language.
     """
-    style = (TEMPLATES / "report.css").read_text(encoding="utf-8").replace("NOTICE", NOTICE)
+    style = (TEMPLATES / "report.css").read_text(encoding="utf-8").replace("NOTICE", say(NOTICE).replace('"', "'"))
     code = (TEMPLATES / script).read_text(encoding="utf-8") if script else ""
     pictures = "data: 'self' file:" if linked else "data:"
     policy = [
@@ -55,9 +60,11 @@ def page(path: Path, title: str, script: str = "", *, linked: bool = False) -> I
     text = Template((TEMPLATES / "page.html").read_text(encoding="utf-8")).substitute(
         policy="; ".join(policy),
         program=PROGRAM,
+        language=say.language,
+        skip=escape(say("Skip to the content")),
         title=escape(title),
         style=style,
-        notice=escape(NOTICE),
+        notice=escape(say(NOTICE)),
         content="\0",
         script=code,
     )
@@ -80,6 +87,12 @@ def _hash(text: str) -> str:
 def escape(value: Any) -> str:
     """A value as text of the page or of an attribute in double quotes."""
     return html.escape(str(value), quote=True).encode("utf-8", "backslashreplace").decode()
+
+
+def template(name: str, say: Texts = ENGLISH) -> str:
+    """A file of the templates' folder, its texts in double braces in the language of `say`."""
+    text = (TEMPLATES / name).read_text(encoding="utf-8")
+    return re.sub(r"\{\{(.+?)\}\}", lambda found: escape(say(found[1])), text)
 
 
 def data_block(name: str, value: Any) -> str:

@@ -33,6 +33,7 @@ from cxr_pipeline.results.folder import rows, run_info
 from cxr_pipeline.results.reader import ResultsReader
 from cxr_pipeline.stages.base import OK
 from cxr_pipeline.stages.scores import AT_THRESHOLD, Scale, probability_at
+from cxr_pipeline.train.weighted import COLUMN, weights_of
 
 SCORES = np.arange(101.0)
 LEAST = 10  # labelled films with the disease, and without, under which a table would be a guess
@@ -101,13 +102,17 @@ def sample_sizes(sensitivity: float, specificity: float, width: float, prevalenc
     return {"with": cases, "without": others, "people": math.ceil(people - 1e-9) if math.isfinite(people) else 0}
 
 
-def table_of(y: np.ndarray, score: np.ndarray, patients: Sequence[str], costs: Costs) -> dict[str, np.ndarray]:
+def table_of(
+    y: np.ndarray, score: np.ndarray, patients: Sequence[str], costs: Costs, mass: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
     """Each figure of `yields` at `SCORES`, (101, 3): value, and its 95 % interval by bootstrap over patients.
 
     Args:
         y: (N,) bool. score: (N,) 0 to 100, as results.csv has it.
+        mass: (N,) how many films each stands for, see `train.weighted`; None counts them alike.
     """
     reached = np.asarray(score)[:, None] >= SCORES
+    of_each = np.ones(len(y)) if mass is None else np.asarray(mass, float)
 
     def at(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         sick, well = weights * y, weights * ~y
@@ -120,8 +125,8 @@ def table_of(y: np.ndarray, score: np.ndarray, patients: Sequence[str], costs: C
     while len(samples) < _REPEATS:
         weights = np.bincount(draw.integers(count, size=count), minlength=count)[codes].astype(float)
         if (weights * y).any() and (weights * ~y).any():
-            samples.append(yields(*at(weights), costs))
-    value = yields(*at(np.ones(len(y))), costs)
+            samples.append(yields(*at(weights * of_each), costs))
+    value = yields(*at(of_each), costs)
     out = {}
     for name in FIGURES:
         spread = np.array([sample[name] for sample in samples])
@@ -187,16 +192,16 @@ def plan(
         )
     score = np.array([film["score"] for film in judged])
     patients = np.array([film["patient"] for film in judged])
+    mass = weights_of([film["weight"] for film in judged])
     groups = {}
     for name, keep in _groups(judged).items():
         own = np.array(keep, bool)
         if min((y & own).sum(), (~y & own).sum()) >= LEAST_OF_GROUP or name == "all":
-            score = np.array([film["score"] for film in judged])
-            patients = np.array([film["patient"] for film in judged])
+            own_mass = None if mass is None else mass[own]
             groups[name] = (
                 int((y & own).sum()),
                 int((~y & own).sum()),
-                table_of(y[own], score[own], patients[own], costs),
+                table_of(y[own], score[own], patients[own], costs, own_mass),
             )
     sensitivity = groups["all"][2]["sensitivity"][:, 0]
     if threshold is None:
@@ -240,6 +245,7 @@ def _joined(results: Path, manifest: Manifest, classes: Sequence[str]) -> tuple[
             continue
         score = float(row["tb_score"]) if row["status"] == OK and row.get("tb_score") else None
         known = {key: str(film.get(key) or row.get(key) or "") for key in ("age", "sex")}
+        known["weight"] = str(film.get(COLUMN) or "")
         films.append({"label": film["label"], "patient": film["patient"], "score": score, **known})
     return films, missing
 

@@ -26,6 +26,7 @@ from cxr_pipeline.report.page import (
     page,
     said,
     table,
+    template,
 )
 from cxr_pipeline.report.summary import Tally, answers_of, probabilities_of, summary
 from cxr_pipeline.results.drawing import FAINT, HEAT
@@ -36,6 +37,7 @@ from cxr_pipeline.results.reader import film_file
 from cxr_pipeline.run.isolation import IsolatedReader
 from cxr_pipeline.stages.base import FAILED, OK, REFUSED
 from cxr_pipeline.stages.scores import AT_THRESHOLD, Scale, probability_at
+from cxr_pipeline.texts import Texts
 
 EMBEDDED = 2000  # films in the page itself, about 20 KB each; it must open on a small machine too
 TIMES = ("<!-- times of run.json -->", "<!-- end of times -->")  # all that differs between two runs of the same films
@@ -48,6 +50,7 @@ def write_report(
     embed: int = EMBEDDED,
     workers: int | None = None,
     progress: Callable[[int], None] | None = None,
+    language: str | None = None,
 ) -> Path:
     """Write `report.html` into the folder of a run, finished or not; an older one is replaced at once or not at all.
 
@@ -56,8 +59,10 @@ def write_report(
         embed: films whose pictures are in the page, those with the highest scores; the others are links to overlays/.
         workers: threads; by default one a core.
         progress: called with the number of films done.
+        language: one of `texts.LANGUAGES`; by default that of the run.
 
     Raises:
+        LanguageError: there is no such language.
         ReportError: the folder holds no run, or a run is working in it.
         OSError: a file cannot be read or written.
     """
@@ -71,11 +76,12 @@ def write_report(
         ) from None
     except ValueError as error:
         raise ReportError(f"{folder / 'run.json'} is not a run of this program ({error})") from None
+    say = Texts(language or run.get("language") or "en")
     lock = FolderLock(folder)
     if not lock.acquire():
         raise ReportError(f"a run is working in {folder}. Wait for it, then ask for the report again")
     try:
-        return _write(folder, run, journal, embed, workers or cores(), progress or (lambda done: None))
+        return _write(folder, run, journal, embed, workers or cores(), progress or (lambda done: None), say)
     finally:
         lock.release()
 
@@ -87,6 +93,7 @@ def _write(
     embed: int,
     workers: int,
     progress: Callable[[int], None],
+    say: Texts,
 ) -> Path:
     tally = Tally.of(entry["row"] for entry in journal)
     linked = sum(tally.counts.values()) > embed
@@ -105,9 +112,10 @@ def _write(
         "colours": turbo(),
         "faint": FAINT,
         "heat": HEAT,
+        "texts": say.table,
     }
-    with page(folder / REPORT, "Chest X-ray run", "report.js", linked=linked) as file:
-        for part in (summary(run, tally, facts), _films(tally, facts, linked, embed), _about(run)):
+    with page(folder / REPORT, say("Chest X-ray run"), "report.js", linked=linked, say=say) as file:
+        for part in (summary(run, tally, facts, say), _films(tally, facts, linked, embed, say), _about(run, say)):
             file.write(part.encode())
         file.write(data_block("facts", facts).encode())
         file.write(b'<script type="application/json" id="rows">[')
@@ -189,33 +197,38 @@ def _row(entry: dict[str, Any], embedded: bool) -> dict[str, Any]:
     return {key: value for key, value in out.items() if value or value == 0 or key == "regions"}
 
 
-def _films(tally: Tally, facts: dict[str, Any], linked: bool, embed: int) -> str:
-    text = (Path(__file__).parent / "templates" / "films.html").read_text(encoding="utf-8")
-    note = '<p class="small">This page holds small copies of the films: treat it like the films themselves.</p>\n'
+def _films(tally: Tally, facts: dict[str, Any], linked: bool, embed: int, say: Texts) -> str:
+    text = template("films.html", say)
+    copies = say("This page holds small copies of the films: treat it like the films themselves.")
+    note = f'<p class="small">{escape(copies)}</p>\n'
     if linked:
-        note += (
-            f'<p class="warning">The page itself holds the pictures of the {embed} films with the highest scores. '
-            "Those of the others are links to the folder overlays beside it: keep it there to see them.</p>"
+        links = say(
+            "The page itself holds the pictures of the {n} films with the highest scores. Those of the others are "
+            "links to the folder overlays beside it: keep it there to see them.",
+            n=embed,
         )
-    answers = [label for label, _ in answers_of(tally, facts)]
+        note += f'<p class="warning">{escape(links)}</p>'
+    answers = [label for label, _ in answers_of(tally, facts, say)]
     if facts["several"] and answers:
         answers.pop()
     options = "".join(f"<option>{escape(label)}</option>" for label in answers)
     if facts["several"]:
-        options += '<option value="|">none of them</option>'
+        options += f'<option value="|">{escape(say("none of them"))}</option>'
     text = text.replace("<!-- note -->", note).replace("<!-- labels -->", options)
-    score, head = ("Probability, %", "Probability, %") if facts["several"] else ("Score", f"{facts['positive']} score")
-    return text.replace("<!-- score -->", score).replace("<!-- score head -->", escape(head))
+    head = say("Probability, %") if facts["several"] else say("{name} score", name=facts["positive"])
+    return text.replace("<!-- score head -->", escape(head))
 
 
-def _about(run: dict[str, Any]) -> str:
+def _about(run: dict[str, Any], say: Texts) -> str:
     """What made the results: times, weights with their cards, versions, settings."""
     seconds = run.get("seconds") or {}
     total = sum((run.get("counts") or {}).get(status, 0) for status in (OK, REFUSED, FAILED))
     rows = [[name, f"{value:.1f}"] for name, value in seconds.items()]
     times = table(["part", "seconds"], rows, "Seconds by part; of all threads together, except the total")
     when = f"<p>{total} films, from {escape(run.get('started'))} to {escape(run.get('ended'))}.</p>\n"
-    out = '<section aria-labelledby="made">\n<h2 id="made">What made these results</h2>\n'
+    out = (
+        f'<section class="made" aria-labelledby="made">\n<h2 id="made">{escape(say("What made these results"))}</h2>\n'
+    )
     out += (
         TIMES[0] + "\n" + (when + times if rows else "<p>No times: the run has not finished.</p>\n") + TIMES[1] + "\n"
     )

@@ -11,7 +11,8 @@ from typing import Any
 from cxr_pipeline.report.page import Markup, escape, folded, number, table
 from cxr_pipeline.results.worklist import Work, kind_of
 from cxr_pipeline.stages.base import FAILED, OK, REFUSED
-from cxr_pipeline.stages.decisions import NEGATIVE, POSITIVE, UNSURE
+from cxr_pipeline.stages.sets import NEGATIVE, POSITIVE, UNSURE
+from cxr_pipeline.texts import ENGLISH, Texts
 
 SCREENS = (POSITIVE, UNSURE, NEGATIVE)
 _BINS = 20
@@ -49,6 +50,7 @@ class Tally:
         reasons: by status, films by reason.
         warnings: films by warning; `warned` is the number of films that have any.
         examples: by reason or warning, the first films that have it: (file name, the text in full).
+        folders: films by the folder that their path names.
     """
 
     counts: Counter = field(default_factory=Counter)
@@ -60,6 +62,7 @@ class Tally:
     warned: int = 0
     screens: Counter = field(default_factory=Counter)
     examples: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
+    folders: Counter = field(default_factory=Counter)
 
     @classmethod
     def of(cls, rows: Iterable[dict[str, str]]) -> Tally:
@@ -68,6 +71,7 @@ class Tally:
         for row in rows:
             tally.counts[row["status"]] += 1
             tally.screens[kind_of(row)] += 1
+            tally.folders[folder_of(row["image"])] += 1
             if row.get("label"):
                 tally.labels.update(row["label"].split("|"))
             if row.get("tb_score"):
@@ -104,71 +108,118 @@ def name_of(image: str) -> str:
     return re.split(r"[/\\]", image)[-1]
 
 
+def folder_of(image: str) -> str:
+    """The folder of a path of any system, as it was given; empty where the path has none."""
+    return re.sub(r"[/\\]?[^/\\]*$", "", image)
+
+
 def reason(error: str, image: str) -> str:
     """An error without what is the film's own: its name, and its numbers."""
     text = error.removeprefix(f"{name_of(image)}: ").replace(image, "the file").replace(name_of(image), "the file")
     return re.sub(r"\d+(?:[.,]\d+)*", "…", text) or "no reason given"
 
 
-def answers_of(tally: Tally, facts: dict[str, Any]) -> list[tuple[str, int]]:
+def answers_of(tally: Tally, facts: dict[str, Any], say: Texts = ENGLISH) -> list[tuple[str, int]]:
     """The films by answer: of several labels a film every label, in the order of the classes, and those with none."""
     if not facts["several"]:
         return sorted(tally.labels.items())
     if not tally.probabilities:
         return []
-    return [*((name, tally.labels[name]) for name in facts["classes"]), ("none of them", tally.labels[""])]
+    return [*((name, tally.labels[name]) for name in facts["classes"]), (say("none of them"), tally.labels[""])]
 
 
-def summary(run: dict[str, Any], tally: Tally, facts: dict[str, Any]) -> str:
+def summary(run: dict[str, Any], tally: Tally, facts: dict[str, Any], say: Texts = ENGLISH) -> str:
     """The page's first section: what `run.json` and the tally say, as HTML; `facts` as the page's script gets them."""
     total = sum(tally.counts.values())
-    boxes = [("films", total), *((status, tally.counts[status]) for status in (OK, REFUSED, FAILED))]
+    boxes = [(say("films"), total), *((say(status), tally.counts[status]) for status in (OK, REFUSED, FAILED))]
     screened = [name for name in SCREENS if any(tally.screens[one] for one in SCREENS)]
-    boxes += [(f"screen {name}", tally.screens[name]) for name in screened]
-    word = "likeliest" if screened else "answered"
-    boxes += [(f"{word} {label}", count) for label, count in answers_of(tally, facts)]
-    out = '<section aria-labelledby="summary">\n<h2 id="summary">Summary</h2>\n'
+    boxes += [(say("screen {screen}", screen=say(name)), tally.screens[name]) for name in screened]
+    word = say("likeliest {label}") if screened else say("answered {label}")
+    boxes += [(word.replace("{label}", label), count) for label, count in answers_of(tally, facts, say)]
+    out = f'<section aria-labelledby="summary">\n<h2 id="summary">{escape(say("Summary"))}</h2>\n'
     if not run.get("finished"):
-        out += '<p class="warning">This run has not finished: the page shows what it has done so far.</p>\n'
+        text = say("This run has not finished: the page shows what it has done so far.")
+        out += f'<p class="warning">{escape(text)}</p>\n'
     if "shard" in run:
         shard = run["shard"]
-        out += (
-            f'<p class="warning">Part {shard["number"]} of {shard["of"]} of a run over {shard["inputs"]} films.</p>\n'
-        )
+        part = {"number": shard["number"], "of": shard["of"], "n": shard["inputs"]}
+        text = say("Part {number} of {of} of a run over {n} films.", **part)
+        out += f'<p class="warning">{escape(text)}</p>\n'
     if run.get("unchecked"):
         out += f'<p class="warning">{escape(run["unchecked"])}.</p>\n'
+    if screened:
+        work = Work(dict(tally.screens))
+        what = say("What to read first, and why, is in worklist.csv.")
+        out += f'<p class="first"><strong>{escape(work.said(say))}</strong> {escape(what)}</p>\n'
     out += '<dl class="counts">\n'
     out += "".join(f"<div><dt>{escape(name)}</dt><dd>{count}</dd></div>\n" for name, count in boxes) + "</dl>\n"
-    if screened:
-        said = Work(dict(tally.screens)).said()
-        out += f"<p>{escape(said)} What to read first, and why, is in worklist.csv.</p>\n"
     if sum(tally.bins):
-        out += _histogram(tally.bins, facts["cutoff"], f"{facts['positive']} score")
+        out += _histogram(tally.bins, facts["cutoff"], say("{name} score", name=facts["positive"]), say)
     elif facts["several"] and tally.probabilities:
         out += _by_label(tally, facts)
     else:
-        out += "<p>No film has a score: the chain ended before the classifier, or no film was judged.</p>\n"
+        text = say("No film has a score: the chain ended before the classifier, or no film was judged.")
+        out += f"<p>{escape(text)}</p>\n"
+    titles = {REFUSED: say("Films refused, by reason"), FAILED: say("Films failed, by reason")}
     for status, reasons in tally.reasons.items():
         if reasons:
-            out += _grouped(f"Films {status}, by reason", reasons, tally)
+            out += _grouped(titles[status], reasons, tally, say)
     if tally.warned:
-        out += _grouped(f"Warnings, on {tally.warned} of {total} films", tally.warnings, tally)
+        out += _grouped(say("Warnings, on {m} of {n} films", m=tally.warned, n=total), tally.warnings, tally, say)
     else:
-        out += "<p>No film has a warning.</p>\n"
-    return out + "</section>\n"
+        out += f"<p>{escape(say('No film has a warning.'))}</p>\n"
+    return out + _inputs(run, tally, say) + "</section>\n"
 
 
-def _grouped(title: str, counted: Counter, tally: Tally) -> str:
+def _inputs(run: dict[str, Any], tally: Tally, say: Texts) -> str:
+    """Where the films lay, which of them are equal, and what was left out."""
+    out = ""
+    if len(tally.folders) > 1:
+        most = tally.folders.most_common(_FOLDERS)
+        rest = len(tally.folders) - len(most)
+        rows = [[folder or ".", count] for folder, count in sorted(most)]
+        rows += [[say("and {n} more", n=rest), sum(tally.folders.values()) - sum(count for _, count in most)]] * bool(
+            rest
+        )
+        out += table([say("folder"), say("films")], rows, say("Films by folder"), kind="reasons")
+    if run.get("same_files"):
+        text = say(
+            "{n} film(s) are byte for byte the same file as another, which their warnings name.", n=run["same_files"]
+        )
+        out += f'<p class="warning">{escape(text)}</p>\n'
+    left = {why: part for why, part in (run.get("left_out") or {}).items() if isinstance(part, dict)}
+    if left:
+        rows = [
+            [_WHY.get(why, why), part["count"], ", ".join(map(name_of, part["files"][:_NAMED]))]
+            for why, part in left.items()
+        ]
+        title = say("Files left out, which are in no count; all of them are in left_out.csv")
+        out += table([say("what"), say("files"), say("such as")], rows, title, kind="reasons")
+    return out
+
+
+_FOLDERS = 20  # that the summary lists
+_WHY = {
+    "no_image": "no image: their first bytes are those of no format that is read",
+    "archive": "archives, which are not unpacked",
+    "link": "links to nothing, or to themselves",
+    "index": "indices, such as DICOMDIR and Thumbs.db",
+    "hidden": "hidden files, whose name begins with a dot or ends with ~",
+    "results": "results of an earlier run",
+}
+
+
+def _grouped(title: str, counted: Counter, tally: Tally, say: Texts) -> str:
     rows = []
     for group, count in sorted(counted.items(), key=lambda item: (-item[1], item[0])):
         names, texts = zip(*tally.examples[group], strict=True)
-        rows.append([texts[0] or group if count == 1 else group, count, _names(names, count)])
-    return table(["what", "films", "such as"], rows, title, kind="reasons")
+        rows.append([texts[0] or group if count == 1 else group, count, _names(names, count, say)])
+    return table([say("what"), say("films"), say("such as")], rows, title, kind="reasons")
 
 
-def _names(named: Sequence[str], count: int) -> str:
+def _names(named: Sequence[str], count: int, say: Texts) -> str:
     more = count - len(named)
-    return ", ".join(named) + (f" and {more} more" if more > 0 else "")
+    return ", ".join(named) + (" " + say("and {n} more", n=more) if more > 0 else "")
 
 
 def _by_label(tally: Tally, facts: dict[str, Any]) -> str:
@@ -201,7 +252,7 @@ def _small_histogram(bins: list[int], threshold: float | None) -> str:
     return f'<svg viewBox="0 0 100 20" preserveAspectRatio="none" aria-hidden="true">{marks}</svg>'
 
 
-def _histogram(bins: list[int], cutoff: float | None, score_name: str) -> str:
+def _histogram(bins: list[int], cutoff: float | None, score_name: str, say: Texts) -> str:
     """Films by score as an SVG with the threshold (a score), and the same as a table."""
     threshold = None if cutoff is None else cutoff / 100
     width, height, left, top, bottom = 720, 200, 44, 22, 42
@@ -221,17 +272,23 @@ def _histogram(bins: list[int], cutoff: float | None, score_name: str) -> str:
     marks += f'<text x="{left - 6}" y="{top + 5}" text-anchor="end">{peak}</text>'
     marks += f'<text x="{left - 6}" y="{base}" text-anchor="end">0</text>'
     marks += f'<text x="{(left + width) / 2:.0f}" y="{height - 6}" text-anchor="middle">{escape(score_name)}</text>'
-    told = f"{sum(bins)} films by {score_name}, in steps of {100 // len(bins)} from 0 to 100."
+    counts = {"n": sum(bins), "score": score_name, "step": 100 // len(bins)}
+    shown = say("{n} films by {score}, in steps of {step} from 0 to 100.", **counts)
     if threshold is not None:
         x = left + threshold * step * len(bins)
         marks += f'<line class="threshold" x1="{x:.1f}" y1="{top - 6}" x2="{x:.1f}" y2="{base}"/>'
         anchor, dx = ("end", -5) if threshold > 0.7 else ("start", 5)
-        marks += f'<text x="{x + dx:.1f}" y="{top - 8}" text-anchor="{anchor}">threshold {100 * threshold:.1f}</text>'
-        told += f" The threshold is {100 * threshold:.1f}."
-    rows = [[f"{100 * n // len(bins)} to {100 * (n + 1) // len(bins)}", count] for n, count in enumerate(bins)]
+        marks += f'<text x="{x + dx:.1f}" y="{top - 8}" text-anchor="{anchor}">'
+        marks += f"{escape(say('threshold'))} {100 * threshold:.1f}</text>"
+        shown += " " + say("The threshold is {threshold}.", threshold=f"{100 * threshold:.1f}")
+    rows = [[f"{100 * n // len(bins)}–{100 * (n + 1) // len(bins)}", count] for n, count in enumerate(bins)]
     return (
         f'<figure class="histogram"><svg viewBox="0 0 {width} {height}" role="img" aria-labelledby="hist-text">'
-        f'<title id="hist-text">{escape(told)} The counts are in the table below.</title>{marks}</svg>\n'
-        f"<figcaption>{escape(told)}</figcaption></figure>\n"
-        + folded("The counts as a table", table(["score", "films"], rows, f"Films by {score_name}"))
+        f'<title id="hist-text">{escape(shown + " " + say("The counts are in the table below."))}</title>'
+        f"{marks}</svg>\n"
+        f"<figcaption>{escape(shown)}</figcaption></figure>\n"
+        + folded(
+            say("The counts as a table"),
+            table([say("score"), say("films")], rows, say("Films by {score}", score=score_name)),
+        )
     )

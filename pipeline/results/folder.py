@@ -35,7 +35,7 @@ from cxr_pipeline.results.filmfiles import FOLDERS, FilmFiles
 from cxr_pipeline.results.identity import Identity, ResultsError
 from cxr_pipeline.results.journal import FolderLock, Journal
 from cxr_pipeline.results.outputs import Output, chosen, columns, output_class, output_names
-from cxr_pipeline.results.outputs.table import Table
+from cxr_pipeline.results.outputs.table import Table, cells
 from cxr_pipeline.results.quick import REPORT
 from cxr_pipeline.results.reader import rows, run_info
 from cxr_pipeline.stages.base import Record
@@ -232,7 +232,7 @@ class ResultsFolder:
         """Take over the entry of an input whose pictures are here already: of another process, or another folder."""
         with self._guard:
             self.journal.append(key, entry)
-            self._csv.write(csv_line(self.columns, entry["row"]))
+            self._csv.write(csv_line(self.columns, cells(entry["row"])))
 
     def refresh(self) -> None:
         """Write the files of all films as they stand now, while the folder stays open for more.

@@ -49,6 +49,8 @@ def rows(folder: Path) -> Iterator[dict[str, str]]:
         file.seek(0)
         last = None
         for row in csv_rows(io.TextIOWrapper(file, encoding="utf-8", errors="replace", newline="")):
+            if "score" in row:  # of weights that do not know TB; within the program it has one name
+                row.setdefault("tb_score", row["score"])
             if last is not None:
                 yield last
             last = row

@@ -21,7 +21,9 @@ from cxr_pipeline.results.journal import JournalReader
 from cxr_pipeline.results.outputs.identifiers import COLUMNS as IDENTIFIERS
 from cxr_pipeline.results.reader import rows, run_info
 from cxr_pipeline.stages.base import FAILED, OK, REFUSED
-from cxr_pipeline.stages.decisions import AT_THRESHOLD, NEGATIVE, POSITIVE, UNSURE
+from cxr_pipeline.stages.scores import AT_THRESHOLD
+from cxr_pipeline.stages.sets import NEGATIVE, POSITIVE, UNSURE
+from cxr_pipeline.texts import ENGLISH, Texts
 
 COLUMNS = ("place", "file", "folder", "id", "screen", "score", "label", "where", "reason")
 _ORDER = (POSITIVE, UNSURE, REFUSED, FAILED, NEGATIVE, OK)
@@ -47,22 +49,26 @@ class Work:
         """How many to read first: positive and unsure ones."""
         return self.counts.get(POSITIVE, 0) + self.counts.get(UNSURE, 0)
 
-    def said(self) -> str:
+    def said(self, say: Texts = ENGLISH) -> str:
         """In words, a line or two."""
         total = sum(self.counts.values())
-        parts = [f"{self.counts.get(name, 0)} {name}" for name in (REFUSED, FAILED)]
+        films = say("1 film") if total == 1 else say("{n} films", n=total)
+        parts = [f"{self.counts.get(name, 0)} {say(name)}" for name in (REFUSED, FAILED)]
         answers = ", ".join(f"{count} {name}" for name, count in sorted(self.labels.items()))
-        likeliest = f"\nLikeliest class: {answers}." if answers else ""
-        if not any(self.counts.get(name) for name in (POSITIVE, UNSURE, NEGATIVE)):
-            return f"{_films(total)}: {', '.join(parts)}.{likeliest}"
-        screens = [f"{self.counts.get(POSITIVE, 0)} screen positive", f"{self.counts.get(UNSURE, 0)} unsure"]
-        screens.append(f"{self.counts.get(NEGATIVE, 0)} negative")
-        read = f" Read these {self.first} first." if self.first > 1 else " Read this one first." if self.first else ""
-        return f"{_films(total)}: {', '.join(screens + parts)}.{read}{likeliest}"
+        likeliest = "\n" + say("Likeliest class: {answers}.", answers=answers) if answers else ""
+        if any(self.counts.get(name) for name in (POSITIVE, UNSURE, NEGATIVE)):
+            screens = [say("{n} screen positive", n=self.counts.get(POSITIVE, 0))]
+            screens += [f"{self.counts.get(name, 0)} {say(name)}" for name in (UNSURE, NEGATIVE)]
+            parts = screens + parts
+        if self.first:
+            likeliest = " " + self.first_said(say) + likeliest
+        return f"{films}: {', '.join(parts)}.{likeliest}"
 
-
-def _films(count: int) -> str:
-    return f"{count} film{'' if count == 1 else 's'}"
+    def first_said(self, say: Texts = ENGLISH) -> str:
+        """How many to read first, as a sentence; empty where there are none."""
+        if self.first > 1:
+            return say("Read these {n} first.", n=self.first)
+        return say("Read this one first.") if self.first else ""
 
 
 def kind_of(row: Mapping[str, str]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +57,8 @@ def open_chain(spec: ChainSpec, arguments: dict[str, Any] | None = None, *, late
         "unchecked": unchecked(chain),
         "versions": versions(),
         "arguments": arguments or {},
+        "date": date.today().isoformat(),
+        "language": spec.language,
     }
     identity = identity_of(chain, runtime=spec.runtime, about=about)
     settings = {stage.name: dict(stage.settings) for stage in chain if stage.settings}

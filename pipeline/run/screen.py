@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,17 +29,20 @@ from cxr_pipeline.data.files import (
     write_json,
 )
 from cxr_pipeline.data.locks import FolderLock
-from cxr_pipeline.results.drawing import answers, layout, strip_of
+from cxr_pipeline.results.drawing import Caption, Made, answers, layout, strip_of
 from cxr_pipeline.results.folder import LAYOUT, REPORT
 from cxr_pipeline.results.identity import ResultsError
 from cxr_pipeline.results.journal import Journal
 from cxr_pipeline.results.outputs import columns, output_class, output_names
 from cxr_pipeline.results.outputs.overlays import overlay_jpeg
+from cxr_pipeline.results.outputs.table import cells
 from cxr_pipeline.results.reader import ResultsReader, film_file, inside
 from cxr_pipeline.results.worklist import write_worklist
 from cxr_pipeline.stages.base import OK, fingerprint_of
-from cxr_pipeline.stages.decisions import AT_THRESHOLD, DOUBTS, Answer, Rules, probabilities_of, shown
+from cxr_pipeline.stages.decisions import DOUBTS, Answer, Rules, probabilities_of
+from cxr_pipeline.stages.scores import AT_THRESHOLD, shown
 from cxr_pipeline.stages.uncertain import uncertain
+from cxr_pipeline.texts import ENGLISH, Texts
 from cxr_pipeline.train.site import check_site, read_site
 
 _OVERLAY = 50_000_000  # bytes that an overlay may have
@@ -160,12 +163,12 @@ def _write(folder: Path, run: dict[str, Any], previous: Rules, decisions: dict[s
                 _decide(row, dict(zip(decisions["classes"], map(float, p), strict=True)), rules, decisions)
                 texts = _texts(row, rules)
                 if texts != shown_before:
-                    _caption(folder, entry, texts, mode)
+                    _caption(folder, run, entry, rules, mode)
                     _forget(folder, entry)
                 before[old] += 1
                 now[row["screen"]] += 1
                 changed += old != row["screen"]
-            rows.write(csv_line(names, row))
+            rows.write(csv_line(names, cells(row)))
             entries.write((json.dumps(entry, separators=(",", ":")) + "\n").encode())
         journal.close()
     (folder / REPORT).unlink(missing_ok=True)  # it tells of what was decided before
@@ -193,13 +196,13 @@ def _decide(row: dict[str, str], p: Mapping[str, float], rules: Rules, decisions
     return answer
 
 
-def _texts(row: Mapping[str, str], rules: Rules) -> list[str]:
+def _texts(row: Mapping[str, str], rules: Rules, say: Texts = ENGLISH) -> list[str]:
     """What an overlay's caption says of a film, the longest form first."""
     extra = {"positive": rules.positive, "cutoff": rules.cutoff}
-    return answers(row["label"], row.get("screen") or None, float(row["tb_score"]), extra)
+    return answers(row["label"], row.get("screen") or None, float(row["tb_score"]), extra, say)
 
 
-def _caption(folder: Path, entry: dict[str, Any], texts: Sequence[str], mode: int) -> None:
+def _caption(folder: Path, run: Mapping[str, Any], entry: dict[str, Any], rules: Rules, mode: int) -> None:
     """Draw the overlay's strip anew, and note the file's new size and checksum. The film above it is packed again.
 
     An overlay that is missing or cut is left to the next run, which sees that, and draws it again.
@@ -217,7 +220,11 @@ def _caption(folder: Path, entry: dict[str, Any], texts: Sequence[str], mode: in
     height, width, strip = layout(int(row["height"]), int(row["width"]))
     if drawn is None or drawn.shape[:2] != (height + strip, width):
         return
-    drawn[height:] = strip_of(texts, width, strip)
+    made = Made.of(row["image"], run, str(run.get("version", "")))
+    regions = entry.get("regions") or []
+    of = entry.get("heatmap_label") or (regions[0]["category"] if regions else "")
+    caption = Caption(_texts(row, rules, made.say), made, of if entry.get("heat") else None)
+    drawn[height:] = strip_of(caption, width, strip)
     data = overlay_jpeg(drawn)
     write_bytes(path, data, mode=mode)
     entry["files"][name] = {"size": len(data), "sha256": sha256_of(data)}

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cxr_pipeline import stages
+from cxr_pipeline.texts import Texts
 
 if TYPE_CHECKING:
     from cxr_pipeline.configs.schema import Config
@@ -33,6 +34,8 @@ class ChainSpec:
         label: class whose map and regions are shown, in place of the predicted one.
         refuse: False lets films go on that would be refused, with the reasons as warnings.
         threads: cores for each network; None lets it take all.
+        language: of overlays and report, see `texts.LANGUAGES`.
+        overrides: run settings on top of all else, each "STAGE.NAME=VALUE".
     """
 
     weights: str = "tb"
@@ -45,6 +48,8 @@ class ChainSpec:
     label: str | None = None
     refuse: bool = True
     threads: int | None = None
+    language: str = "en"
+    overrides: tuple[str, ...] = ()
 
     def absolute(self) -> ChainSpec:
         """The same for processes in other working folders: paths are absolute, names stay."""
@@ -62,12 +67,14 @@ class ChainSpec:
         """The stages in order, with the settings of this call on top of what their cards decide.
 
         Raises:
+            texts.LanguageError: there are no texts in that language.
             stages.UnknownStageError: no stage has that name.
             models.store.WeightsError: the weights do not exist, lack a stage, or cannot be opened.
             configs.schema.ConfigError: the config cannot be read, or names other classes than the weights have.
             train.site.CalibrationError: the site file cannot be read, or is of other weights.
             stages.base.StageError: the label is none of the classes, or a threshold is given and there is no score.
         """
+        Texts(self.language)  # refuses a language that there is none of before networks load
         wanted = None
         if self.config is not None:
             from cxr_pipeline.configs.schema import load_config
@@ -85,6 +92,8 @@ class ChainSpec:
             chain = [s.with_settings(cutoff=float(self.threshold)) if "cutoff" in s.call_settings else s for s in chain]
         if self.label is not None:
             chain = [s.with_settings(label=self.label) if "label" in s.run_settings else s for s in chain]
+        if self.overrides:
+            chain = _overridden(self.overrides, chain)
         if not self.refuse:  # the first stage checks films; one behind it does where there is no such stage
             first = next((stage for stage in chain if "refuse" in stage.call_settings), None)
             chain = [stage.with_settings(refuse=False) if stage is first else stage for stage in chain]
@@ -114,6 +123,26 @@ def _with_config(config: Config, chain: Sequence[Stage]) -> list[Stage]:
             "Take the config that the weights were trained with, or one without classes"
         )
     return [stage.with_settings(**_changed(config, stage)) for stage in chain]
+
+
+def _overridden(overrides: Sequence[str], chain: Sequence[Stage]) -> list[Stage]:
+    from cxr_pipeline.configs.schema import load_config
+    from cxr_pipeline.stages.base import StageError
+
+    allowed = [f"{stage.name}.{name}" for stage in chain for name in stage.run_settings]
+    for one in overrides:
+        key = one.partition("=")[0].strip()
+        if key not in allowed:
+            raise StageError(
+                f"--set {one}: a run has the settings {', '.join(allowed)}. Others belong to `train --set`"
+            )
+    typed = load_config("tb", overrides)  # says what is wrong with a value
+    names = {tuple(one.partition("=")[0].strip().split(".", 1)) for one in overrides}
+    out = []
+    for stage in chain:
+        own = {name: getattr(getattr(typed, stage.name), name) for of, name in sorted(names) if of == stage.name}
+        out.append(stage.with_settings(**own) if own else stage)
+    return out
 
 
 def _changed(config: Config, stage: Stage) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -38,8 +38,10 @@ from cxr_pipeline.stages.classify_calibration import rounded_down
 from cxr_pipeline.stages.films import stream
 from cxr_pipeline.stages.scores import fit_scale
 from cxr_pipeline.stages.sets import useful_sets
+from cxr_pipeline.train import weighted
 from cxr_pipeline.train.evaluation import labels_of
 from cxr_pipeline.train.site import CalibrationError, apply_site, read_site
+from cxr_pipeline.train.weighted import COLUMN, Weights, weights_of
 
 __all__ = ["CalibrationError", "Fit", "apply_site", "calibrate", "fit", "labelled_logits", "read_site"]
 
@@ -63,7 +65,7 @@ class Fit:
         return metrics.softmax(logits / self.temperature + self.offsets)
 
 
-def fit(logits: np.ndarray, labels: np.ndarray) -> Fit:
+def fit(logits: np.ndarray, labels: np.ndarray, weights: Weights = None) -> Fit:
     """A further temperature (Guo et al. 2017) and an offset a class, by penalised maximum likelihood.
 
     A temperature alone cannot follow a site's own mix of classes, and so leaves probabilities off by as much as that
@@ -73,11 +75,13 @@ def fit(logits: np.ndarray, labels: np.ndarray) -> Fit:
 
     Args:
         logits: (N, classes), as the weights would turn them into probabilities. labels: (N,) int class numbers.
+        weights: (N,) how many films each stands for, see `train.weighted`; None counts them alike.
     """
     from scipy.optimize import minimize
 
     logits, labels = np.asarray(logits, float), np.asarray(labels, int)
     rows, present = np.arange(len(labels)), np.unique(labels)
+    mass = np.ones(len(labels)) if weights is None else np.asarray(weights, float)
 
     def offsets(x: np.ndarray) -> np.ndarray:
         out = np.zeros(logits.shape[1])
@@ -86,7 +90,9 @@ def fit(logits: np.ndarray, labels: np.ndarray) -> Fit:
 
     def loss(x: np.ndarray) -> float:
         chosen = metrics.softmax(logits / np.exp(x[0]) + offsets(x))[rows, labels]
-        return float(-np.log(np.maximum(chosen, 1e-12)).sum() + x[0] ** 2 / 2 + (x[1:] ** 2).sum() / (2 * _SPREAD**2))
+        return float(
+            -(mass * np.log(np.maximum(chosen, 1e-12))).sum() + x[0] ** 2 / 2 + (x[1:] ** 2).sum() / (2 * _SPREAD**2)
+        )
 
     found = minimize(loss, np.zeros(1 + len(present)), method="L-BFGS-B", bounds=[(-3, 3)] + [(-8, 8)] * len(present))
     return Fit(float(np.exp(found.x[0])), offsets(found.x))
@@ -106,7 +112,8 @@ def calibrate(
     """Fit on a site's labelled films and write the site file.
 
     Args:
-        data: a manifest, or a class-per-folder tree.
+        data: a manifest, or a class-per-folder tree. With a column `weight`, such as `pipeline read` leaves, each film
+            counts as much as its weight says.
         out: the file to write.
         split, source: of these films only; None takes all.
 
@@ -116,12 +123,13 @@ def calibrate(
     Raises:
         CalibrationError: fewer than 10 films with, or without, the positive class.
         ManifestError: the manifest has faults.
+        WeightError: a film's weight is no positive number.
         WeightsError: the weights cannot be loaded.
     """
     chain = stages.load_chain(weights, "classify", runtime)
     classify = classifier_of(chain)
     positive_class = classify.rules.positive
-    logits, labels, patients = labelled_logits(data, chain, split=split, source=source)
+    logits, labels, patients, mass = _labelled(data, chain, split=split, source=source)
     raw = logits
     # From here on as the weights answer, which the fit then stays near where films are few.
     logits = logits / classify.temperature + classify.offsets
@@ -135,18 +143,20 @@ def calibrate(
     lacking = [name for c, name in enumerate(classify.classes) if c not in labels]
     if lacking:
         log.warning("No film is labelled %s: its offset stays as the weights have it", " or ".join(lacking))
-    whole = fit(logits, labels)
+    whole = fit(logits, labels, mass)
     temperature = round(classify.temperature * whole.temperature, 4)
     offsets = [round(float(v), 4) for v in classify.offsets / whole.temperature + whole.offsets]
     # Of the numbers as they are stored: the threshold is between films that they judge.
     scores = metrics.softmax(raw / temperature + offsets)[:, positive]
     is_positive = labels == positive
-    threshold = metrics.threshold_for_sensitivity(is_positive, scores, target_sensitivity)
+    threshold = weighted.threshold_for_sensitivity(is_positive, scores, target_sensitivity, mass)
     spread = bootstrap(
-        lambda i: metrics.threshold_for_sensitivity(is_positive[i], scores[i], target_sensitivity), patients
+        lambda i: weighted.threshold_for_sensitivity(is_positive[i], scores[i], target_sensitivity, _of(mass, i)),
+        patients,
     )
-    held, unseen = _cross_validated(logits, labels, patients, positive, target_sensitivity)
+    held, unseen = _cross_validated(logits, labels, patients, positive, target_sensitivity, mass)
     seen = ~np.isnan(unseen).any(axis=1)
+    sets = useful_sets(unseen[seen], labels[seen], classify.classes, positive_class, _of(mass, seen))
     counts = Counter(classify.classes[label] for label in labels)
     facts = {
         "site": site or out.stem,
@@ -156,9 +166,10 @@ def calibrate(
         "threshold": rounded_down(float(threshold)),
         "threshold_ci95": [round(spread.low, 4), round(spread.high, 4)],
         "target_sensitivity": target_sensitivity,
-        "score": fit_scale(scores, is_positive, threshold).to_json(),
-        "sets": useful_sets(unseen[seen], labels[seen], classify.classes, positive_class).to_json(),
+        "score": fit_scale(scores, is_positive, threshold, mass).to_json(),
+        "sets": sets.to_json(),
         "films": {"n": len(labels), **{name: counts[name] for name in classify.classes if counts[name]}},
+        **({} if mass is None else {"weighted": {"effective_films": round(float(mass.sum()), 1)}}),
         "figures": {name: figure.to_json() for name, figure in held.items()},
         "date": date.today().isoformat(),
     }
@@ -189,13 +200,33 @@ def labelled_logits(
         CalibrationError: the weights give a film several labels.
         ManifestError: the manifest has faults.
     """
+    return _labelled(data, chain, split=split, source=source)[:3]
+
+
+def _of(weights: Weights, chosen: np.ndarray) -> Weights:
+    return None if weights is None else weights[chosen]
+
+
+def _labelled(
+    data: Path, chain: Sequence[Stage], *, split: str | None = None, source: str | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, Weights]:
+    """See `labelled_logits`; and how many films each stands for, see `train.weighted`."""
     classify = classifier_of(chain)
     manifest = read_manifest(data, classes=labels_of([classify])).relabelled(classify.class_of)
-    return _judge(manifest.select(split=split, source=source, labels=classify.classes), chain)
+    chosen = manifest.select(split=split, source=source, labels=classify.classes)
+    weights_of(chosen.table.get(COLUMN, ()))  # its faults are found sooner than films are judged
+    masses: list[str] = []
+    return *_judge(chosen, chain, masses), weights_of(masses)
 
 
-def _judge(data: Manifest, chain: Sequence[Stage]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Logits (N, classes), labels (N,) and patients (N,) of the films that the chain could judge."""
+def _judge(
+    data: Manifest, chain: Sequence[Stage], masses: list[str] | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Logits (N, classes), labels (N,) and patients (N,) of the films that the chain could judge.
+
+    Args:
+        masses: takes the cell of the column `weight` of each.
+    """
     classes = chain[-1].classes
     logits, labels, patients = [], [], []
     for row, record in stream(data, chain, description="calibrate"):
@@ -203,11 +234,18 @@ def _judge(data: Manifest, chain: Sequence[Stage]) -> tuple[np.ndarray, np.ndarr
             logits.append(record.extra["logits"])
             labels.append(classes.index(row["label"]))
             patients.append(row["patient"])
+            if masses is not None:
+                masses.append(str(row.get(COLUMN, "")))
     return np.array(logits, float).reshape(-1, len(classes)), np.array(labels, int), np.array(patients)
 
 
 def _cross_validated(
-    logits: np.ndarray, labels: np.ndarray, patients: np.ndarray, positive: int, target: float
+    logits: np.ndarray,
+    labels: np.ndarray,
+    patients: np.ndarray,
+    positive: int,
+    target: float,
+    weights: Weights = None,
 ) -> tuple[dict[str, metrics.Figure], np.ndarray]:
     """Figures, and probabilities (N, classes), on films that the fit did not see: five folds, by patient, threshold and
     all. Probabilities are NaN where no fit could be made without the film.
@@ -224,20 +262,21 @@ def _cross_validated(
         test, rest = fold == number, fold != number
         if not test.any() or not is_positive[rest].any() or is_positive[rest].all():
             continue
-        fitted = fit(logits[rest], labels[rest])
-        threshold = metrics.threshold_for_sensitivity(
-            is_positive[rest], fitted.probabilities(logits[rest])[:, positive], target
-        )
+        fitted = fit(logits[rest], labels[rest], _of(weights, rest))
+        own = fitted.probabilities(logits[rest])[:, positive]
+        threshold = weighted.threshold_for_sensitivity(is_positive[rest], own, target, _of(weights, rest))
         unseen[test] = fitted.probabilities(logits[test])
         score[test] = unseen[test, positive]
         called[test] = score[test] >= threshold
         judged |= test
     y, score, called, fold, patients = (values[judged] for values in (is_positive, score, called, fold, patients))
+    w = _of(weights, judged)
+    ece = bootstrap(lambda i: weighted.ece(score[i], y[i], _of(w, i)), patients, centred=True)  # see `bootstrap_ece`
     figures = {
-        "auroc": bootstrap(lambda i: _auroc_within(y[i], score[i], fold[i]), patients),
-        "sensitivity": bootstrap(lambda i: metrics.sensitivity(y[i], called[i], 0.5), patients),
-        "specificity": bootstrap(lambda i: metrics.specificity(y[i], called[i], 0.5), patients),
-        "ece": metrics.bootstrap_ece(score, y, patients),
+        "auroc": bootstrap(lambda i: _auroc_within(y[i], score[i], fold[i], _of(w, i)), patients),
+        "sensitivity": bootstrap(lambda i: weighted.sensitivity(y[i], called[i], _of(w, i)), patients),
+        "specificity": bootstrap(lambda i: weighted.specificity(y[i], called[i], _of(w, i)), patients),
+        "ece": replace(ece, low=float(np.maximum(ece.low, 0))),
     }
     return figures, unseen
 
@@ -253,13 +292,13 @@ def _folds(is_positive: np.ndarray, patients: np.ndarray) -> np.ndarray:
     return fold_of[codes]
 
 
-def _auroc_within(y: np.ndarray, score: np.ndarray, fold: np.ndarray) -> float:
+def _auroc_within(y: np.ndarray, score: np.ndarray, fold: np.ndarray, weights: Weights = None) -> float:
     """The mean AUROC of the folds, each weighted by its pairs of a positive and a negative film; NaN without any."""
     areas, pairs = [], []
     for number in np.unique(fold):
         own = fold == number
         positives = int(y[own].sum())
         if 0 < positives < own.sum():
-            areas.append(metrics.auroc(y[own], score[own]))
+            areas.append(weighted.auroc(y[own], score[own], _of(weights, own)))
             pairs.append(positives * (int(own.sum()) - positives))
     return float(np.average(areas, weights=pairs)) if pairs else float("nan")

@@ -20,6 +20,7 @@ _MEANING = {
     "lung_fraction": "Share of the film's pixels that are lung.",
     "label": "The likeliest class.",
     "screen": "positive, negative or unsure: the decision at the operating threshold.",
+    "score": "0 to 100; 50 is the operating threshold.",
     "tb_score": "0 to 100; 50 is the operating threshold.",
     "regions": "Number of boxes.",
     "sha256": "Of the uploaded bytes.",
@@ -84,6 +85,8 @@ class Limits(BaseModel):
     forget_after_minutes: float
     kept: bool = Field(description="Whether the operator keeps results on disk.")
     unchecked: str = Field("", description="Why films are not checked for being chest X-rays; empty where they are.")
+    positive: str = Field("", description="The class that films are screened for; empty without one.")
+    cutoff: float | None = Field(None, description="The score from which a film is screen positive.")
     notice: str = NOTICE
 
 
@@ -111,6 +114,8 @@ def result_of(row: dict[str, str], boxes: list[dict[str, Any]] | None, columns: 
         if name in _TEXT:
             out[name] = text or "" if name in _ALWAYS else text
         else:
+            if name == "score":  # as results.csv calls it where the weights do not know TB
+                text = row.get("tb_score")
             out[name] = None if not text else int(text) if name in _WHOLE else float(text)
     return out | {"boxes": boxes, "notice": NOTICE}
 

@@ -64,14 +64,16 @@ def create_app(settings: Settings, chain: Chain) -> FastAPI:
             allow_headers=["X-API-Key", "Authorization", "Content-Type", "Range"],
             expose_headers=["Location", "Retry-After", "Content-Range", "Content-Disposition"],
         )
-    _answer_errors(app)
-    for one in (films.router(server), jobs.router(server), about.router(server), pages.router()):
+    answer_errors(app)
+    for one in (films.router(server), jobs.router(server), about.router(server), pages.router(settings.language)):
         app.include_router(one)
     app.mount("/pages", StaticFiles(directory=pages.PAGES))
     return app
 
 
-def _answer_errors(app: FastAPI) -> None:
+def answer_errors(app: FastAPI) -> None:
+    """Make an application answer all errors as JSON: a code for programs, a sentence for people."""
+
     @app.exception_handler(ApiError)
     async def own(_request: Request, error: ApiError) -> JSONResponse:
         return problem(error)

@@ -33,6 +33,7 @@ class Settings:
         max_jobs: finished jobs that are held; the oldest ones go first.
         root_path: where a reverse proxy puts the server, such as "/films"; empty at the root of its host.
         allow_origins: web sites whose pages may use the API from a browser, such as "https://viewer.example.org".
+        language: of the page, see `texts.LANGUAGES`; None takes the browser's.
         per_address: connections that one address may hold; those of this machine are not counted.
     """
 
@@ -51,6 +52,7 @@ class Settings:
     root_path: str = ""
     allow_origins: tuple[str, ...] = ()
     per_address: int = 64
+    language: str | None = None
 
     def check(self) -> None:
         """Refuse what would be unsafe, before anything is loaded.

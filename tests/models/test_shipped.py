@@ -18,6 +18,7 @@ from cxr_pipeline.models.figures.metrics import auroc, dice
 from cxr_pipeline.models.serving import serving_model
 from cxr_pipeline.models.store import (
     KERAS_FILE,
+    LICENCE,
     SERVING_FILE,
     SHIPPED,
     WeightsError,
@@ -57,6 +58,7 @@ def test_bundles_are_whole_and_say_what_they_are(name):
         assert stage == "localize" or {KERAS_FILE, SERVING_FILE} <= {p.name for p in folder.iterdir()}
         card = read_card(folder)
         assert {"decisions", "training", "figures", "licence"} <= set(card)
+        assert card["licence"] == LICENCE  # a training claims none: who ships weights says it
         for figures in card["figures"].values():
             for figure in figures.values():
                 if isinstance(figure, dict) and figure.get("value") is not None and figure["n"] > 1:

@@ -271,3 +271,10 @@ def test_errors_name_the_folder_and_what_is_missing(tiny_chain, tmp_path, capsys
     (tmp_path / "half" / "segment" / "card.json").write_text("{}")
     with pytest.raises(CompareError, match=r"half is not a run.*such as .*half.segment"):
         compare([a, tmp_path / "half"])
+
+
+def test_runs_about_different_classes_are_refused(tmp_path):
+    a = make_evaluation(tmp_path / "a", make_films(1), split_hash="1")
+    other = make_evaluation(tmp_path / "other", make_films(1), positive="NORM", split_hash="1")
+    with pytest.raises(CompareError, match=r"different questions.*TB.*NORM"):
+        compare([a, other])

@@ -7,8 +7,8 @@ import pytest
 
 from cxr_pipeline.data.geometry import Box
 from cxr_pipeline.data.radiograph import Radiograph
-from cxr_pipeline.results import drawing
-from cxr_pipeline.results.drawing import LONGEST, SHORTEST, overlay
+from cxr_pipeline.results import drawing, lettering
+from cxr_pipeline.results.drawing import LONGEST, SHORTEST, Made, layout, overlay
 from cxr_pipeline.stages.base import Record, Region
 from tests.pipeline.fake_chain import chain, film
 
@@ -28,7 +28,8 @@ def test_overlays_of_any_size_and_stage_fit(size, last_stage):
     assert image.dtype == np.uint8
     assert image.shape[2] == 3
     assert SHORTEST <= max(image.shape[:2]) <= LONGEST + 1
-    height, width = image.shape[0] - max(18, round(0.03 * min(LONGEST, max(SHORTEST, *size)))), image.shape[1]
+    height, width, _ = layout(*size)
+    assert image.shape[1] == width
     assert width / height == pytest.approx(size[1] / size[0], rel=0.05)
 
 
@@ -73,11 +74,11 @@ def test_a_refused_film_and_odd_text_can_be_drawn():
 FINDINGS = {"Mass": 0.2, "Effusion": 0.6, "Pleural_Thickening": 0.3, "Fibrosis": 0.1, "Infiltration": 0.25}
 
 
-def captions(monkeypatch, record):
+def captions(monkeypatch, record, made=None):
     """The texts that the overlay of a record draws."""
     drawn = []
-    monkeypatch.setattr(drawing.cv2, "putText", lambda image, text, *_: drawn.append(text))
-    overlay(record)
+    monkeypatch.setattr(drawing.lettering, "write", lambda canvas, text, *_: drawn.append(text))
+    overlay(record, made)
     return drawn
 
 
@@ -105,7 +106,7 @@ def test_the_caption_names_the_label_of_the_heat_where_it_is_another(monkeypatch
 
 def test_a_long_reason_ends_in_points(monkeypatch):
     one = judged((100, 120)).refuse("no_lungs: " + "x" * 500)
-    assert captions(monkeypatch, one)[-1].endswith("xx..")
+    assert any(text.endswith("xx..") for text in captions(monkeypatch, one))
 
 
 def test_the_heat_is_as_strong_as_its_own_label_is_probable():
@@ -117,3 +118,42 @@ def test_the_heat_is_as_strong_as_its_own_label_is_probable():
     film_ = overlay(bare)[:480].astype(int)
     difference = [np.abs(overlay(one)[:480].astype(int) - film_).mean() for one in (sure, unsure)]
     assert difference[0] > 3 * difference[1] > 0
+
+
+def test_the_strip_says_what_made_it_and_what_the_colours_mean(monkeypatch):
+    one = judged((900, 900))
+    made = Made.of("ward\\\\a film.png", {"weights": "/models/tb/", "date": "2026-01-31"}, "1.2.3")
+    drawn = captions(monkeypatch, one, made)
+    assert "a film.png · 2026-01-31 · weights tb · cxr-pipeline 1.2.3" in drawn
+    assert {"R", "L", "weak", "strong", "heat TB", "research use only"} <= set(drawn)
+    assert any(text.startswith("1: TB right upper 0.") for text in drawn)
+    bare = captions(monkeypatch, judged((900, 900), "classify"), made)
+    assert "weak" not in bare  # no heat, no scale
+
+
+def test_a_narrow_strip_keeps_the_file_name_and_the_notice(monkeypatch):
+    one = judged((1500, 400))
+    drawn = captions(monkeypatch, one, Made.of("a.png", {"weights": "tb", "date": "2026-01-31"}, "1.2.3"))
+    assert any(text.startswith("a.png") for text in drawn)
+    assert "research use only" in drawn
+
+
+def test_a_zero_is_no_stroked_letter():
+    """A slash through a zero, as OpenCV's letters have it, can be read as another letter."""
+    canvas = np.zeros((60, 60, 3), np.uint8)
+    lettering.write(canvas, "0", 10, 45, 40, (255, 255, 255))
+    rows, columns = np.nonzero(canvas[..., 0] > 127)
+    middle = canvas[(rows.min() + rows.max()) // 2, (columns.min() + columns.max()) // 2, 0]
+    assert middle == 0
+    assert lettering.width("00", 40) == pytest.approx(2 * lettering.width("0", 40), abs=2)
+
+
+def test_letters_that_the_font_lacks_give_english():
+    assert lettering.readable("Скрининг, dépistage, não")
+    assert not lettering.readable("हिन्दी")
+    assert Made(language="hi").say.language == "en"
+    assert Made(language="ru").say.language == "ru"
+
+
+def test_a_file_name_that_is_no_text_can_be_drawn():
+    overlay(judged((300, 300)), Made.of('in/\udcff, "é"\n\x1b[31m.png', {}, "1"))

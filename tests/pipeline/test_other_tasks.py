@@ -72,7 +72,8 @@ def test_a_run_gives_every_label_its_column(films, weights, tmp_path):
         rows = list(csv.DictReader(file))
     card = json.loads((weights / "classify" / "card.json").read_text())["decisions"]["thresholds"]
     for row in rows:
-        assert row["tb_score"] == row["p_TB"] == ""
+        assert row["score"] == ""
+        assert not {"tb_score", "p_TB", "p_NTB", "p_NORM"} & set(row)
         p = {name: float(row[f"p_{name}"]) for name in TASK["classes"]}
         assert all(0 <= value <= 1 for value in p.values())
         called = [name for name in TASK["classes"] if p[name] >= card[name] - 5e-5]

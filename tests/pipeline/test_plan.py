@@ -124,3 +124,14 @@ def test_what_no_plan_can_be_made_of_is_refused(results, tmp_path):
         plan(results, tmp_path / "few.csv")
     with pytest.raises(ResultsError, match="no results folder"):
         plan(tmp_path, tmp_path / "labels.csv")
+
+
+def test_weights_count_a_film_as_often_as_it_stands_for():
+    random = np.random.default_rng(2)
+    y, score, times = random.random(60) < 0.5, random.random(60) * 100, random.integers(1, 4, 60)
+    names = [str(one) for one in range(60)]
+    often = np.repeat(np.arange(60), times)
+    with_weights = table_of(y, score, names, Costs(), times.astype(float))
+    given_often = table_of(y[often], score[often], [names[one] for one in often], Costs())
+    for name in ("sensitivity", "specificity"):
+        np.testing.assert_allclose(with_weights[name][:, 0], given_often[name][:, 0])

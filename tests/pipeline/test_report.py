@@ -23,6 +23,7 @@ from cxr_pipeline.report.summary import Tally, reason
 from cxr_pipeline.results.journal import JournalReader
 from cxr_pipeline.run.inputs import find_inputs
 from cxr_pipeline.run.runner import Runner
+from tests.pipeline.chromium import BROWSER, tab
 from tests.pipeline.fake_chain import chain, tree, write_film
 from tests.pipeline.report_reader import Page, films_in, opened
 
@@ -291,9 +292,43 @@ def test_a_browser_shows_the_table(out, tmp_path):
     assert names[:4] == ["f3.png", "f2.png", "f1.png", "f0.png"]
     assert len(names) == 6
     alts = re.findall(r'alt="([^"]+)"', body)
-    assert re.search(r"f3\.png: ok, answer TB, TB score \d+\.\d of 100, .*TB in the right lung, upper zone", alts[0])
+    assert re.search(r"f3\.png: ok, Answer TB, TB score \d+\.\d of 100, .*TB: right lung, upper zone", alts[0])
     assert "6 of 6 films" in done.stdout
     assert (
         '<th scope="col" role="columnheader" aria-sort="descending"><button type="button" data-sort="score"'
         in done.stdout
     )
+
+
+def test_it_says_what_to_read_first_where_films_lay_and_what_was_left_out(films, tmp_path):
+    (films / "ward").mkdir()
+    shutil.copy(films / "f3.png", films / "ward" / "again.png")
+    out = tmp_path / "out"
+    Runner(chain(), out, workers=2).run(find_inputs([films]))
+    run = json.loads((out / "run.json").read_text())
+    left = {"no_image": {"count": 2, "files": ["a/notes.txt", "a/more.txt"]}}
+    (out / "run.json").write_text(json.dumps(run | {"left_out": left, "same_files": 1}))
+    lines = (out / "journal.jsonl").read_text().splitlines()
+    entries = [json.loads(line) for line in lines]
+    for one in entries:
+        if one["row"]["id"] == "f3":
+            one["row"]["screen"] = "positive"
+    (out / "journal.jsonl").write_text("".join(json.dumps(one) + "\n" for one in entries))
+    text = write_report(out).read_text()
+    assert "7 films: 1 screen positive, 0 unsure, 0 negative, 1 refused, 1 failed. Read this one first." in text
+    assert re.search(r">\S*films/ward</th><td>1</td>", text)
+    assert "1 film(s) are byte for byte the same file as another" in text
+    assert "<td>2</td><td>notes.txt, more.txt</td>" in text
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed: apt-get install chromium")
+def test_paper_has_positives_with_pictures_and_the_rest_as_a_list(out, tmp_path):
+    with tab(tmp_path / "profile") as page:
+        page.open(write_report(out).as_uri())
+        page.run("window.dispatchEvent(new Event('beforeprint'))")
+        # The chain of this test answers with a label and no screen, so that every film is in the list.
+        assert page.run("document.querySelectorAll('#print-films li').length") == 6
+        assert "its content is no image" in page.run("document.querySelector('#print-films').textContent")
+        page.run("window.dispatchEvent(new Event('afterprint'))")
+        assert page.run("document.querySelectorAll('#print-films li').length") == 0
+        assert page.errors == []

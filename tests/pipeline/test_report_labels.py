@@ -92,7 +92,7 @@ def test_a_browser_shows_films_with_several_labels(tmp_path):
         assert all(row[4].endswith(" Mass") for row in page.run(cells))
         page.run("document.querySelector('#body .name button').click()")
         text = page.wait("document.getElementById('film').innerText")
-        assert "Grad-CAM for Mass, the likeliest label of the answer" in text
+        assert "Grad-CAM (Mass, the likeliest label of the answer)" in text
         assert "Answer: Mass, Pleural_Thickening." in text
         assert "NaN" not in text
         assert "lung outline" not in text

@@ -36,6 +36,8 @@ def test_columns_are_the_promised_ones_in_their_order_then_others():
     assert columns()[: len(PROMISED)] == PROMISED
     assert columns() == [*PROMISED, "screen", "warnings", "sha256"]
     assert columns(["NORM", "TB", "COVID"]) == [*PROMISED, "screen", "p_COVID", "warnings", "sha256"]
+    others = ["label", "score", "regions", "screen", "warnings", "sha256"]
+    assert columns(["SICK", "NORM"])[7:] == ["p_SICK", "p_NORM", *others]  # no column of a class that there is not
     assert columns(["TB"], ["ctr"]) == [*PROMISED, "screen", "ctr", "warnings", "sha256"]
 
 

@@ -119,10 +119,53 @@ def test_overlay_slider_boxes_and_outline(page):
 
 
 def test_names_stay_text(page):
-    show(page, 2)
+    show(
+        page,
+        page.run(f"[...document.querySelectorAll('#list .name')].findIndex((one) => one.textContent === '{EVIL}')"),
+    )
     assert text(page, "#film-name") == EVIL
     assert page.run("document.querySelectorAll('#list img, #detail h2 img').length") == 0
     assert page.errors == []
+
+
+def test_films_are_sorted_by_score_and_the_threshold_is_on_the_scale(page):
+    states = page.run("[...document.querySelectorAll('#list .state')].map((one) => one.textContent)")
+    scores = [float(one.split()[-1]) for one in states[:3]]
+    assert scores == sorted(scores, reverse=True)
+    show(page, 0)
+    stage_is_painted(page)
+    assert page.run("document.querySelector('#cut').getAttribute('x1')") == "50"
+    assert float(page.run("document.querySelector('#at').getAttribute('x1')")) == float(text(page, "#score"))
+    assert page.run("document.querySelector('#boxes text').textContent") == "1"
+
+
+def test_zoom_window_and_invert_change_the_picture_and_end_with_the_film(page):
+    show(page, 0)
+    stage_is_painted(page)
+    page.run("document.querySelector('#invert').click()")
+    page.run(
+        "(() => { const z = document.querySelector('#zoom'); z.value = 3; z.dispatchEvent(new Event('input')); })()"
+    )
+    assert "invert(1)" in page.run("document.querySelector('#film').style.filter")
+    assert "scale(3)" in page.run("document.querySelector('#sheet').style.transform")
+    show(page, 1)
+    assert "scale(1)" in page.run("document.querySelector('#sheet').style.transform")
+    assert "invert" not in page.run("document.querySelector('#film').style.filter")
+
+
+def test_a_job_that_is_gone_says_so(server, tmp_path):
+    with tab(tmp_path / "profile") as page:
+        page.open(f"{server}/#job={'0' * 32}")
+        page.wait("document.querySelector('#fault').textContent.includes('deleted')")
+        assert page.run("location.hash") == ""
+
+
+def test_a_page_in_the_language_of_the_browser():
+    from cxr_pipeline.web.routers.pages import accepted
+
+    assert accepted("pt-BR,pt;q=0.9,en;q=0.8") == "pt"
+    assert accepted("de, hi;q=0.3, fr;q=0.7") == "fr"
+    assert accepted("de, ;q=x, ,fr;q=0") == "en"
 
 
 def test_a_bad_file_says_why(page):
@@ -138,8 +181,25 @@ def test_by_keyboard_alone(page):
     assert page.run("document.activeElement.closest('li') !== null")
     page.press("Enter")
     page.press("ArrowDown")
-    page.wait("document.querySelector('#film-name').textContent === 'well.png'")
+    page.wait(
+        "document.querySelector('#film-name').textContent === document.querySelectorAll('#list .name')[1].textContent"
+    )
     assert page.run("document.activeElement.getAttribute('aria-current')") == "true"
+
+
+def test_a_reload_and_the_back_button_find_the_film_again(page, server):
+    show(page, 0)
+    show(page, 1)
+    second = text(page, "#film-name")
+    address = page.run("location.href")
+    page.open(server + "/docs")
+    page.open(address)
+    page.wait(f"document.querySelector('#film-name').textContent === {second!r}")
+    show(page, 0)
+    page.wait(f"document.querySelector('#film-name').textContent !== {second!r}")
+    page.run("history.back()")
+    page.wait(f"document.querySelector('#film-name').textContent === {second!r}")
+    assert page.errors == []
 
 
 def test_the_zip_is_fetched_and_the_job_deleted(page, server, tmp_path):

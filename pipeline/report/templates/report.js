@@ -1,27 +1,32 @@
 "use strict";
 (() => {
   const PAGE = 50; // films a page of the table
-  const WITH_PICTURES = 200; // films printed with a small picture each; more would make the printout too heavy
+  const PRINTED = 60; // pictures of a printout: of the films that screen positive, the highest scores first
   const SVG = "http://www.w3.org/2000/svg";
   const $ = (id) => document.getElementById(id);
   const read = (id) => JSON.parse($(id).textContent);
 
   const facts = read("facts");
   const rows = read("rows");
+  // A text in the page's language; English where there is none. {names} are filled in.
+  const t = (english, values = {}) =>
+    Object.entries(values).reduce((text, [name, value]) => text.replaceAll(`{${name}}`, value), facts.texts[english] || english);
   rows.forEach((row, number) => {
     row.number = number;
     row.name = row.image.split(/[/\\]/).pop();
+    row.folder = row.image.slice(0, -row.name.length - 1);
     row.count = row.regions ? row.regions.length : undefined;
     row.labels = row.label ? row.label.split("|") : [];
     if (facts.several) row.labels.sort((a, b) => row.p[b] - row.p[a]); // the likeliest first
     const more = row.labels.length > 1 ? ` +${row.labels.length - 1}` : "";
-    row.answer = row.labels.length ? row.labels[0] + more : facts.several && row.p ? "none" : undefined;
-    if (row.screen && row.label) row.answer = `${row.screen}; likeliest ${row.label}`;
+    row.answer = row.labels.length ? row.labels[0] + more : facts.several && row.p ? t("none") : undefined;
+    if (row.screen && row.label) row.answer = `${t(row.screen)}; ${t("likeliest {label}", { label: row.label })}`;
     row.text = [row.image, row.id, row.status, row.label, row.error, row.warnings].join(" ").toLowerCase();
   });
-  const scoreName = `${facts.positive} score`;
+  const scoreName = t("{name} score", { name: facts.positive });
+  const folders = new Set(rows.map((row) => row.folder));
   const anyLungs = rows.some((row) => row.lungs !== undefined); // a chain without segmentation finds none
-  const state = { sort: "score", down: true, page: 0, shown: rows, chosen: null, printing: false };
+  const state = { sort: "score", down: true, page: 0, shown: rows, chosen: null };
 
   // ---- small helpers ----
   function make(tag, attributes, ...children) {
@@ -37,17 +42,17 @@
     return out;
   }
   const fixed = (value, digits) => (value === undefined ? "" : value.toFixed(digits));
-  const place = (region) => `${region.side} lung, ${region.zone} zone`;
+  const place = (region) => t("{side} lung, {zone} zone", { side: t(region.side), zone: t(region.zone) });
 
   function describe(row) {
-    const parts = [`Chest X-ray ${row.name}: ${row.status}`];
-    if (row.screen) parts.push(`screen ${row.screen}, likeliest ${row.label}`);
-    else if (row.answer) parts.push(`answer ${row.labels.join(", ") || "none of the labels"}`);
-    if (row.scored) parts.push(`probability of ${row.scored} ${fixed(row.score, 1)} %`);
-    else if (row.score !== undefined) parts.push(`${scoreName} ${fixed(row.score, 1)} of 100`);
+    const parts = [`${t("Chest X-ray")} ${row.name}: ${t(row.status)}`];
+    if (row.screen) parts.push(`${t("screen {screen}", { screen: t(row.screen) })}, ${t("likeliest {label}", { label: row.label })}`);
+    else if (row.answer) parts.push(`${t("Answer")} ${row.labels.join(", ") || t("none of the labels")}`);
+    if (row.scored) parts.push(t("probability of {name} {p} %", { name: row.scored, p: fixed(row.score, 1) }));
+    else if (row.score !== undefined) parts.push(t("{name} {score} of 100", { name: scoreName, score: fixed(row.score, 1) }));
     if (row.regions) {
-      const where = row.regions.map((one) => `${one.category} in the ${place(one)}`).join("; ");
-      parts.push(row.regions.length ? `regions to look at: ${where}` : "no regions to look at");
+      const where = row.regions.map((one) => `${one.category}: ${place(one)}`).join("; ");
+      parts.push(row.regions.length ? `${t("Regions to look at")}: ${where}` : t("no regions to look at"));
     }
     if (row.error) parts.push(row.error);
     return parts.join(", ");
@@ -99,40 +104,40 @@
       return sign * order || a.number - b.number;
     });
   }
-  function line(row, pictures) {
+  function line(row) {
     const tr = make("tr", { role: "row" }); // roles in words: a phone's layout of the table would lose them
     if (row === state.chosen) tr.setAttribute("aria-current", "true");
     const thumb = make("td", { class: "thumb", role: "cell" });
-    const picture = pictures ? pieces(row) : {};
+    const picture = pieces(row);
     if (picture.src) thumb.append(make("img", { src: picture.src, alt: describe(row) }));
     const open = make("button", { type: "button" }, row.name);
     open.addEventListener("click", () => choose(row, true));
     const name = make("th", { scope: "row", class: "name", role: "rowheader" }, open);
+    if (folders.size > 1) name.append(make("span", { class: "folder" }, row.folder || "."));
     if (row.error || row.warnings) {
-      name.append(make("span", { class: "why" }, [row.error, row.warnings].filter(Boolean).join("; ")));
+      const why = [row.error, row.warnings].filter(Boolean).join("; ");
+      name.append(make("span", { class: "why", title: why }, why)); // two lines of it; all of it is with the film
     }
     const cell = (title, text) => make("td", { "data-name": title, role: "cell" }, text);
-    const where = row.regions ? row.regions.map((one) => `${one.side} ${one.zone}`).join(", ") || "none" : "";
-    const answer = cell("Answer", row.answer || "");
+    const where = row.regions ? row.regions.map((one) => `${t(one.side)} ${t(one.zone)}`).join(", ") || t("none") : "";
+    const answer = cell(t("Answer"), row.answer || "");
     if (row.labels.length > 1) answer.title = row.labels.join(", ");
-    tr.append(thumb, name, cell("Status", row.status), answer);
-    if (facts.several) tr.append(cell("Probability, %", row.scored ? `${fixed(row.score, 1)} ${row.scored}` : ""));
+    tr.append(thumb, name, cell(t("Status"), t(row.status)), answer);
+    if (facts.several) tr.append(cell(t("Probability, %"), row.scored ? `${fixed(row.score, 1)} ${row.scored}` : ""));
     else tr.append(cell(scoreName, fixed(row.score, 1)));
-    if (anyLungs) tr.append(cell("Lungs", row.lungs === undefined ? "" : `${fixed(100 * row.lungs, 0)} %`));
-    tr.append(cell("Regions", row.regions && row.regions.length ? `${row.regions.length}: ${where}` : where));
+    if (anyLungs) tr.append(cell(t("Lungs"), row.lungs === undefined ? "" : `${fixed(100 * row.lungs, 0)} %`));
+    tr.append(cell(t("Regions to look at"), row.regions && row.regions.length ? `${row.regions.length}: ${where}` : where));
     return tr;
   }
   function render() {
     const pages = Math.max(1, Math.ceil(state.shown.length / PAGE));
     state.page = Math.min(Math.max(0, state.page), pages - 1);
-    const from = state.printing ? 0 : state.page * PAGE;
-    const part = state.shown.slice(from, state.printing ? undefined : from + PAGE);
-    const pictures = !state.printing || part.length <= WITH_PICTURES;
-    $("body").replaceChildren(...part.map((row) => line(row, pictures)));
-    $("page").textContent = `page ${state.page + 1} of ${pages}`;
+    const from = state.page * PAGE;
+    $("body").replaceChildren(...state.shown.slice(from, from + PAGE).map(line));
+    $("page").textContent = t("page {n} of {m}", { n: state.page + 1, m: pages });
     $("first").disabled = $("back").disabled = state.page === 0;
     $("last").disabled = $("forward").disabled = state.page === pages - 1;
-    const say = `${state.shown.length} of ${rows.length} films`;
+    const say = t("{n} of {m} films", { n: state.shown.length, m: rows.length });
     if ($("count").textContent !== say) $("count").textContent = say;
     for (const button of document.querySelectorAll("[data-sort]")) {
       const on = button.dataset.sort === state.sort;
@@ -194,13 +199,13 @@
     $("bare").alt = describe(row);
     $("controls").hidden = $("heat-note").hidden = drawnIn;
     const notes = {
-      source: "The film as read from its file, small; grey levels stretched for looking only. ",
-      overlay: "The source film is not there any more, or has changed: this is the overlay of the run, with the lung outline, heat and boxes drawn in. ",
-      linked: "A link to the folder overlays beside this page, with the lung outline, heat and boxes drawn in. ",
+      source: t("The film as read from its file, small; grey levels stretched for looking only."),
+      overlay: t("The source film is not there any more, or has changed: this is the overlay of the run, with the lung outline, heat and boxes drawn in."),
+      linked: t("A link to the folder overlays beside this page, with the lung outline, heat and boxes drawn in."),
     };
     $("caption").textContent = one.src
-      ? notes[one.from] + "The patient's right is on the left of the picture."
-      : "No picture: the film was not read, or no lungs were found in it.";
+      ? `${notes[one.from]} ${t("The patient's right is on the left of the picture.")}`
+      : t("No picture: the film was not read, or no lungs were found in it.");
     draw(row, one, drawnIn);
     paint(row, one.heat, drawnIn);
     const heatOf = row.heatmap_label || (row.count ? row.regions[0].category : facts.positive);
@@ -209,39 +214,44 @@
     $("opacity").disabled = !one.heat;
     opacity();
     $("heat-note").textContent = one.heat
-      ? `Grad-CAM${heatOf ? ` for ${heatOf}${why(row, heatOf)}` : ""}. It is relative: its strongest place is red however weak the evidence, so the slider starts at half the probability.`
-      : "This film has no heat map.";
+      ? `Grad-CAM${heatOf ? ` (${heatOf}${why(row, heatOf)})` : ""}. ${t("It is relative: its strongest place is red however weak the evidence, so the slider starts at half the probability.")}`
+      : t("This film has no heat map.");
     $("verdict").textContent = verdict(row);
     bars(row);
     regions(row);
     details(row);
   }
   function why(row, heatOf) {
-    if (facts.asked === heatOf) return ", which --label asked for";
+    if (facts.asked === heatOf) return `, ${t("which --label asked for")}`;
     if (!facts.several) return "";
-    return row.labels.length ? ", the likeliest label of the answer" : ", the likeliest label";
+    return `, ${row.labels.length ? t("the likeliest label of the answer") : t("the likeliest label")}`;
   }
   function verdict(row) {
-    if (row.status !== "ok") return `${row.status}: ${row.error || "no reason given"}`;
-    const lungs = row.lungs === undefined ? "" : `Lungs found: ${fixed(100 * row.lungs, 1)} % of the film. `;
-    if (!row.p) return `${lungs}Not classified.`;
+    if (row.status !== "ok") return `${t(row.status)}: ${row.error || t("no reason given")}`;
+    const lungs = row.lungs === undefined ? "" : `${t("Lungs found: {share} % of the film.", { share: fixed(100 * row.lungs, 1) })} `;
+    if (!row.p) return lungs + t("Not classified.");
     if (facts.several) {
-      if (!row.labels.length) return "Answer: none of the labels, as none reaches its threshold.";
-      return `Answer: ${row.labels.join(", ")}. What is at or above its own threshold counts; the likeliest comes first.`;
+      if (!row.labels.length) return t("Answer: none of the labels, as none reaches its threshold.");
+      const given = { labels: row.labels.join(", ") };
+      return t("Answer: {labels}. What is at or above its own threshold counts; the likeliest comes first.", given);
     }
-    const score = `${scoreName} ${fixed(row.score, 1)} of 100`;
-    if (facts.threshold === null) return `${score}. Answer: ${row.label}.`;
-    const side = row.score >= facts.cutoff ? "at or above" : "below";
-    const where = `${score}, ${side} the threshold, ${fixed(facts.cutoff, 1)}. Likeliest class: ${row.label}.`;
-    return row.screen ? `Screen ${row.screen}. ${where}` : where;
+    const values = { name: scoreName, score: fixed(row.score, 1), label: row.label, cutoff: fixed(facts.cutoff === null ? undefined : facts.cutoff, 1) };
+    if (facts.threshold === null) return t("{name} {score} of 100. Answer: {label}.", values);
+    const where =
+      row.score >= facts.cutoff
+        ? t("{name} {score} of 100, at or above the threshold, {cutoff}. Likeliest class: {label}.", values)
+        : t("{name} {score} of 100, below the threshold, {cutoff}. Likeliest class: {label}.", values);
+    return row.screen ? `${t("screen {screen}", { screen: t(row.screen) })}. ${where}` : where;
   }
   function draw(row, one, drawnIn) {
-    const svg = $("drawn");
+    drawInto($("drawn"), row, one, drawnIn, $("show-lungs").checked, $("show-boxes").checked);
+  }
+  function drawInto(svg, row, one, drawnIn, lungs, boxes) {
     svg.replaceChildren();
     if (drawnIn || !row.size) return;
     svg.setAttribute("viewBox", `0 0 ${row.size[0]} ${row.size[1]}`);
-    if (one.lungs && $("show-lungs").checked) svg.append(shape("path", { class: "lungs", d: one.lungs }));
-    if (!$("show-boxes").checked) return;
+    if (one.lungs && lungs) svg.append(shape("path", { class: "lungs", d: one.lungs }));
+    if (!boxes) return;
     const letters = row.size[0] / 24;
     (row.regions || []).forEach((region, number) => {
       const [x, y, w, h] = region.bbox;
@@ -278,7 +288,7 @@
   const colours = atob(facts.colours);
   function opacity() {
     $("opacity-text").textContent = `${$("opacity").value} %`;
-    $("opacity").setAttribute("aria-valuetext", `${$("opacity").value} per cent opaque`);
+    $("opacity").setAttribute("aria-valuetext", `${$("opacity").value} %`);
     $("heat").style.opacity = $("opacity").value / 100;
   }
   function titled(caption, kind, head) {
@@ -290,9 +300,9 @@
     if (!row.p) return;
     const thresholds = facts.several ? facts.thresholds : facts.threshold === null ? {} : { [facts.positive]: facts.threshold };
     const marked = facts.classes.filter((name) => name in row.p && name in thresholds);
-    const one = `; the mark on ${facts.positive} is the threshold`;
-    const mark = !marked.length ? "" : facts.several ? "; the marks are the labels' own thresholds" : one;
-    const table = titled(`Probabilities${mark}`, "bars", ["class", "probability", ""]);
+    const one = `; ${t("the mark on {name} is the threshold", { name: facts.positive })}`;
+    const mark = !marked.length ? "" : facts.several ? `; ${t("the marks are the labels' own thresholds")}` : one;
+    const table = titled(t("Probabilities") + mark, "bars", [t("class"), t("probability"), ""]);
     const body = make("tbody");
     for (const name of facts.classes.filter((one) => one in row.p)) {
       const svg = shape("svg", { viewBox: "0 0 100 10", preserveAspectRatio: "none", "aria-hidden": "true" });
@@ -312,30 +322,32 @@
   function regions(row) {
     const list = row.regions || [];
     if (!list.length) {
-      const nothing = facts.several ? "no label reaches its threshold" : "screening is negative, and normal is likeliest";
-      const text = row.regions ? `None: ${nothing}, or nothing stands out.` : "Not looked for.";
+      const none = facts.several
+        ? t("None: no label reaches its threshold, or nothing stands out.")
+        : t("None: screening is negative, and normal is likeliest, or nothing stands out.");
+      const text = row.regions ? none : t("Not looked for.");
       $("regions").replaceChildren(make("p", {}, text));
       return;
     }
     const items = list.map((one) => {
       const [x, y, w, h] = one.bbox;
-      return make("li", {}, `${one.category}, ${place(one)}, score ${fixed(one.score, 2)} (x ${x}, y ${y}, width ${w}, height ${h} px)`);
+      return make("li", {}, `${one.category}, ${place(one)}, ${t("score")} ${fixed(one.score, 2)} (x ${x}, y ${y}, ${w} x ${h} px)`);
     });
-    $("regions").replaceChildren(make("ol", {}, ...items), make("p", { class: "small" }, "Sides are the patient's own."));
+    $("regions").replaceChildren(make("ol", {}, ...items), make("p", { class: "small" }, t("Sides are the patient's own.")));
   }
   function details(row) {
     const facts_of = [
-      ["file", row.image],
+      [t("file"), row.image],
       ["id", row.id],
-      ["status", row.status],
-      ["reason", row.error],
-      ["warnings", row.warnings],
-      ["size", row.size && `${row.size[0]} x ${row.size[1]} px`],
-      ["lungs", row.lungs !== undefined && `${fixed(100 * row.lungs, 1)} % of the film`],
+      [t("status"), t(row.status)],
+      [t("reason"), row.error],
+      [t("warnings"), row.warnings],
+      [t("size"), row.size && `${row.size[0]} x ${row.size[1]} px`],
+      [t("lungs"), row.lungs !== undefined && t("{share} % of the film", { share: fixed(100 * row.lungs, 1) })],
       ["SHA-256", row.sha256],
       ...Object.entries(row.further || {}),
     ];
-    const table = titled("What results.csv says", "facts", ["what", "value"]);
+    const table = titled(t("What results.csv says"), "facts", [t("what"), t("value")]);
     const body = make("tbody");
     for (const [name, value] of facts_of) {
       if (value) body.append(make("tr", {}, make("th", { scope: "row" }, name), make("td", {}, value)));
@@ -371,13 +383,34 @@
     const one = pieces(state.chosen);
     draw(state.chosen, one, one.from !== "source");
   }
-  window.addEventListener("beforeprint", () => {
-    state.printing = true;
-    render();
-  });
-  window.addEventListener("afterprint", () => {
-    state.printing = false;
-    render();
-  });
+  // ---- on paper: what screens positive with its picture, the rest as a list ----
+  function card(row) {
+    const one = pieces(row);
+    const drawnIn = one.from !== "source";
+    const picture = make("div", { class: "picture" });
+    if (one.src) {
+      const svg = shape("svg", { preserveAspectRatio: "none" });
+      drawInto(svg, row, one, drawnIn, true, true);
+      picture.append(make("img", { src: one.src, alt: describe(row) }), svg);
+    }
+    const where = (row.regions || []).map((region, number) => `${number + 1}: ${place(region)}`).join("; ");
+    const lines = [make("strong", {}, row.name), ` ${fixed(row.score, 1)}`, make("br"), row.answer || "", make("br"), where];
+    return make("figure", {}, picture, make("figcaption", {}, ...lines));
+  }
+  function entry(row) {
+    const said = row.status === "ok" ? `${fixed(row.score, 1)} ${row.answer || ""}` : `${t(row.status)}: ${row.error || ""}`;
+    const same = /same file as [^;]*/.exec(row.warnings || "");
+    return make("li", {}, make("strong", {}, row.name), ` ${said}${same ? ` (${same[0]})` : ""}`);
+  }
+  function paper() {
+    const first = state.shown.filter((row) => (row.screen ? row.screen === "positive" : row.labels.length && facts.several)).slice(0, PRINTED);
+    const rest = state.shown.filter((row) => !first.includes(row));
+    const parts = [];
+    if (first.length) parts.push(make("div", { class: "cards" }, ...first.map(card)));
+    if (rest.length) parts.push(make("h3", {}, first.length ? t("The other films") : t("Films")), make("ul", {}, ...rest.map(entry)));
+    $("print-films").replaceChildren(...parts);
+  }
+  window.addEventListener("beforeprint", paper);
+  window.addEventListener("afterprint", () => $("print-films").replaceChildren());
   refresh();
 })();

@@ -8,7 +8,7 @@ from typing import ClassVar
 import cv2
 import numpy as np
 
-from cxr_pipeline.results.drawing import overlay
+from cxr_pipeline.results.drawing import Made, overlay
 from cxr_pipeline.results.outputs.base import JudgedFilm, Output, judged_so_far
 from cxr_pipeline.stages.base import REFUSED
 
@@ -28,7 +28,8 @@ class Overlays(Output):
         record = film.record
         if not judged_so_far(record) and (record.status != REFUSED or record.mask is None):
             return {}
-        return {".jpg": overlay_jpeg(overlay(record))}
+        made = Made.of(film.image, film.identity.about, film.identity.version)
+        return {".jpg": overlay_jpeg(overlay(record, made))}
 
 
 def overlay_jpeg(image: np.ndarray) -> bytes:

@@ -11,7 +11,7 @@ from cxr_pipeline.results.outputs.base import Output
 from cxr_pipeline.stages.base import Record
 from cxr_pipeline.stages.scores import shown
 
-CLASSES = ("TB", "NTB", "NORM")  # their columns always exist, in this place
+CLASSES = ("TB", "NTB", "NORM")  # their columns exist in this place, unless the weights have other classes, without TB
 
 _FIRST = ("image", "id", "status", "error", "width", "height", "lung_fraction")
 _LAST = ("label", "tb_score", "regions", "screen")
@@ -33,18 +33,27 @@ class Table(Output):
         names = columns(run["classes"], run.get("columns", ()))
         file.write(csv_line(names, dict(zip(names, names, strict=True))))
         for entry in entries():
-            file.write(csv_line(names, entry["row"]))
+            file.write(csv_line(names, cells(entry["row"])))
 
 
 def columns(classes: Sequence[str] = (), of_stages: Sequence[str] = ()) -> list[str]:
     """Columns of `results.csv`: the promised ones in their order, `screen`, further ones, warnings, the file's hash.
 
     Args:
-        classes: of the weights; those without a promised column get one.
+        classes: of the weights; those without a promised column get one. Weights that do not know TB have columns of
+            their own classes alone, and `score` in place of `tb_score`.
         of_stages: columns that the stages of the chain declare.
     """
+    if classes and CLASSES[0] not in classes:
+        last = ("score" if name == "tb_score" else name for name in _LAST)
+        return [*_FIRST, *(f"p_{name}" for name in classes), *last, *of_stages, *_APPENDED]
     further = [f"p_{name}" for name in classes if name not in CLASSES]
     return [*_FIRST, *(f"p_{name}" for name in CLASSES), *_LAST, *further, *of_stages, *_APPENDED]
+
+
+def cells(row: Mapping[str, str]) -> Mapping[str, str]:
+    """A row for the file: its score under both names, of which `columns` has one."""
+    return {**row, "score": row["tb_score"]} if "tb_score" in row else row
 
 
 def row_of(record: Record) -> dict[str, str]:

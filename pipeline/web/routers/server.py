@@ -9,6 +9,7 @@ from fastapi.responses import PlainTextResponse
 
 from cxr_pipeline.about import version
 from cxr_pipeline.data.formats import labels
+from cxr_pipeline.stages.scores import AT_THRESHOLD
 from cxr_pipeline.web.answers import Health, Limits
 from cxr_pipeline.web.context import Server
 
@@ -17,6 +18,8 @@ def router(server: Server) -> APIRouter:
     """The routes /v1/limits, /healthz and /metrics."""
     routes = APIRouter(tags=["server"])
     settings, identity = server.settings, server.chain.identity
+    classify = identity.about.get("config", {}).get("classify", {})
+    several = bool(classify.get("multi_label"))
 
     @routes.get("/v1/limits", response_model=Limits, dependencies=server.secured)
     def get_limits() -> Any:
@@ -31,6 +34,8 @@ def router(server: Server) -> APIRouter:
             max_files=server.most,
             forget_after_minutes=settings.forget_after,
             kept=settings.keep is not None,
+            positive=("" if several else classify.get("positive")) or "",
+            cutoff=None if several else classify.get("cutoff", AT_THRESHOLD),
             unchecked=identity.about.get("unchecked", ""),
         )
 

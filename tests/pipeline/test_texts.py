@@ -1,0 +1,89 @@
+"""The languages: every text that overlays, reports and pages show has a translation, and every translation a text."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+import cxr_pipeline
+from cxr_pipeline.texts import LANGUAGES, WORDS, LanguageError, Texts, table
+
+ROOT = Path(cxr_pipeline.__file__).parent
+SCRIPTS = ("report/templates/report.js", "web/pages/page.js", "reading/pages/reading.js")
+SAY = ("say",)  # what an instance of Texts is called in code
+
+
+def in_python(path):
+    """The texts that a module says: the first argument of `say(...)`, where it is a text or a name of one."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    named = {
+        target.id: node.value.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in SAY and node.args:
+            for said in ast.walk(node.args[0]):
+                if isinstance(said, ast.Constant) and isinstance(said.value, str):
+                    yield said.value
+                elif isinstance(said, ast.Name) and said.id in named:
+                    yield named[said.id]
+
+
+def shown():
+    """All texts, by where they are."""
+    out = {word: "WORDS" for word in WORDS}
+    for path in [*(ROOT / "report").glob("*.py"), *(ROOT / "results").glob("*.py")]:
+        out |= {text: path.name for text in in_python(path)}
+    for name in SCRIPTS:
+        code = (ROOT / name).read_text(encoding="utf-8")
+        out |= {text: name for text in re.findall(r'\bt\(\s*"((?:[^"\\]|\\.)+)"', code)}
+    html = (ROOT / "report" / "templates" / "films.html").read_text(encoding="utf-8")
+    out |= {text: "films.html" for text in re.findall(r"\{\{(.+?)\}\}", html)}
+    for path in (ROOT / "web" / "pages" / "index.html", ROOT / "reading" / "pages" / "reading.html"):
+        html = path.read_text(encoding="utf-8")
+        out |= {text: path.name for text in re.findall(r"data-t>([^<]+)<", html)}
+        out |= {text: path.name for text in re.findall(r'data-t-label aria-label="([^"]+)"', html)}
+    from cxr_pipeline.about import NOTICE
+
+    return {text: where for text, where in out.items() if text.strip()} | {NOTICE: "about"}
+
+
+def test_texts_are_found_at_all():
+    found = shown()
+    assert len(found) > 120
+    assert {"research use only", "Previous film", "Choose films", "Write the labels", "{n} screen positive"} <= set(
+        found
+    )
+
+
+@pytest.mark.parametrize("language", [one for one in LANGUAGES if one != "en"])
+def test_every_text_has_a_translation_with_the_same_names(language):
+    found, translated = shown(), table(language)
+    assert sorted(set(found) - set(translated)) == []
+    assert sorted(set(translated) - set(found)) == []
+    for english, text in translated.items():
+        assert text.strip(), english
+        names = [sorted(re.findall(r"\{(\w+)\}", one)) for one in (english, text)]
+        assert names[0] == names[1], english
+
+
+def test_a_missing_text_shows_english_and_names_are_filled_in():
+    say = Texts("fr")
+    assert say("a text that nobody translated: {n}", n=3) == "a text that nobody translated: 3"
+    assert say("{n} films", n=3) != "3 films" or say.language == "en"
+    assert Texts()("{n} films", n=3) == "3 films"
+    with pytest.raises(LanguageError, match="'de'.*en, fr"):
+        Texts("de")
+
+
+def test_the_command_offers_the_languages_that_there_are():
+    from cxr_pipeline.cli.main import cli
+
+    (option,) = [one for one in cli.commands["run"].params if one.name == "language"]
+    assert tuple(option.type.choices) == tuple(LANGUAGES)
