@@ -329,10 +329,10 @@ def _unknown(path: Sequence[str | int]) -> str:
     section: Any = Config
     for parent in parents:
         section = section.model_fields[parent].annotation
-    near = [".".join([*parents, one]) for one in get_close_matches(name, section.model_fields, 1)]
+    near = [".".join([*parents, match]) for match in get_close_matches(name, section.model_fields, 1)]
     if not near:  # in another section, such as classify.epochs for classify.fit.epochs
         everywhere = flat_settings(Config().model_dump())
-        near = [one for one in everywhere if get_close_matches(name, [one.rpartition(".")[2]], 1, 0.8)]
+        near = [setting for setting in everywhere if get_close_matches(name, [setting.rpartition(".")[2]], 1, 0.8)]
     meant = f". Did you mean {' or '.join(near)}?" if near else "."
     where = f" in {'.'.join(parents)}" if parents else ""
     return f"there is no such setting{meant} Allowed{where}: {', '.join(section.model_fields)}"

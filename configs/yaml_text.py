@@ -72,8 +72,8 @@ def _values(node: yaml.Node, known: dict[int, int | None]) -> int:
         return count
     known[key] = None
     if isinstance(node, yaml.MappingNode):
-        total = 1 + sum(_values(one, known) + _values(two, known) for one, two in node.value)
+        total = 1 + sum(_values(key, known) + _values(value, known) for key, value in node.value)
     else:
-        total = 1 + sum(_values(one, known) for one in node.value)
+        total = 1 + sum(_values(item, known) for item in node.value)
     known[key] = total
     return total

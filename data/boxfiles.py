@@ -82,10 +82,10 @@ def _coco_files(paths: list[Path]) -> Boxes:
             content = json.loads(path.read_bytes())
             kinds = {kind["id"]: str(kind["name"]) for kind in content.get("categories", [])}
             names = {image["id"]: str(image["file_name"]) for image in content["images"]}
-            for one in content["annotations"]:
-                if one.get("bbox"):
-                    values = [float(value) for value in one["bbox"]]
-                    _add(boxes, names[one["image_id"]], kinds.get(one.get("category_id"), ""), values, path)
+            for entry in content["annotations"]:
+                if entry.get("bbox"):
+                    values = [float(value) for value in entry["bbox"]]
+                    _add(boxes, names[entry["image_id"]], kinds.get(entry.get("category_id"), ""), values, path)
         except BoxFileError:
             raise
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -113,12 +113,12 @@ def _voc(paths: list[Path]) -> Boxes:
         except (ElementTree.ParseError, ValueError) as error:
             raise BoxFileError(f"{path} is no XML ({brief(error)})") from None
         film = tree.findtext("filename") or path.stem
-        for one in tree.iter("object"):
+        for item in tree.iter("object"):
             corners = []
             for name in ("xmin", "ymin", "xmax", "ymax"):
-                corners.append(_number(one.findtext(f"bndbox/{name}"), path))
+                corners.append(_number(item.findtext(f"bndbox/{name}"), path))
             left, top, right, bottom = corners
-            _add(boxes, film, (one.findtext("name") or "").strip(), [left, top, right - left, bottom - top], path)
+            _add(boxes, film, (item.findtext("name") or "").strip(), [left, top, right - left, bottom - top], path)
             if name_of(film) != name_of(path.name):  # tools keep the first name of a film that was renamed
                 boxes.setdefault(name_of(path.name), boxes.get(name_of(film), []))
     return boxes

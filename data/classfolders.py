@@ -72,7 +72,9 @@ def rows_of(root: Path, classes: Sequence[str] | None = None) -> list[dict[str, 
             "image": path.relative_to(root).as_posix(),
             "label": spelled.get(label.casefold(), label),
             "split": split,
-            "mask": "|".join(one.relative_to(root).as_posix() for one in _masks_of(masks.get(_stem(path), []), place)),
+            "mask": "|".join(
+                mask.relative_to(root).as_posix() for mask in _masks_of(masks.get(_stem(path), []), place)
+            ),
         }
         for path, label, split, place in sorted(films)
     ]

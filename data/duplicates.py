@@ -71,7 +71,7 @@ def thumbnails_of(
         (M, SIDE * SIDE) float32, the numbers of the M films in `paths`, and for the others what is wrong by number.
     """
 
-    def one(path: Path) -> np.ndarray | str:
+    def thumbnail_of(path: Path) -> np.ndarray | str:
         try:
             return thumbnail(read(path).pixels)
         except RadiographError as error:
@@ -79,7 +79,7 @@ def thumbnails_of(
 
     seen, numbers, wrong = [], [], {}
     with ThreadPoolExecutor(workers) as pool:
-        for number, answer in enumerate(pool.map(one, paths)):
+        for number, answer in enumerate(pool.map(thumbnail_of, paths)):
             if isinstance(answer, str):
                 wrong[number] = answer
             else:

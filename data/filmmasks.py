@@ -91,7 +91,7 @@ def mask_faults(data: Manifest, *, progress: Callable[[int], None] | None = None
     """
     rows = data.select(has_mask=True).rows()
 
-    def one(row: dict[str, Any]) -> str:
+    def fault_in(row: dict[str, Any]) -> str:
         try:
             return fault_of(film_mask(data, row, size_of_film(data.path(row["image"]))))
         except RadiographError as error:
@@ -99,7 +99,7 @@ def mask_faults(data: Manifest, *, progress: Callable[[int], None] | None = None
 
     found: dict[str, str] = {}
     with ThreadPoolExecutor(workers) as pool:
-        for number, (row, fault) in enumerate(zip(rows, pool.map(one, rows), strict=True), 1):
+        for number, (row, fault) in enumerate(zip(rows, pool.map(fault_in, rows), strict=True), 1):
             if fault:
                 found[row["image"]] = fault
             if progress is not None:

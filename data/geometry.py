@@ -99,7 +99,7 @@ def squared(image: np.ndarray, aspect: float) -> np.ndarray:
     size = (width, max(1, round(height * aspect))) if aspect > 1 else (max(1, round(width / aspect)), height)
     fine = cv2.resize(image, size, interpolation=cv2.INTER_LANCZOS4)
     missing = image - cv2.resize(fine, (width, height), interpolation=cv2.INTER_AREA)
-    fine += cv2.resize(missing, size, interpolation=cv2.INTER_LANCZOS4)
+    np.add(fine, cv2.resize(missing, size, interpolation=cv2.INTER_LANCZOS4), out=fine)
     return np.clip(fine, image.min(), image.max(), out=fine)
 
 

@@ -158,7 +158,7 @@ def _coloured(samples: np.ndarray, palette: np.ndarray | None) -> Values:
     packed = (colour[..., 0].astype(np.int64) << 32) | (colour[..., 1].astype(np.int64) << 16) | colour[..., 2]
     found, index = np.unique(packed, return_inverse=True)
     rgb = np.stack([found >> 32, (found >> 16) & 65535, found & 65535], axis=1)
-    names = ["#" + "".join(f"{value:02x}" for value in one) for one in rgb[: _MOST_LABELS + 1]]
+    names = ["#" + "".join(f"{value:02x}" for value in colour) for colour in rgb[: _MOST_LABELS + 1]]
     if len(found) > _MOST_LABELS:  # soft edges or JPEG: brightness decides
         return _grey(rgb[index.reshape(colour.shape[:2])].max(axis=2))
     return _sorted(index.reshape(colour.shape[:2]), names, rgb @ np.array([0.299, 0.587, 0.114]), colours=True)
@@ -305,13 +305,13 @@ def _parts(area: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return tuple(index == order[at] if at < len(order) else np.zeros_like(area, bool) for at in (0, 1))  # type: ignore[return-value]
 
 
-def _two_lungs(one: np.ndarray, other: np.ndarray) -> bool:
+def _two_lungs(first: np.ndarray, second: np.ndarray) -> bool:
     """Whether two areas (H, W) bool lie as two lungs do: side by side, both tall, neither much the smaller."""
-    sizes = sorted((int(one.sum()), int(other.sum())))
+    sizes = sorted((int(first.sum()), int(second.sum())))
     if sizes[0] < _SHARE * sizes[1] or not sizes[0]:
         return False
     spans = []
-    for area in (one, other):
+    for area in (first, second):
         rows, columns = np.flatnonzero(area.any(axis=1)), np.nonzero(area)[1]
         if rows[-1] - rows[0] + 1 < _TALL * area.shape[0]:
             return False
@@ -319,7 +319,7 @@ def _two_lungs(one: np.ndarray, other: np.ndarray) -> bool:
     left, right = sorted(spans, key=lambda span: span[3])
     shared = min(left[1], right[1]) - max(left[0], right[0])
     lower = min(left[1] - left[0], right[1] - right[0])
-    return bool(left[4] <= right[2] + 0.02 * one.shape[1] and shared > 0.5 * lower)
+    return bool(left[4] <= right[2] + 0.02 * first.shape[1] and shared > 0.5 * lower)
 
 
 def side_by_side(mask: np.ndarray) -> bool:

@@ -56,10 +56,10 @@ class FileIndex:
         if "\\" in name:
             spelled.append(name.replace("\\", "/"))
         try:
-            for one in spelled:
-                found, problem = self._here(one)
+            for spelling in spelled:
+                found, problem = self._here(spelling)
                 if found or problem:
-                    return found or one, problem
+                    return found or spelling, problem
             tail = self._tail(spelled[-1])
             if tail:
                 self.moved += 1

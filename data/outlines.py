@@ -115,9 +115,9 @@ def _labelme(content: dict[str, Any], size: tuple[int, int] | None, path: Path) 
 
 def _coco(content: dict[str, Any], size: tuple[int, int] | None, path: Path, image: str) -> np.ndarray:
     images = content["images"]
-    wanted = [one for one in images if Path(str(one["file_name"]).replace("\\", "/")).name == Path(image).name]
+    wanted = [entry for entry in images if Path(str(entry["file_name"]).replace("\\", "/")).name == Path(image).name]
     if not wanted and image:
-        wanted = [one for one in images if Path(str(one["file_name"])).stem == Path(image).stem]
+        wanted = [entry for entry in images if Path(str(entry["file_name"])).stem == Path(image).stem]
     if not wanted and len(images) == 1:
         wanted = images
     if len(wanted) != 1:
@@ -125,11 +125,11 @@ def _coco(content: dict[str, Any], size: tuple[int, int] | None, path: Path, ima
     film = wanted[0]
     shape = _checked((film.get("height"), film.get("width")) if film.get("height") else size, path)
     kinds = {kind["id"]: str(kind["name"]) for kind in content.get("categories", [])}
-    found = [one for one in content["annotations"] if one["image_id"] == film["id"] and one.get("segmentation")]
+    found = [entry for entry in content["annotations"] if entry["image_id"] == film["id"] and entry.get("segmentation")]
     mask = np.zeros(shape, np.uint8)
     outlines: list[np.ndarray] = []
-    for one in _lungs_only(found, lambda one: kinds.get(one.get("category_id"), "")):
-        drawn = one["segmentation"]
+    for entry in _lungs_only(found, lambda entry: kinds.get(entry.get("category_id"), "")):
+        drawn = entry["segmentation"]
         if isinstance(drawn, dict):
             mask |= _coco_runs(drawn, shape, path)
         else:
@@ -149,8 +149,8 @@ def _checked(size: Sequence[Any] | None, path: Path) -> tuple[int, int]:
 def _lungs_only(shapes: Iterable[dict[str, Any]], label_of: Any) -> list[dict[str, Any]]:
     """Shapes named as lungs, or where none is, those that aren't named as something else."""
     shapes = list(shapes)
-    lungs = [one for one in shapes if "lung" in label_of(one).lower()]
-    return lungs or [one for one in shapes if not any(word in label_of(one).lower() for word in _NOT_LUNGS)]
+    lungs = [shape for shape in shapes if "lung" in label_of(shape).lower()]
+    return lungs or [shape for shape in shapes if not any(word in label_of(shape).lower() for word in _NOT_LUNGS)]
 
 
 def _filled(outlines: list[np.ndarray], shape: tuple[int, int], path: Path) -> np.ndarray:

@@ -265,7 +265,7 @@ def _excel(path: Path) -> Records:
         if path.stat().st_size > MAX_BYTES:
             raise TableError(f"it has over {MAX_BYTES >> 20} MB. Split the table")
         with zipfile.ZipFile(path) as archive:
-            if sum(one.file_size for one in archive.infolist()) > _SHEET_BYTES:
+            if sum(member.file_size for member in archive.infolist()) > _SHEET_BYTES:
                 raise TableError(f"it unpacks to over {_SHEET_BYTES >> 20} MB. Save the table as CSV UTF-8")
         book = openpyxl.load_workbook(path, read_only=True, data_only=True)
         rows = book.worksheets[0].iter_rows(values_only=True)

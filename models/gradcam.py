@@ -127,8 +127,8 @@ def _gradient_of_pooled(model: K.Model) -> K.KerasTensor:
         if isinstance(layer, k.layers.Dense):
             kernel = np.asarray(layer.kernel).T  # (units, inputs)
             if gradient is None:  # the logits themselves: the same for every film, repeated for each
-                one = k.ops.ones_like(layer.output[:, :1])[:, :, None]
-                gradient = one * kernel[None]
+                ones = k.ops.ones_like(layer.output[:, :1])[:, :, None]
+                gradient = ones * kernel[None]
                 continue
             gradient = k.ops.matmul(_where_on(gradient, layer), kernel)
         elif isinstance(layer, k.layers.BatchNormalization):

@@ -135,7 +135,7 @@ def collect(stage: Segment, data: Manifest) -> tuple[np.ndarray, dict[str, np.nd
             look()
     look()
     names = measured[0] if measured else ()
-    columns = {name: np.array([one[name] for one in measured]) for name in names}
+    columns = {name: np.array([film[name] for film in measured]) for name in names}
     return np.array(pairs, np.float32), columns, np.array(sources)
 
 

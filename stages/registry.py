@@ -166,8 +166,8 @@ def _feeds(giver: str, taker: str) -> bool:
     """Whether a stage fills in what another one takes."""
     if giver == taker:
         return False
-    one, two = stage_class(giver), stage_class(taker)
-    return bool(set(one.fills) & {*two.needs, *two.uses})
+    first, second = stage_class(giver), stage_class(taker)
+    return bool(set(first.fills) & {*second.needs, *second.uses})
 
 
 def _place(name: str) -> int:

@@ -148,7 +148,7 @@ def useful_sets(
 
 def undecided(screens: Sequence[str]) -> float:
     """Share of the films that are unsure; NaN without films."""
-    return float(np.mean([one == UNSURE for one in screens])) if len(screens) else float("nan")
+    return float(np.mean([screen == UNSURE for screen in screens])) if len(screens) else float("nan")
 
 
 def coverage(probabilities: np.ndarray, labels: np.ndarray, classes: Sequence[str], sets: Sets) -> dict[str, float]:

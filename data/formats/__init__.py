@@ -82,18 +82,18 @@ def formats() -> tuple[Format, ...]:
 
 def suffixes() -> frozenset[str]:
     """The suffixes of all formats, small letters, with the dot."""
-    return frozenset(suffix for one in formats() for suffix in one.suffixes)
+    return frozenset(suffix for known in formats() for suffix in known.suffixes)
 
 
 def labels() -> str:
     """The formats as a text lists them: "DICOM, PNG ... and NumPy"."""
-    *most, last = [one.label for one in formats()]
+    *most, last = [known.label for known in formats()]
     return f"{', '.join(most)} and {last}"
 
 
 def recognise(head: bytes) -> Format | None:
     """The format of a file that begins with `head`, told by content; None where it is none of ours."""
-    return next((one for one in formats() if one.matches(head)), None)
+    return next((known for known in formats() if known.matches(head)), None)
 
 
 def tell(head: bytes, name: str) -> Format:
@@ -113,10 +113,10 @@ def tell(head: bytes, name: str) -> Format:
         if head[start:].startswith(mark):
             raise RadiographError(name, f"this is {what}", "not_an_image")
     suffix = Path(name).suffix.lower()
-    for one in formats():
+    for known in formats():
         # The suffix alone counts only where a sound file may come without a mark in its content.
-        if suffix in one.suffixes and one.suffix_suffices:
-            return one
+        if suffix in known.suffixes and known.suffix_suffices:
+            return known
     raise RadiographError(
         name,
         f"its content is no image that can be read. Allowed are {labels()}, told by content and not by name",

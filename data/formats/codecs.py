@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 _SOF = frozenset({0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF, 0xF7})
+_END_MARK = b"\xff\xd9"
 _ALONE = frozenset({0x01, *range(0xD0, 0xD9)})  # markers without a length
 
 
@@ -78,7 +79,8 @@ def decode_jpeg(raw: bytes, *, as_stored: bool = False) -> np.ndarray:
 
     header = jpeg_header(raw)
     if header is not None and header.process == 0xF7:
-        return imagecodecs.jpegls_decode(raw)
+        # CharLS reads on for ever where a stream ends without an end mark; with one, it notices what is missing.
+        return imagecodecs.jpegls_decode(raw if raw.endswith(_END_MARK) else raw + _END_MARK)
     if header is not None and header.process == 0xC3:
         return _lossless(raw, header)
     if as_stored and header is not None and header.components == 3:

@@ -196,7 +196,7 @@ def table_of_layouts() -> str:
         "| name | data set | what it has | splits | licence | cite | known leakage |",
         "|---|---|---|---|---|---|---|",
     ]
-    for name, one in LAYOUTS.items():
-        cells = (one.title, one.holds, one.splits, one.licence, one.citation, one.leakage)
+    for name, layout in LAYOUTS.items():
+        cells = (layout.title, layout.holds, layout.splits, layout.licence, layout.citation, layout.leakage)
         rows.append(f"| `{name}` | {' | '.join(cells)} |")
     return "\n".join(rows)

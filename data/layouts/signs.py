@@ -43,7 +43,7 @@ def recognised(folder: Path, names: Iterable[str] | Mapping[str, Any]) -> list[s
             for name, sign in wanted.items():
                 if any(sign.fullmatch(entry) for entry in [*files[:_FILES], *files[-_FILES:], *folders[:_FILES]]):
                     found[name] = None
-            below += [here / one for one in folders]
+            below += [here / folder for folder in folders]
         level = below
     return list(found)
 

@@ -196,17 +196,17 @@ def _boxes_in(content: dict, boxes: dict[str, list[tuple[str, Box]]]) -> None:
     kinds = {kind["id"]: kind["name"] for kind in content.get("categories", [])}
     names = {image["id"]: image["file_name"].removeprefix("imgs/") for image in content.get("images", [])}
     for found in content.get("annotations", []):
-        one = (kinds[found["category_id"]], Box(*(float(value) for value in found["bbox"])))
+        box = (kinds[found["category_id"]], Box(*(float(value) for value in found["bbox"])))
         known = boxes.setdefault(names[found["image_id"]], [])
-        if one not in known and one[1].w > 0 and one[1].h > 0:
-            known.append(one)
+        if box not in known and box[1].w > 0 and box[1].h > 0:
+            known.append(box)
 
 
 _BBOX = re.compile(r"'(xmin|ymin|width|height)':\s*(-?[\d.]+)")
 
 
 def _candidates(folder: Path) -> list[Path]:
-    return [folder, *(two for one in folders_in(folder)[:50] for two in (one, *folders_in(one)[:50]))]
+    return [folder, *(home for below in folders_in(folder)[:50] for home in (below, *folders_in(below)[:50]))]
 
 
 def _is_simplified(path: Path) -> bool:

@@ -141,7 +141,7 @@ def _challenge(root: Path, job: Job) -> list[ManifestRow]:
     marks = table[["image_id", "rad_id", "class_name"]].drop_duplicates().assign(marked=1)
     votes = marks.pivot_table(index=["image_id", "rad_id"], columns="class_name", values="marked", fill_value=0)
     films = _films(root / "train", votes.reset_index(), _boxes(path), "train")
-    where = {one.stem: one for one in files_below(root / "train", (".dicom", ".dcm", ".png", ".jpg", ".jpeg"))}
+    where = {path.stem: path for path in files_below(root / "train", (".dicom", ".dcm", ".png", ".jpg", ".jpeg"))}
     for film in films:
         film.image = where.get(film.image.stem, film.image)
     job.note("Kaggle's challenge: no tuberculosis among its findings, and no labels of test")

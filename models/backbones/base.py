@@ -56,7 +56,11 @@ class Backbone:
     def settings(self) -> dict[str, Any]:
         """All settings that it and its head take, with their defaults."""
         parameters = inspect.signature(self.build).parameters.values()
-        own = {one.name: one.default for one in parameters if one.kind is one.KEYWORD_ONLY and one.name != NEARBY}
+        own = {
+            parameter.name: parameter.default
+            for parameter in parameters
+            if parameter.kind is parameter.KEYWORD_ONLY and parameter.name != NEARBY
+        }
         return self.head.settings | own
 
     def check(self, settings: Mapping[str, Any], network: str) -> None:

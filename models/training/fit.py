@@ -121,7 +121,7 @@ class Training:
         if self.start is not None and not self.history:
             self._begin(self.start)
         for number, phase in enumerate(self.phases):
-            later = {one.name for one in self.phases[number + 1 :]}
+            later = {phase.name for phase in self.phases[number + 1 :]}
             if not any(row["phase"] in later for row in self.history):
                 self._run_phase(phase, kept)
         if self._best_weights is not None:

@@ -105,6 +105,17 @@ language_option = click.option(
 )
 
 
+def parsed_mode(_context: click.Context, _option: click.Parameter, value: str | None) -> int:
+    """The permissions that an option --mode names."""
+    try:
+        mode = int(value or "600", 8)
+    except ValueError:
+        mode = -1
+    if mode & ~0o666 or mode & 0o600 != 0o600:
+        raise click.BadParameter(f"it is three digits such as 600, 640 or 644, the first a 6. Received: {value!r}")
+    return mode
+
+
 def _listed(_context: click.Context, _option: click.Parameter, value: str | None) -> list[str] | None:
     return [part.strip() for part in value.split(",") if part.strip()] if value else None
 

@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cxr_pipeline.cli import deidentify, export, imports, read, tools, web  # noqa: F401  (whose commands join the group)
+from cxr_pipeline.cli import (  # noqa: F401  (their commands join the group)
+    deidentify,
+    export,
+    hospital,
+    imports,
+    read,
+    tools,
+    training,
+    web,
+)
 from cxr_pipeline.cli.commands import (
     DONE,
     INTERRUPTED,
@@ -20,23 +29,20 @@ from cxr_pipeline.cli.commands import (
     WRONG,
     cli,
     command,
-    data_option,
     debugging,
     engine_options,
     language_option,
-    log_to_stderr,
-    mask_labels_option,
-    print_figures,
+    parsed_mode,
     runtime_option,
     site_option,
     threshold_option,
     weights_option,
     workers_option,
 )
+from cxr_pipeline.cli.hospital import check_source, pulled
 from cxr_pipeline.configs.errors import CxrError
 
 if TYPE_CHECKING:
-    from cxr_pipeline.configs.schema import Config
     from cxr_pipeline.run.engines.base import RunnerOptions
 
 
@@ -49,32 +55,34 @@ def _parsed_shard(_context: click.Context, _option: click.Parameter, value: str 
     return int(number), int(count)
 
 
-def _parsed_mode(_context: click.Context, _option: click.Parameter, value: str | None) -> int:
-    try:
-        mode = int(value or "600", 8)
-    except ValueError:
-        mode = -1
-    if mode & ~0o666 or mode & 0o600 != 0o600:
-        raise click.BadParameter(f"it is three digits such as 600, 640 or 644, the first a 6. Received: {value!r}")
-    return mode
-
-
 @command
-@click.argument("inputs", nargs=-1, required=True, type=click.Path(exists=True), metavar="INPUT...")
+@click.argument("inputs", nargs=-1, type=click.Path(exists=True), metavar="INPUT...")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the results.")
+@click.option(
+    "--from",
+    "source",
+    metavar="dicomweb:URL?QUERY",
+    help="Fetch films of a PACS first, into DIR/pulled: docs/hospital.md.",
+)
 @click.option(
     "--stage", type=click.Choice(STAGES), help="Run the chain up to this stage.  [default: all that the weights have]"
 )
 @click.option(
     "--also", multiple=True, type=click.Choice(STAGES), help="Run this stage too, such as measure. Repeatable."
 )
-@click.option("--config", metavar="FILE", help="YAML file or preset; of it, a run obeys the thresholds.")
+@click.option("--config", metavar="FILE", help="YAML file or preset; a run takes only its thresholds.")
 @weights_option
 @site_option
 @threshold_option
 @click.option("--label", metavar="NAME", help="Heat map and regions of this class.  [default: the predicted one]")
 @workers_option
-@click.option("--batch-size", type=click.IntRange(1, 512), default=8, show_default=True, help="Films at once.")
+@click.option(
+    "--batch-size",
+    type=click.IntRange(1, 512),
+    default=8,
+    show_default=True,
+    help="Films that the networks see at once.",
+)
 @runtime_option
 @click.option(
     "--shard", metavar="I/N", callback=_parsed_shard, help="Judge the I-th of N parts, each into its own --out."
@@ -89,7 +97,7 @@ def _parsed_mode(_context: click.Context, _option: click.Parameter, value: str |
     "packages), or all; dicom and fhir only where they are named.  "
     "[default: masks,overlays,regions; results.csv always is]",
 )
-@click.option("--native-heatmaps", is_flag=True, help="Write heat maps too, and at the films' own size.")
+@click.option("--native-heatmaps", is_flag=True, help="Also write heat maps, at the films' own size.")
 @click.option(
     "--dicom-header",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
@@ -103,8 +111,8 @@ def _parsed_mode(_context: click.Context, _option: click.Parameter, value: str |
     flag_value="pseudonym",
     help="Columns that say whose a film is: as pseudonyms of the site, or plain.  [default: none; alone: pseudonym]",
 )
-@click.option("--mode", callback=_parsed_mode, metavar="OCTAL", help="Permissions of the results.  [default: 600]")
-@click.option("--verify", is_flag=True, help="Going on: check every file that is there, and not only a sample.")
+@click.option("--mode", callback=parsed_mode, metavar="OCTAL", help="Permissions of the results.  [default: 600]")
+@click.option("--verify", is_flag=True, help="Check every file that an earlier call left, not only a sample.")
 @click.option("--overwrite", is_flag=True, help="Discard what another run left in the folder.")
 @click.option(
     "--report/--no-report",
@@ -117,6 +125,7 @@ def _parsed_mode(_context: click.Context, _option: click.Parameter, value: str |
 def run(
     inputs: tuple[str, ...],
     out: Path,
+    source: str | None,
     stage: str | None,
     also: tuple[str, ...],
     config: str | None,
@@ -146,15 +155,15 @@ def run(
 
     \b
     Leaves in the folder given by --out:
-      results.csv    a row for every input, those that failed too
+      results.csv    one row per input, also for those that failed
       worklist.csv   what to read first, and why (worklist.xlsx too, with openpyxl)
       masks/ overlays/    PNG and JPEG, named after the id in results.csv (more: --outputs)
       regions.json   boxes in COCO format, in pixels of the original films
       run.json       versions, weights, config, counts
       report.html    one page to look at all of it, with small copies of the films: treat it like them
 
-    Stopped or killed, it goes on where it was when the same command is given again. Films that come later may join the
-    same folder, and so may a later stage: what is there already is used.
+    If a run is stopped or killed, the same command goes on where it stopped. Later films can join the same folder, and
+    so can a later stage: what is done already is used.
 
     \b
     Examples:
@@ -162,6 +171,7 @@ def run(
       pipeline run a.png b.dcm --out results --stage segment
       pipeline run films/ --out part1 --shard 1/2       (and 2/2 elsewhere; then: pipeline merge)
       pipeline run films/ --out results --engine ray    (see docs/cluster.md)
+      pipeline run --from 'dicomweb:https://pacs.example.org/dicom-web?StudyDate=20240131' --out results
     """
     from cxr_pipeline.results.quick import REPORT, finished, has_report
     from cxr_pipeline.run.helper import start_early, stop_early
@@ -177,6 +187,7 @@ def run(
     from cxr_pipeline.run.listing import about_inputs, tell_of_inputs, write_left_out
     from cxr_pipeline.run.spec import ChainSpec
 
+    check_source(inputs, source)
     whose: dict[str, Any] = {"dicom_header": dicom_header, "identifiers": identifiers}
     wanted = asked(outputs, native_heatmaps=native_heatmaps, **whose)
     cluster = {name: value for name, value in cluster.items() if value is not None}
@@ -204,6 +215,7 @@ def run(
         **({"set": list(overrides)} if overrides else {}),
         **({"language": language} if language else {}),
         **{name: str(value) for name, value in whose.items() if value is not None},
+        **({"from": source} if source else {}),
         **cluster,
     }
     spec = ChainSpec(
@@ -225,7 +237,8 @@ def run(
     if chain.identity.about["unchecked"]:
         click.echo(f"note: {chain.identity.about['unchecked']}.", err=True)
     left_out: list[LeftOut] = []
-    found = marked_equal(find_inputs(inputs, out=out, left_out=left_out))
+    films = find_inputs(inputs, out=out, left_out=left_out) if inputs else []
+    found = marked_equal([*films, *(pulled(source, out, mode) if source else ())])
     for sentence in tell_of_inputs(found, left_out, out):
         click.echo(sentence, err=True)
     chain.identity.about.update(about_inputs(found, left_out))
@@ -290,9 +303,13 @@ def _report_at_end(out: Path, films: int, wanted: bool | None) -> None:
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path), metavar="DIR")
 @threshold_option
 @site_option
-@click.option("--report/--no-report", default=None, help="As for run.  [default: up to 2000 films in the folder]")
+@click.option(
+    "--report/--no-report",
+    default=None,
+    help="Write report.html at the end.  [default: up to 2000 films in the folder]",
+)
 def screen(folder: Path, threshold: float | None, site: Path | None, report: bool | None) -> int:
-    """Decide a finished folder again, within seconds: no network runs, no film is read.
+    """Decide the films of a finished folder again, in seconds: no network runs, and no film is read.
 
     Labels, screening answers, scores, warnings of doubt, the worklist and the overlays' captions are made anew. Masks,
     heat maps and boxes stay as the run drew them.
@@ -314,12 +331,12 @@ def screen(folder: Path, threshold: float | None, site: Path | None, report: boo
 @command
 @click.argument("folders", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path), metavar="DIR...")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for all results.")
-@click.option("--mode", callback=_parsed_mode, metavar="OCTAL", help="Permissions of the results.  [default: 600]")
+@click.option("--mode", callback=parsed_mode, metavar="OCTAL", help="Permissions of the results.  [default: 600]")
 def merge(folders: tuple[Path, ...], out: Path, mode: int) -> int:
-    """Join the folders of all shards of a run: as if one run had judged all inputs.
+    """Join the folders of all shards of a run, as if one run had judged all inputs.
 
-    Every part is checked first, against what it promises and by the checksums of its files. Where something is missing
-    nothing is written.
+    Every part is checked first: its list of films, and the checksums of its files. If anything is missing, nothing is
+    written.
 
     \b
     Example:
@@ -330,122 +347,6 @@ def merge(folders: tuple[Path, ...], out: Path, mode: int) -> int:
     counts = join(folders, out, mode=mode)
     click.echo(f"{sum(counts.values())} films in {out}: " + ", ".join(f"{n} {status}" for status, n in counts.items()))
     return SOME_FAILED if counts["refused"] or counts["failed"] else DONE
-
-
-@command
-@click.option("--stage", type=click.Choice(STAGES), help="Train this stage alone.  [default: all, one after the other]")
-@data_option
-@click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder for the weights.")
-@click.option("--config", default="tb", show_default=True, metavar="FILE", help="YAML file or preset.")
-@click.option(
-    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="A setting; see `pipeline info`. Repeatable."
-)
-@click.option("--overwrite", is_flag=True, help="Train again what --out holds, finished, with other settings or data.")
-@mask_labels_option
-@click.pass_context
-def train(
-    context: click.Context,
-    stage: str | None,
-    data: Path,
-    out: Path,
-    config: str,
-    overrides: tuple[str, ...],
-    overwrite: bool,
-    mask_labels: list[str] | None,
-) -> int:
-    """Train the chain, or one stage of it, on labelled films.
-
-    The folder given by --out then serves as `pipeline run --weights`. Stopped or killed, training goes on from its last
-    finished epoch when the same command is given again.
-
-    \b
-    Example:
-      pipeline train --data manifest.csv --out my-weights --set classify.fit.epochs=20
-    """
-    from cxr_pipeline.configs.extras import require
-    from cxr_pipeline.configs.schema import load_config
-
-    require("train", "pipeline train")
-    settings = load_config(config, overrides)
-    log_to_stderr()
-    settings = _for_own_data(settings, data, config, overrides, stage, context)
-    from cxr_pipeline.train.training import train as train_chain
-
-    labels = {"mask_labels": mask_labels} if mask_labels else {}
-    try:
-        train_chain(data, settings, out, stage, overwrite=overwrite, **labels)
-    except KeyboardInterrupt:
-        click.echo("\nStopped. The same command goes on from the last finished epoch.", err=True)
-        return INTERRUPTED
-    click.echo(f"Weights in {out}. Use them: pipeline run INPUT --weights {out} --out DIR")
-    click.echo(f"How the training went, on a page: pipeline report {out}")
-    return DONE
-
-
-def _for_own_data(
-    settings: Config, data: Path, config: str, overrides: tuple[str, ...], stage: str | None, context: click.Context
-) -> Config:
-    """The settings with what follows from a manifest of one's own, and a message that says so."""
-    from cxr_pipeline.configs.schema import load_config
-    from cxr_pipeline.data.manifest import ManifestError, read_manifest
-    from cxr_pipeline.data.names import printable
-    from cxr_pipeline.manifests.owndata import settings_of
-
-    chosen = context.get_parameter_source("config") is not click.core.ParameterSource.DEFAULT
-    try:
-        manifest = read_manifest(data, check_files=False, faults_into=[])
-    except ManifestError:  # the training says what is wrong with it
-        return settings
-    follows = settings_of(manifest, settings, given=overrides, own_config=chosen, stage=stage)
-    for message in follows.messages:
-        click.echo(printable(f"note: {message}"), err=True)
-    return load_config(config, (*follows.overrides, *overrides)) if follows.overrides else settings
-
-
-@command
-@click.option("--stage", required=True, type=click.Choice(STAGES), help="Stage to judge; those before it run too.")
-@data_option
-@click.option(
-    "--split", default="test", show_default=True, metavar="NAME", help="Films of this split; 'all' for every one."
-)
-@click.option("--source", metavar="NAME", help="Films of this source only.")
-@click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder for the figures.")
-@weights_option
-@runtime_option
-@site_option
-@click.option("--no-refuse", is_flag=True, help="Judge films too that the chain would refuse.")
-@mask_labels_option
-def evaluate(
-    stage: str,
-    data: Path,
-    split: str,
-    source: str | None,
-    out: Path,
-    weights: str,
-    runtime: str,
-    site: Path | None,
-    no_refuse: bool,
-    mask_labels: list[str] | None,
-) -> int:
-    """Measure one stage on labelled films: metrics.json and plots.
-
-    Every figure comes with its 95 % interval, by bootstrap over patients. Films that the chain refuses are in no
-    figure; to set figures beside published ones, which are of all films, give --no-refuse.
-    """
-    from cxr_pipeline.configs.extras import require
-
-    require("figures", "pipeline evaluate")
-    from cxr_pipeline.train.evaluation import evaluate as judge
-
-    log_to_stderr()
-    chosen = None if split == "all" else split
-    options: dict[str, Any] = {"weights": weights, "runtime": runtime, "site": site, "refuse": not no_refuse}
-    if mask_labels:
-        options["mask_labels"] = mask_labels
-    metrics = judge(stage, data, out, split=chosen, source=source, **options)
-    print_figures(metrics)
-    click.echo(f"All figures: {out / 'metrics.json'}")
-    return DONE
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -39,17 +39,17 @@ def paired_tests(runs: Sequence[Run], notes: list[str]) -> list[dict[str, Any]]:
     every = combinations(range(len(runs)), 2)
     chosen = every if len(runs) <= ALL_PAIRS else ((0, number) for number in range(1, len(runs)))
     pairs: list[dict[str, Any]] = []
-    for one, two in chosen:
-        if one not in rows or two not in rows:
+    for first, second in chosen:
+        if first not in rows or second not in rows:
             continue
-        classes = [_classes_of(runs[number]) for number in (one, two)]
+        classes = [_classes_of(runs[number]) for number in (first, second)]
         shared = [name for name in classes[0] if name in classes[1]]
-        between = f"{runs[one].name} and {runs[two].name}"
+        between = f"{runs[first].name} and {runs[second].name}"
         if not shared:
             listed = " and ".join(", ".join(names) or "none" for names in classes)
             notes.append(f"{between} have no positive class in common ({listed}): not tested.")
             continue
-        tested = [_tested(runs[one], runs[two], rows[one], rows[two], name) for name in shared]
+        tested = [_tested(runs[first], runs[second], rows[first], rows[second], name) for name in shared]
         if not any(tested):
             notes.append(f"{between} judged no film in common (by the column image of films.csv): not tested.")
         pairs += [row for row in tested if row]

@@ -126,7 +126,8 @@ def _when(header: FilmHeader) -> dict[str, str]:
 
 
 def _patient(header: FilmHeader) -> dict[str, Any]:
-    film, out = header.dataset, {"resourceType": "Patient"}
+    film = header.dataset
+    out: dict[str, Any] = {"resourceType": "Patient"}
     if film.PatientID:
         issuer = film.get("IssuerOfPatientID", "")
         out["identifier"] = [
@@ -134,7 +135,7 @@ def _patient(header: FilmHeader) -> dict[str, Any]:
         ]
     name = PersonName(str(film.PatientName))
     if str(name):
-        parts = {"text": name.family_comma_given() or str(name)}
+        parts: dict[str, Any] = {"text": name.family_comma_given() or str(name)}
         given = [part for part in (name.given_name, name.middle_name) if part]
         out["name"] = [
             parts | ({"family": name.family_name} if name.family_name else {}) | ({"given": given} if given else {})

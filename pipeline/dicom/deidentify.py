@@ -95,18 +95,18 @@ def rules(secret: bytes, text: str = BLANK, *, keep_intervals: bool = False) -> 
     return Rules(hidden, text, keep_intervals, actions)
 
 
-def _remove(dataset: Dataset, tag: tuple[int, ...]) -> None:
+def _remove(dataset: Dataset, tag: tuple[int, int]) -> None:
     if tag in dataset:
         del dataset[tag]
 
 
-def _empty(dataset: Dataset, tag: tuple[int, ...]) -> None:
+def _empty(dataset: Dataset, tag: tuple[int, int]) -> None:
     if tag in dataset:
         element = dataset[tag]
         element.value = [] if element.VR == "SQ" else b"" if element.VR in ("OB", "OW", "UN") else ""
 
 
-def _new_uid(dataset: Dataset, tag: tuple[int, ...], hidden: Pseudonyms) -> None:
+def _new_uid(dataset: Dataset, tag: tuple[int, int], hidden: Pseudonyms) -> None:
     if tag in dataset and dataset[tag].VR == "UI":
         value = dataset[tag].value
         many = isinstance(value, (list, pydicom.multival.MultiValue))

@@ -152,9 +152,8 @@ def film_capture(radiograph: Radiograph, header: FilmHeader, maker: Maker) -> Da
         bits_allocated=bits,
         coordinate_system="PATIENT",
         patient_orientation=tuple(film.get("PatientOrientation", ("L", "F"))),
-        pixel_spacing=header.spacing,
         transfer_syntax_uid=ExplicitVRLittleEndian,
-        **{**maker.common(header, "film"), **names},
+        **{**maker.common(header, "film"), **names, "pixel_spacing": header.spacing},
     )
     made.ConversionType = "DF" if radiograph.format else "WSD"
     made.Modality = film.Modality

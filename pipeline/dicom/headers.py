@@ -112,7 +112,7 @@ def film_header(source: Dataset, size: tuple[int, int]) -> FilmHeader:
         notes.append(f"PatientSex (0010,0040) is {str(out.PatientSex)!r}: left empty")
         out.PatientSex = ""
     if not str(out.PatientID):
-        notes.append("PatientID (0010,0020) is empty: so it is in the answers")
+        notes.append("PatientID (0010,0020) is empty, and stays so in the answers")
     _image(source, out, size)
     date, time = _made(source)
     if not date:

@@ -52,7 +52,7 @@ def cleaned_picture(raw: bytes, text: str = "blank") -> tuple[bytes, list[Box]]:
     return _packed(blanked(pixels, boxes), kind, _orientation(raw)), boxes
 
 
-def _packed(pixels: np.ndarray, kind: str, orientation: int) -> bytes:
+def _packed(pixels: np.ndarray, kind: str | None, orientation: int) -> bytes:
     options = [cv2.IMWRITE_JPEG_QUALITY, _QUALITY] if kind == "jpg" else []
     done, data = cv2.imencode(f".{kind}", pixels, options)
     if not done:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -12,6 +13,9 @@ from cxr_pipeline.dicom.headers import FilmHeader
 from cxr_pipeline.dicom.maker import Maker
 from cxr_pipeline.dicom.segmentation import Segment
 from cxr_pipeline.stages.base import Region
+
+if TYPE_CHECKING:
+    from highdicom.pr import GraphicObject, TextObject
 
 _POINTS = 4000  # of an outline: an element of explicit length holds 8191 points
 _LUNGS, _BOXES = (60, 180, 200), (255, 220, 0)  # RGB, as in the overlay
@@ -98,13 +102,13 @@ def corners_of(region: Region) -> np.ndarray:
     return np.array([(x, y), (x + w, y), (x + w, y + h), (x, y + h), (x, y)])
 
 
-def _line(points: np.ndarray):  # noqa: ANN202
+def _line(points: np.ndarray) -> GraphicObject:
     from highdicom.pr import GraphicObject
 
     return GraphicObject("POLYLINE", points, "PIXEL")
 
 
-def _label(region: Region, width: int, height: int, sides_known: bool):  # noqa: ANN202
+def _label(region: Region, width: int, height: int, sides_known: bool) -> TextObject:
     """The text of a region, above its box or, where there is no room, below it."""
     from highdicom.pr import TextObject
 

@@ -185,7 +185,7 @@ def _answer(record: Record, header: FilmHeader, maker: Maker) -> list[Any]:
     if record.tb_score is not None:
         numbers.append(Measurement(SCORE, shown(record.tb_score), one))
         numbers.append(Measurement(THRESHOLD, float(record.extra.get("cutoff", AT_THRESHOLD)), one))
-    measures = record.measures or {}
+    measures: Mapping[str, Any] = record.measures or {}
     numbers += [
         Measurement(code, float(measures[name]), one)
         for name, code in (("ctr", CTR), ("lung_area_ratio", AREA_RATIO))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from pydicom.dataset import Dataset
@@ -12,6 +12,9 @@ from cxr_pipeline.dicom.headers import FilmHeader
 from cxr_pipeline.dicom.maker import Maker
 from cxr_pipeline.stages.base import Record
 from cxr_pipeline.stages.measure import sides
+
+if TYPE_CHECKING:
+    from highdicom import AlgorithmIdentificationSequence
 
 RIGHT_LUNG = Code("3341006", "SCT", "Right lung")
 LEFT_LUNG = Code("44029006", "SCT", "Left lung")
@@ -68,8 +71,8 @@ def segmentation(segments: list[Segment], header: FilmHeader, maker: Maker) -> D
         )
         for one in segments
     ]
-    for item, one in zip(described, segments, strict=True):
-        item.RecommendedDisplayCIELabValue = list(CIELabColor.from_rgb(*_COLOURS[one.key]).value)
+    for description, one in zip(described, segments, strict=True):
+        description.RecommendedDisplayCIELabValue = list(CIELabColor.from_rgb(*_COLOURS[one.key]).value)
     made = Made(
         source_images=[header.dataset],
         pixel_array=np.stack([one.mask for one in segments], axis=-1)[None],
@@ -91,7 +94,7 @@ def segmentation(segments: list[Segment], header: FilmHeader, maker: Maker) -> D
     return made
 
 
-def algorithm(maker: Maker):  # noqa: ANN201  (highdicom is imported where it is used)
+def algorithm(maker: Maker) -> AlgorithmIdentificationSequence:
     """The weights as the algorithm that found something."""
     from highdicom import AlgorithmIdentificationSequence
 

@@ -12,7 +12,7 @@ import uvicorn
 from cxr_pipeline.reading.app import create_app
 from cxr_pipeline.reading.pictures import Pictures
 from cxr_pipeline.reading.session import Session
-from cxr_pipeline.web.server import config_of, listen
+from cxr_pipeline.web.server import listen, server_config
 from cxr_pipeline.web.settings import Settings
 
 _log = logging.getLogger("cxr.read")
@@ -35,6 +35,6 @@ def serve(session: Session, *, port: int = 0, language: str = "en", tell: Callab
             tell(f"http://127.0.0.1:{listener.getsockname()[1]}/#{settings.api_key}")
             app = create_app(session, settings, pictures, language)
             with suppress(KeyboardInterrupt):
-                uvicorn.Server(config_of(app, settings)).run(sockets=[listener])
+                uvicorn.Server(server_config(settings, app)).run(sockets=[listener])
     finally:
         pictures.close()

@@ -11,6 +11,7 @@
       journal.jsonl    one line per finished input, with the checksums of its files: what a run goes on from
       run.log          tracebacks of films that failed in a way nobody foresaw; absent where there are none
       report.html      all of it to look at, made from the files above by `report.report`
+      spool/  pulled/  sent.jsonl  left_alone.csv    of `listen` and `run --from`, see `dicom.spool` and `dicom.send`
       left_out.csv     files among the inputs that are no films, with the reason; absent where all are
       shard.csv        of a shard only: the key of each of its inputs, and its place among all of them
 """
@@ -233,6 +234,30 @@ class ResultsFolder:
             self.journal.append(key, entry)
             self._csv.write(csv_line(self.columns, cells(entry["row"])))
 
+    def refresh(self) -> None:
+        """Write the files of all films as they stand now, while the folder stays open for more.
+
+        Not while another thread saves films.
+        """
+        order = self.journal.keys()
+        self._csv.close()
+        try:
+            self._write_all(order)
+        finally:
+            self._csv = open(self.path / "results.csv", "ab", buffering=0)  # noqa: SIM115  (held until close)
+
+    def _write_all(self, order: list[str]) -> tuple[dict[str, int], list[str]]:
+        """The files of all films, in this order; how many rows of each status there are, and names of the tables."""
+        counts = self._write_table(order)
+        tables = ["results.csv", "journal.jsonl"]
+        self._write_log(order)
+        for one in self._summaries():
+            if one.wants_summary(self._run):
+                tables.append(one.summary)
+                with whole_file(self.path / one.summary, durable=True, mode=self.mode) as file:
+                    one.write_summary(file, lambda: self.journal.entries(order), self._run)
+        return counts, tables
+
     def finish(self, keys: Sequence[str], seconds: dict[str, float], started: str, ended: str) -> dict[str, int]:
         """Put every file into its final form: `keys` in their order, after what earlier runs left of other inputs.
 
@@ -243,14 +268,7 @@ class ResultsFolder:
         current = set(keys)
         order = [key for key in self.journal.keys() if key not in current] + list(keys)  # noqa: SIM118
         self._csv.close()
-        counts = self._write_table(order)
-        tables = ["results.csv", "journal.jsonl"]
-        self._write_log(order)
-        for one in self._summaries():
-            if one.wants_summary(self._run):
-                tables.append(one.summary)
-                with whole_file(self.path / one.summary, durable=True, mode=self.mode) as file:
-                    one.write_summary(file, lambda: self.journal.entries(order), self._run)
+        counts, tables = self._write_all(order)
         self.journal.rewrite(order)
         run = {key: value for key, value in self._run.items() if key != "started_with_overwrite"} | {
             "finished": True,

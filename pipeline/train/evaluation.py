@@ -122,11 +122,11 @@ def seen_in_training(chain: Sequence[Stage], data: Manifest) -> list[dict[str, A
 
 def _warn_of(seen: Sequence[dict[str, Any]]) -> None:
     done = {"train": "trained on", "choose": "chosen and calibrated on"}
-    for stage, used_to in dict.fromkeys((one["stage"], one["used_to"]) for one in seen):
+    for stage, used_to in dict.fromkeys((part["stage"], part["used_to"]) for part in seen):
         films = ", ".join(
-            f"{one['source']} {one['split']} ({one['films']} here)"
-            for one in seen
-            if (one["stage"], one["used_to"]) == (stage, used_to)
+            f"{part['source']} {part['split']} ({part['films']} here)"
+            for part in seen
+            if (part["stage"], part["used_to"]) == (stage, used_to)
         )
         log.warning(
             "warning: %s was %s films of these sources and splits: %s. The figures may be better than on new films",

@@ -71,7 +71,7 @@ def align(x: np.ndarray, reference: Reference, known: np.ndarray | None = None) 
         x: (N, K - 1), see `differences`. known: (N,) int class number of films with a label, -1 without; or None.
     """
     found = [_em(x, reference, float(stretch), start, known) for stretch in _STRETCHES for start in (0.15, 0.5)]
-    return max(found, key=lambda one: one.evidence)
+    return max(found, key=lambda alignment: alignment.evidence)
 
 
 def by_normal_mode(x: np.ndarray, reference: Reference, towards: float = _TOWARDS) -> Alignment:

@@ -120,9 +120,9 @@ def _facts(fitted: SiteFit, chain: Sequence[Stage], site: str, target: float, la
 
 def _logits(inputs: Sequence[str | Path], chain: Sequence[Stage]) -> np.ndarray:
     """Logits (N, classes) of the films that could be judged."""
-    folders = [Path(one) for one in inputs if (Path(one) / "run.json").is_file()]
+    folders = [Path(name) for name in inputs if (Path(name) / "run.json").is_file()]
     found = [_stored(folder, chain) for folder in folders]
-    films = [one for one in inputs if Path(one) not in folders]
+    films = [name for name in inputs if Path(name) not in folders]
     if films:
         found.append(_judged(find_inputs(films), chain))
     return np.concatenate([np.empty((0, len(chain[-1].classes))), *found])
@@ -160,9 +160,9 @@ def _judged(inputs: Sequence[Input], chain: Sequence[Stage]) -> np.ndarray:
 
 
 def _records(inputs: Sequence[Input]) -> Iterator[Record | None]:
-    for number, one in enumerate(inputs):
+    for number, item in enumerate(inputs):
         try:
-            yield Record(read(Path(one.path), id=f"film-{number}"))
+            yield Record(read(Path(item.path), id=f"film-{number}"))
         except (RadiographError, OSError) as error:
             log.info("%s", error)
             yield None

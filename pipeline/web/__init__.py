@@ -15,8 +15,11 @@ class WebError(CxrError, ValueError):
     """The server cannot start as it was called; says what to do."""
 
 
-def check_installed() -> None:
+def check_installed(what: str = "pipeline serve") -> None:
     """Whether the extra is there.
+
+    Args:
+        what: the command that needs it.
 
     Raises:
         WebError: a package of it is missing.
@@ -24,6 +27,5 @@ def check_installed() -> None:
     missing = [package for module, package in _NEEDED.items() if find_spec(module) is None]
     if missing:
         raise WebError(
-            f"pipeline serve needs {', '.join(missing)}, which is not installed. "
-            "Install it: pip install 'cxr-pipeline[web]'"
+            f"{what} needs {', '.join(missing)}, which is not installed. Install it: pip install 'cxr-pipeline[web]'"
         )

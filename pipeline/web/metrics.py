@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.registry import Collector
 
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 
@@ -33,6 +34,10 @@ class Metrics:
         Gauge("cxr_jobs", "Jobs held.", registry=self._registry).set_function(jobs)
         for status in ("ok", "refused", "failed"):
             self.films.labels(status)
+
+    def add(self, figures: Collector) -> None:
+        """Show further figures, taken whenever somebody asks for them."""
+        self._registry.register(figures)
 
     def text(self) -> bytes:
         """All figures in Prometheus' text format."""

@@ -42,11 +42,11 @@ def serve(settings: Settings, chain: Chain) -> None:
 
 
 def config(settings: Settings, chain: Chain) -> uvicorn.Config:
-    """Uvicorn's settings for the server of `create_app`."""
-    return config_of(create_app(settings, chain), settings)
+    """Uvicorn's settings for the server of films."""
+    return server_config(settings, create_app(settings, chain))
 
 
-def config_of(app: FastAPI, settings: Settings) -> uvicorn.Config:
+def server_config(settings: Settings, app: FastAPI) -> uvicorn.Config:
     """Uvicorn's settings: no access log, which holds paths; no trust in forwarded headers; HTTP alone."""
     return uvicorn.Config(
         app,

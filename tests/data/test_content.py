@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+
 import cv2
 import numpy as np
 import pytest
@@ -50,6 +52,38 @@ def test_two_films_with_a_gap_are_found(tmp_path, gap, level):
     assert seam(pair) == ("level" if level else "upright")
     cv2.imencode(".png", np.round(pair * 255).astype(np.uint8))[1].tofile(tmp_path / "a.png")
     assert [code for code, _ in read(tmp_path / "a.png").meta["against"]] == ["several_films"]
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("level", [False, True])
+def test_two_films_that_touch_are_found(seed, level):
+    pair = np.hstack([make_film(2 * seed + k, size=(240, 210)).pixels for k in (0, 1)])
+    assert seam(np.ascontiguousarray(pair.T) if level else pair) == ("level" if level else "upright")
+
+
+def test_a_plate_an_edge_and_a_shutter_are_no_seams():
+    plate = FILM.copy()
+    plate[:60, 100:160] = 1
+    assert seam(plate) is None
+    boxed = cv2.rectangle(FILM.copy(), (40, 90), (105, 155), 1.0, 1)
+    assert seam(boxed) is None
+    shutter = FILM.copy()
+    shutter[:, :24] = shutter[:, -24:] = 0
+    assert seam(shutter) is None
+
+
+@pytest.mark.real
+def test_touching_films_of_real_hospitals_are_found_and_single_ones_are_not(real_data):
+    rows = [row for row in csv.DictReader((real_data / "manifest.csv").open()) if row["split"] == "val"]
+    rows = [row for row in rows if row["source"] != "kermany"][::3]
+    films = [cv2.imread(str(real_data / row["image"]), cv2.IMREAD_GRAYSCALE).astype(np.float32) / 255 for row in rows]
+    assert sum(seam(film) is not None for film in films) <= 0.005 * len(films)
+    found = 0
+    for one, other in zip(films[:100], films[100:200], strict=True):
+        high = min(len(one), len(other))
+        pair = [cv2.resize(film, (round(film.shape[1] * high / len(film)), high)) for film in (one, other)]
+        found += seam(np.hstack(pair)) is not None
+    assert found >= 90
 
 
 @pytest.mark.parametrize("seed", range(6))

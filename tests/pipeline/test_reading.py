@@ -272,13 +272,13 @@ def test_a_person_reads_by_keys(results, tmp_path, monkeypatch):
 
     import uvicorn
 
-    from cxr_pipeline.web.server import config_of, listen
+    from cxr_pipeline.web.server import listen, server_config
 
     monkeypatch.setattr(session, "LEAST", 5)
     made, pictures = Session(results, count=6, blind=False), Pictures()
     settings = Settings(port=0, api_key=KEY)
     with listen(settings) as socket, tab(tmp_path / "profile", width=1200, height=800) as page:
-        server = uvicorn.Server(config_of(create_app(made, settings, pictures), settings))
+        server = uvicorn.Server(server_config(settings, create_app(made, settings, pictures)))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]}, daemon=True)
         thread.start()
         try:

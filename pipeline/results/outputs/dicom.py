@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
     from cxr_pipeline.dicom.films import HeaderTable
+    from cxr_pipeline.dicom.headers import FilmHeader
 
 _NAMES = {"seg": "Segmentation", "sr": "Structured Report", "sc": "Secondary Capture", "pr": "Presentation State"}
 
@@ -65,7 +66,7 @@ class DicomAnswers(Output):
         return out
 
 
-def _answers(film: JudgedFilm, header, is_dicom: bool) -> dict[str, Callable[[], Dataset | None]]:  # noqa: ANN001
+def _answers(film: JudgedFilm, header: FilmHeader, is_dicom: bool) -> dict[str, Callable[[], Dataset | None]]:
     """What makes each answer, by kind; None where there is nothing to say. In this order, as the report refers back."""
     from cxr_pipeline.dicom.capture import overlay_capture
     from cxr_pipeline.dicom.films import film_capture
@@ -97,6 +98,7 @@ def _answers(film: JudgedFilm, header, is_dicom: bool) -> dict[str, Callable[[],
         "sc": lambda: overlay_capture(overlay(record), layout(height, width)[:2], header, maker),
         "pr": drawn,
     }
-    if not is_dicom:
-        answers = {"film": lambda: film_capture(record.radiograph, header, maker), **answers}
+    radiograph = record.radiograph
+    if not is_dicom and radiograph is not None:
+        answers = {"film": lambda: film_capture(radiograph, header, maker), **answers}
     return answers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import time
 
 import cv2
 import imagecodecs
@@ -174,6 +175,16 @@ def test_neither_alpha_nor_a_marker_sets_the_depth_of_a_png(tmp_path):
     film = read(tmp_path / "marked.png")
     np.testing.assert_allclose(film.pixels[10:], FILM[10:] / 255, atol=0.004)
     assert "marker" in film.warnings[0]
+
+
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.6, 0.9])
+def test_a_cut_off_jpegls_ends(tmp_path, share):
+    raw = imagecodecs.jpegls_encode(FILM)
+    (tmp_path / "a.jls").write_bytes(raw[: round(share * len(raw))])
+    began = time.monotonic()
+    with pytest.raises(RadiographError):
+        read(tmp_path / "a.jls")
+    assert time.monotonic() - began < 5
 
 
 @pytest.mark.parametrize("bits", [8, 12, 16])
