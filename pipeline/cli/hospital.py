@@ -280,8 +280,8 @@ def watch(
     wanted = asked(outputs, identifiers=identifiers)
     log_to_stderr()
     chain = _opened(weights, runtime, site, threshold, "watch")
-    how = {"outputs": wanted, "batch_size": batch_size, "workers": workers, "mode": mode}
-    with Watcher(chain, folder, out, settle=settle, **how) as watcher:
+    options = {"outputs": wanted, "batch_size": batch_size, "workers": workers, "mode": mode}
+    with Watcher(chain, folder, out, settle=settle, **options) as watcher:
         _on_signals(watcher.stop)
         click.echo(f"Watching {folder}  (Ctrl-C ends it)", err=True)
         watcher.run(until_empty=until_empty)

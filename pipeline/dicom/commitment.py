@@ -113,11 +113,11 @@ class Commitment:
             request = json.loads(path.read_bytes())
             age = time.time() - path.stat().st_mtime
             self._open.pop(path.stem, None)
-            told = self._tell(request, association)
+            notified = self._tell(request, association)
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             _log.debug("commitment: %s", error)
-            told, age = False, 0.0
-        if told or age > _GIVE_UP:
+            notified, age = False, 0.0
+        if notified or age > _GIVE_UP:
             path.unlink(missing_ok=True)
             self._tries.pop(path, None)
         else:

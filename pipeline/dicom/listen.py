@@ -77,12 +77,12 @@ class Listener:
         self, chain: Chain, settings: ListenSettings, destinations: Sequence[Destination] = (), tls: Any = None
     ) -> None:
         self.settings, out = settings, settings.out
-        how: dict[str, Any] = {
+        options: dict[str, Any] = {
             "outputs": settings.outputs,
             "batch_size": settings.batch_size,
             "workers": settings.workers,
         }
-        self.station = Station(chain, out, mode=settings.mode, **how)
+        self.station = Station(chain, out, mode=settings.mode, **options)
         self.counts: Counter[str] = Counter()
         self.recent: deque[dict[str, str]] = deque(maxlen=_SHOWN)
         self.problem = ""
@@ -96,12 +96,12 @@ class Listener:
         except BaseException:
             self.station.close()
             raise
-        self.senders = [Sender(one, out, self.station.entry, self._sent, told=self._count) for one in destinations]
+        self.senders = [Sender(one, out, self.station.entry, self._sent, notify=self._count) for one in destinations]
         self.commitment = Commitment(
             out / "spool" / "commitment", settings.node.title, settings.peers, self._holds, tls
         )
         self.node = Node(
-            settings.node, self.spool, done=self._done, told=self._record, commitment=self._ask_for_commitment
+            settings.node, self.spool, done=self._done, notify=self._record, commitment=self._ask_for_commitment
         )
         self._settling = ThreadPoolExecutor(1, "cxr-settle")
 
@@ -167,7 +167,7 @@ class Listener:
         begun = self._since = time.monotonic()
         inputs = {one.name: Input(str(one.path), key_of(one.path), (one.name,) * 3) for one in taken}
         try:
-            self.station.judge(list(inputs.values()), {one.key: name for name, one in inputs.items()}, self._told)
+            self.station.judge(list(inputs.values()), {one.key: name for name, one in inputs.items()}, self._finished)
         except BaseException:
             for one in taken:
                 self.spool.give_back(one)
@@ -191,7 +191,7 @@ class Listener:
             for key in keys:
                 sender.add(key)
 
-    def _told(self, row: dict[str, str], already: bool) -> None:
+    def _finished(self, row: dict[str, str], already: bool) -> None:
         if already:
             return
         shown = {name: row.get(name) or "" for name in ("id", "status", "label", "screen", "tb_score")}

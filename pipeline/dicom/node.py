@@ -72,7 +72,7 @@ class Node:
         settings: where it listens.
         spool: takes the films.
         done: tells, by name and checksum, whether a film was judged already as it is.
-        told: called with what became of each object: "new", "again", "left alone", "no room" or "unreadable"; with the
+        notify: called with what became of each object ("new", "again", "left alone", "no room", "unreadable"), the
             title of the caller, what is known of the object, and why.
         commitment: called with the caller, the data set and the association of a request for storage commitment,
             before that is answered.
@@ -84,12 +84,12 @@ class Node:
         spool: Spool,
         *,
         done: Callable[[str, str], bool],
-        told: Callable[[str, Peer, Facts, str], None],
+        notify: Callable[[str, Peer, Facts, str], None],
         commitment: Callable[[Peer, Any, Any], None] | None = None,
     ) -> None:
         from pynetdicom import AE, AllStoragePresentationContexts
 
-        self.settings, self._spool, self._done, self._told = settings, spool, done, told
+        self.settings, self._spool, self._done, self._notify = settings, spool, done, notify
         self._commitment = commitment
         self._ae = AE(settings.title)
         self._ae.maximum_associations = settings.associations
@@ -167,27 +167,27 @@ class Node:
             facts = look(data, str(request.AffectedSOPClassUID))
             return self._judged(caller, facts, str(request.AffectedSOPInstanceUID), data)
         except OSError as error:
-            self._told("no room", caller, facts, error.strerror or type(error).__name__)
+            self._notify("no room", caller, facts, error.strerror or type(error).__name__)
             return NO_ROOM
         except Exception as error:  # the peer is told, and the node lives on
             _log.error("an object that %s sent raised %s", caller.title, where(error))
-            self._told("unreadable", caller, facts, type(error).__name__)
+            self._notify("unreadable", caller, facts, type(error).__name__)
             return UNREADABLE
 
     def _judged(self, caller: Peer, facts: Facts, uid: str, data: bytes) -> int:
         """What to answer to an object; a film is safe on the disk then."""
         if facts.left_alone:
-            self._told("left alone", caller, facts, facts.left_alone)
+            self._notify("left alone", caller, facts, facts.left_alone)
             return NOT_TAKEN if self.settings.refuse_others else SUCCESS
         if not self._spool.has_room(len(data)):
-            self._told("no room", caller, facts, "the disk is nearly full")
+            self._notify("no room", caller, facts, "the disk is nearly full")
             return NO_ROOM
         name = name_of(uid)
         if self._done(name, sha256_of(data)):
-            self._told("again", caller, facts, "")
+            self._notify("again", caller, facts, "")
             return SUCCESS
         self._spool.put(name, data)
-        self._told("new", caller, facts, "")
+        self._notify("new", caller, facts, "")
         return SUCCESS
 
     def _act(self, event: Event) -> tuple[int, None]:

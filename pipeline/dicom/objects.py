@@ -81,8 +81,8 @@ def _why_not(header: pydicom.Dataset, sop_class: str) -> str:
 
 def own(header: pydicom.Dataset) -> bool:
     """Whether this program made the object, so that its answers never come back as films."""
-    said = (dicom_header.text(header, tag) for tag in ("Manufacturer", "ManufacturerModelName", "SoftwareVersions"))
-    return any(PROGRAM in text.lower() for text in said)
+    texts = (dicom_header.text(header, tag) for tag in ("Manufacturer", "ManufacturerModelName", "SoftwareVersions"))
+    return any(PROGRAM in text.lower() for text in texts)
 
 
 def _said(header: pydicom.Dataset | None, tag: str) -> str:

@@ -77,7 +77,7 @@ class Sender:
         out: the results folder.
         entry: the journal's entry of a film.
         log: what was sent; shared by all senders of the folder.
-        told: called with "sent" or "refused", and the number of objects.
+        notify: called with "sent" or "refused", and the number of objects.
         first: seconds until a failed try is repeated; twice as long each time, up to five minutes.
     """
 
@@ -88,11 +88,11 @@ class Sender:
         entry: Callable[[str], dict[str, Any] | None],
         log: SentLog,
         *,
-        told: Callable[[str, int], None] = lambda what, count: None,
+        notify: Callable[[str, int], None] = lambda what, count: None,
         first: float = _FIRST,
     ) -> None:
         self.destination, self.out = destination, out
-        self._entry, self._log, self._told, self._first = entry, log, told, first
+        self._entry, self._log, self._notify, self._first = entry, log, notify, first
         self._queue: OrderedDict[str, None] = OrderedDict()
         self._change = threading.Condition()
         self._stopping = False
@@ -168,14 +168,18 @@ class Sender:
         gone = [path for path in paths if not path.is_file()]
         if files and not self._log.has(film, self.name, files):
             refused = self.destination.send([path for path in paths if path not in gone])
-            said = {paths[path]: why for path, why in refused.items()} | {paths[path]: "no such file" for path in gone}
-            self._log.add(film, self.name, files, said)
-            self.sent += len(paths) - len(said)
-            self.refused += len(said)
-            self._told("sent", len(paths) - len(said))
-            if said:
-                self._told("refused", len(said))
-                _log.warning("%s refused %d objects of a film: %s", self.name, len(said), next(iter(said.values())))
+            refusals = {paths[path]: why for path, why in refused.items()} | {
+                paths[path]: "no such file" for path in gone
+            }
+            self._log.add(film, self.name, files, refusals)
+            self.sent += len(paths) - len(refusals)
+            self.refused += len(refusals)
+            self._notify("sent", len(paths) - len(refusals))
+            if refusals:
+                self._notify("refused", len(refusals))
+                _log.warning(
+                    "%s refused %d objects of a film: %s", self.name, len(refusals), next(iter(refusals.values()))
+                )
         with self._change:
             if files_of(self._entry(film)) == files:
                 self._queue.pop(film, None)

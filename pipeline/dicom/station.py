@@ -57,8 +57,8 @@ class Station:
         self.folder = ResultsFolder(out, chain.identity, outputs=outputs, mode=mode)
         self._tries = TriesFolder(out / ".trying")
         self._reader = _LastingReader(IsolatedReader(tries=self._tries), workers)
-        how: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "reader": self._reader}
-        self._runner = Runner(chain.stages, out, identity=chain.identity, outputs=outputs, mode=mode, **how)
+        options: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "reader": self._reader}
+        self._runner = Runner(chain.stages, out, identity=chain.identity, outputs=outputs, mode=mode, **options)
         self._started, self._begun = _now(), time.monotonic()
         self._threads = cv2.getNumThreads()
         self._stale = len(self.folder.journal) > 0
@@ -72,19 +72,19 @@ class Station:
         self.close()
 
     def judge(
-        self, inputs: Sequence[Input], ids: dict[str, str], told: Callable[[dict[str, str], bool], None] | None = None
+        self, inputs: Sequence[Input], ids: dict[str, str], notify: Callable[[dict[str, str], bool], None] | None = None
     ) -> None:
         """Judge films that are not done yet, and save each.
 
         Args:
             inputs: all with different keys.
             ids: their names by key; unique in the folder.
-            told: called with the row of each, and whether it was done before.
+            notify: called with the row of each, and whether it was done before.
 
         Raises:
             OSError: the disk takes no more; what is finished is kept, and the same call goes on from there.
         """
-        tally = _Telling(told)
+        tally = _Telling(notify)
         try:
             self._runner.judge(self.folder, inputs, ids, tally)
         finally:
@@ -143,15 +143,15 @@ class Station:
 class _Telling(Tally):
     """A tally that tells of each row, from whichever thread counts it. `new`: some were not done before."""
 
-    def __init__(self, told: Callable[[dict[str, str], bool], None] | None) -> None:
+    def __init__(self, notify: Callable[[dict[str, str], bool], None] | None) -> None:
         super().__init__()
-        self._told, self.new = told or (lambda row, already: None), False
+        self._notify, self.new = notify or (lambda row, already: None), False
 
     def add(self, row: dict[str, str], *, already: bool = False) -> None:
         """See `Tally`."""
         super().add(row, already=already)
         self.new = self.new or not already
-        self._told(row, already)
+        self._notify(row, already)
 
 
 class _LastingReader:

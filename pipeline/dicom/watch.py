@@ -46,13 +46,13 @@ class Watcher:
         ResultsError: the results folder belongs to another run.
     """
 
-    def __init__(self, chain: Chain, folder: Path, out: Path, *, settle: float = 2.0, **how: Any) -> None:
+    def __init__(self, chain: Chain, folder: Path, out: Path, *, settle: float = 2.0, **options: Any) -> None:
         if os.path.realpath(folder) == os.path.realpath(out):
             raise InputError(
                 f"{folder} is both the folder to watch and --out. Give a folder of its own for the results"
             )
         self.folder, self.out, self.settle = folder, out, settle
-        self.station = Station(chain, out, **how)
+        self.station = Station(chain, out, **options)
         self._ids = self.station.folder.ids()
         self._seen: dict[str, tuple[Shape, float]] = {}  # path -> its shape, and since when it has it
         self._judged: dict[str, Shape] = {}
@@ -127,7 +127,7 @@ class Watcher:
         films = [(one, shape) for one, shape in films if _shape(one.path) == shape]
         inputs = [replace(one, note="") for one, _ in films]
         self._ids |= assign_ids(inputs, self._ids)
-        self.station.judge(inputs, self._ids, self._told)
+        self.station.judge(inputs, self._ids, self._finished)
         gone = [one.key for one, _ in films if not os.path.lexists(one.path) and not self._read(one)]
         if gone:  # renamed or taken away before they were read: no row says that they failed
             self.station.forget(gone)
@@ -138,7 +138,7 @@ class Watcher:
         entry = self.station.entry(one.key)
         return entry is not None and bool(entry["row"]["sha256"])
 
-    def _told(self, row: dict[str, str], already: bool) -> None:
+    def _finished(self, row: dict[str, str], already: bool) -> None:
         if not already:
             self.counts[row["status"]] += 1
             _log.info("%s: %s", row["id"], row["status"])

@@ -61,9 +61,9 @@ def explained(error: Exception, url: str) -> str:
     """What went wrong with a service, and what to do."""
     status = wrong_status(error)
     if status in (401, 403):
-        how = "is not accepted" if os.environ.get(AUTH) else "is not set"
+        state = "is not accepted" if os.environ.get(AUTH) else "is not set"
         return (
-            f"{url} answers {status}: it wants to know who asks. The environment variable {AUTH} {how}; it holds the "
+            f"{url} answers {status}: it wants to know who asks. The environment variable {AUTH} {state}; it holds the "
             "whole header, such as 'Bearer TOKEN' or 'Basic BASE64'"
         )
     if status == 404:

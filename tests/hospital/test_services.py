@@ -121,7 +121,7 @@ def test_two_nodes_on_one_port_or_one_folder(tmp_path):
         from cxr_pipeline.results.identity import ResultsError
 
         with pytest.raises(NodeError, match="--port"):
-            Node(NodeSettings(port=one.port), one.spool, done=None, told=None).start()
+            Node(NodeSettings(port=one.port), one.spool, done=None, notify=None).start()
         with pytest.raises(ResultsError, match="another run"), node(tmp_path / "out"):
             pass
 
