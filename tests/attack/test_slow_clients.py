@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 import pytest
 
@@ -56,6 +57,48 @@ def test_520_half_sent_headers_keep_no_honest_client_out():
                 answer = client.post(f"{address}/v1/analyze", files=one(png(number)))
                 assert answer.status_code == 200, answer.text
         assert time.monotonic() - began < 15
+
+
+CLIENTS, PACE = int(os.environ.get("CXR_CLIENTS", "12")), float(os.environ.get("CXR_PACE", "0.3"))  # full: 50, 1.2
+
+
+def honest(address):
+    """The seconds that each of some clients waits for its answer, one after the other at an even pace."""
+    waited = []
+    with httpx.Client(timeout=30) as client:
+        for number in range(CLIENTS):
+            began = time.monotonic()
+            answer = client.post(f"{address}/v1/analyze", files=one(png(number)))
+            waited.append(time.monotonic() - began)
+            assert answer.status_code == 200, answer.text
+            time.sleep(max(0.0, PACE - waited[-1]))
+    return sorted(waited)
+
+
+def test_one_slow_attacker_costs_honest_clients_no_time():
+    with listening() as address, ExitStack() as held:
+        honest(address)  # helpers start
+        alone = honest(address)
+        stop = threading.Event()
+
+        def attack():
+            """Half headers and uploads of a byte now and then, as many as one machine keeps open."""
+            lines = [connect(address, (HALF, upload())[number % 2]) for number in range(200)]
+            while not stop.wait(0.5):
+                for line in lines:
+                    with suppress(OSError):
+                        line.send(b"-")
+            for line in lines:
+                line.close()
+
+        attacker = threading.Thread(target=attack)
+        held.callback(attacker.join)
+        held.callback(stop.set)
+        attacker.start()
+        time.sleep(0.5)
+        beside = honest(address)
+    late = round(0.95 * (CLIENTS - 1))
+    assert beside[late] <= 2 * alone[late] + 0.2, (alone, beside)  # the last: this machine may do other things too
 
 
 def test_half_a_header_has_a_deadline_that_further_bytes_do_not_move(monkeypatch):

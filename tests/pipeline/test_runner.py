@@ -296,6 +296,9 @@ def wait_for_lines(path, count, process):
         time.sleep(0.002)
 
 
+KILLS = int(os.environ.get("CXR_KILLS", "12"))  # 20 before a release: each may take as long as a start
+
+
 @pytest.mark.slow
 def test_killed_at_random_moments_it_ends_like_an_undisturbed_run(tmp_path):
     folder = tmp_path / "films"
@@ -307,10 +310,10 @@ def test_killed_at_random_moments_it_ends_like_an_undisturbed_run(tmp_path):
     with script(folder, tmp_path / "whole", 0) as process:
         assert process.wait() == 0, process.stdout.read()
     chance, out, kills = random.Random(0), tmp_path / "out", 0
-    for attempt in range(60):
+    for attempt in range(KILLS + 48):
         with script(folder, out, 0.01) as process:
             lines = (out / "journal.jsonl").read_bytes().count(b"\n") if (out / "journal.jsonl").is_file() else 0
-            if attempt < 12:  # somewhere in the next few films, or while the folder is opened
+            if attempt < KILLS:  # somewhere in the next few films, or while the folder is opened
                 wait_for_lines(out / "journal.jsonl", lines + chance.choice([0, 1, 2, 5]), process)
                 time.sleep(chance.uniform(0, 0.03))
                 process.kill()
@@ -319,7 +322,7 @@ def test_killed_at_random_moments_it_ends_like_an_undisturbed_run(tmp_path):
             else:
                 assert process.wait() == 0, process.stdout.read()
                 break
-    assert kills >= 8
+    assert kills >= 2 * KILLS // 3
     assert tree(out) == tree(tmp_path / "whole")
     assert not list(out.rglob("*.part"))
 
