@@ -317,7 +317,12 @@ def _run_lengths(stream: bytes, layout: Layout, notes: list[str]) -> Stored:
         from rle.utils import decode_pixel_data  # pylibjpeg-rle: the same, 50 times faster
 
         bits, rows, columns = layout.allocated, layout.rows, layout.columns
-        data = bytes(decode_pixel_data(stream, version=2, bits_allocated=bits, rows=rows, columns=columns))
+        try:
+            data = bytes(decode_pixel_data(stream, version=2, bits_allocated=bits, rows=rows, columns=columns))
+        except BaseException as error:  # on damaged streams its Rust code panics, which is no Exception
+            if isinstance(error, (KeyboardInterrupt, SystemExit)):
+                raise
+            raise ValueError(f"the run lengths do not fit: {short(error)}") from None
     except ImportError:
         from pydicom.pixels.decoders.rle import _rle_decode_frame
 

@@ -16,12 +16,13 @@ import numpy as np
 import pandas as pd
 
 from cxr_pipeline.configs.errors import CxrError
+from cxr_pipeline.data.formats import suffixes
 from cxr_pipeline.data.geometry import Box
 from cxr_pipeline.data.radiograph import RadiographError
 from cxr_pipeline.data.splits import patients_by_kind
 from cxr_pipeline.data.walk import files_below as walked
 
-PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
+PICTURES = tuple(sorted(suffixes()))  # of every format that films are read from
 # Levels below the folder given that are looked at for the data set's own: tools that mirror a site keep its path.
 _DEPTH = 5
 _LOOKED_AT = 2000  # folders of a level: one of a hundred thousand patients is not searched through

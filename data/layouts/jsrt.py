@@ -136,7 +136,7 @@ def _found(root: Path) -> tuple[dict[str, list[Path]], dict[str, dict[str, Path]
     images: dict[str, list[Path]] = {}
     doubtful: dict[str, list[Path]] = {}
     masks: dict[str, dict[str, Path]] = {}
-    for path in files_below(root, (*PICTURES, ".img", ".gif")):
+    for path in files_below(root, (*PICTURES, ".img")):
         match = _NAME.fullmatch(path.stem)
         if match is None:
             continue

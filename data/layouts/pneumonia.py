@@ -14,6 +14,7 @@ from pathlib import Path
 
 from cxr_pipeline.data.geometry import Box
 from cxr_pipeline.data.layouts.base import (
+    PICTURES,
     Job,
     ManifestRow,
     carve_val,
@@ -158,7 +159,7 @@ def rsna(folder: Path, job: Job) -> list[ManifestRow]:
 def _converted(root: Path) -> dict[str, Path]:
     """Films by name where they lie as PNG or JPEG, in a folder of the train images or below the data set's."""
     found: dict[str, Path] = {}
-    for path in files_below(root, (".dcm", ".png", ".jpg", ".jpeg")):
+    for path in files_below(root, PICTURES):
         if "test" not in path.parent.name.lower() and "mask" not in path.parent.name.lower():
             before = found.get(path.stem)
             if before is None or before.suffix.lower() != ".dcm":

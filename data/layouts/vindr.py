@@ -12,7 +12,16 @@ from pathlib import Path
 import pandas as pd
 
 from cxr_pipeline.data.geometry import Box
-from cxr_pipeline.data.layouts.base import Job, ManifestRow, carve_val, files_below, find_root, number_in, read_table
+from cxr_pipeline.data.layouts.base import (
+    PICTURES,
+    Job,
+    ManifestRow,
+    carve_val,
+    files_below,
+    find_root,
+    number_in,
+    read_table,
+)
 from cxr_pipeline.data.tables import row_dicts
 
 _SPELT = {"Other disease": "Other diseases"}  # the test's table has one, train's the other
@@ -141,7 +150,7 @@ def _challenge(root: Path, job: Job) -> list[ManifestRow]:
     marks = table[["image_id", "rad_id", "class_name"]].drop_duplicates().assign(marked=1)
     votes = marks.pivot_table(index=["image_id", "rad_id"], columns="class_name", values="marked", fill_value=0)
     films = _films(root / "train", votes.reset_index(), _boxes(path), "train")
-    where = {path.stem: path for path in files_below(root / "train", (".dicom", ".dcm", ".png", ".jpg", ".jpeg"))}
+    where = {path.stem: path for path in files_below(root / "train", PICTURES)}
     for film in films:
         film.image = where.get(film.image.stem, film.image)
     job.note("Kaggle's challenge: no tuberculosis among its findings, and no labels of test")

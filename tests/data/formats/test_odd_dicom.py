@@ -333,3 +333,15 @@ def test_run_lengths_and_an_unknown_compression(tmp_path):
     strange = compressed(tmp_path / "b.dcm", [b"STRANGE!" * 40], UID("1.2.840.10008.1.2.4.999"), {})
     with pytest.raises(RadiographError, match=r"TransferSyntaxUID \(0002,0010\) is 1\.2\.840\.10008\.1\.2\.4\.999"):
         read(strange)
+
+
+def test_run_lengths_that_do_not_fit_are_named(tmp_path):
+    film = pydicom.dcmread(dicom(tmp_path / "a.dcm", V))
+    film.compress(RLELossless)
+    film.save_as(tmp_path / "a.dcm")
+    raw = bytearray((tmp_path / "a.dcm").read_bytes())
+    raw[-600:] = b"\x7f" * 600  # each says that 128 bytes follow
+    (tmp_path / "a.dcm").write_bytes(raw)
+    with pytest.raises(RadiographError) as caught:
+        read(tmp_path / "a.dcm")
+    assert caught.value.code == "damaged"
