@@ -115,7 +115,7 @@ def _parsed_shard(_context: click.Context, _option: click.Parameter, value: str 
 @click.option(
     "--fast-decode/--full-decode",
     default=False,
-    help="Decode large JPEG and JPEG 2000 films only as far as needed. Scores may change by some tenths.  [default: full]",
+    help="Decode large JPEG and JPEG 2000 films only as far as needed: scores change a little.  [default: full]",
 )
 @click.option("--verify", is_flag=True, help="Check every file that an earlier call left, not only a sample.")
 @click.option("--overwrite", is_flag=True, help="Discard what another run left in the folder.")

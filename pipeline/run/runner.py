@@ -235,7 +235,7 @@ class Runner:
     def least(self) -> int | None:
         """Pixels that the long side of a film has to keep for all stages and outputs; None for all that it has."""
         outputs = chosen() if self.outputs is None else self.outputs
-        needs = [one.detail for one in (*self.stages, *outputs)]
+        needs = [*(stage.detail for stage in self.stages), *(one.detail for one in outputs)]
         whole = not self.fast_decode or self.reader is not None  # a reader of somebody's own decides itself
         return None if whole or None in needs else max(need for need in needs if need is not None)
 
