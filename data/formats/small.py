@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -50,8 +51,8 @@ def j2k_samples(stream: bytes, header: StreamHeader, step: int) -> np.ndarray | 
         return None
     if any(stream[start + 16 : start + 24]) or any(stream[start + 32 : start + 40]):  # offsets of picture and tiles
         return None
-    picture = Image.open(io.BytesIO(stream), formats=["JPEG2000"])
-    picture.reduce = levels
+    picture: Any = Image.open(io.BytesIO(stream), formats=["JPEG2000"])
+    picture.reduce = levels  # of Pillow's JPEG 2000 pictures alone: no method there
     try:
         picture.load()
     except OSError:  # it takes some sizes for broken at deep levels

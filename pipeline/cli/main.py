@@ -113,7 +113,9 @@ def _parsed_shard(_context: click.Context, _option: click.Parameter, value: str 
 )
 @click.option("--mode", callback=parsed_mode, metavar="OCTAL", help="Permissions of the results.  [default: 600]")
 @click.option(
-    "--full-decode", is_flag=True, help="Decode large films whole, also where half of their size serves all outputs."
+    "--fast-decode/--full-decode",
+    default=False,
+    help="Decode large JPEG and JPEG 2000 films only as far as needed: scores change a little.  [default: full]",
 )
 @click.option("--verify", is_flag=True, help="Check every file that an earlier call left, not only a sample.")
 @click.option("--overwrite", is_flag=True, help="Discard what another run left in the folder.")
@@ -146,7 +148,7 @@ def run(
     dicom_header: Path | None,
     identifiers: str | None,
     mode: int,
-    full_decode: bool,
+    fast_decode: bool,
     verify: bool,
     overwrite: bool,
     report: bool | None,
@@ -220,7 +222,7 @@ def run(
         **({"language": language} if language else {}),
         **{name: str(value) for name, value in whose.items() if value is not None},
         **({"from": source} if source else {}),
-        **({"full_decode": True} if full_decode else {}),
+        **({"fast_decode": True} if fast_decode else {}),
         **cluster,
     }
     spec = ChainSpec(
@@ -263,7 +265,7 @@ def run(
         "outputs": wanted,
         "mode": mode,
         "verify": verify,
-        "full_decode": full_decode,
+        "fast_decode": fast_decode,
     }
     runner = made_by.runner(chain, spec, out, chosen_options, **cluster)
     try:

@@ -101,7 +101,7 @@ class Runner:
         outputs: what is written of each film; by default what a reader needs, see `results.outputs.chosen`.
         mode: permissions of what is written; a stricter umask takes bits away.
         verify: read again every file of the films that are done, and not only a sample.
-        full_decode: decode every film whole, also where a half or a quarter of its size serves all that is asked for.
+        fast_decode: decode large films at a half or less of their size, where that serves all stages and outputs.
         ready: called before films are judged, such as to wait for networks that open late; not where all are done.
     """
 
@@ -115,7 +115,7 @@ class Runner:
     outputs: Sequence[Output] | None = None
     mode: int = PRIVATE
     verify: bool = False
-    full_decode: bool = False
+    fast_decode: bool = False
     ready: Callable[[], None] | None = None
     _seconds: dict[str, float] = field(default_factory=dict, init=False, repr=False)
     _guard: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
@@ -235,8 +235,8 @@ class Runner:
     def least(self) -> int | None:
         """Pixels that the long side of a film has to keep for all stages and outputs; None for all that it has."""
         outputs = chosen() if self.outputs is None else self.outputs
-        needs = [one.detail for one in (*self.stages, *outputs)]
-        whole = self.full_decode or self.reader is not None  # a reader of somebody's own decides itself
+        needs = [*(stage.detail for stage in self.stages), *(one.detail for one in outputs)]
+        whole = not self.fast_decode or self.reader is not None  # a reader of somebody's own decides itself
         return None if whole or None in needs else max(need for need in needs if need is not None)
 
     @property

@@ -20,6 +20,8 @@ from cxr_pipeline.stages.apply import apply
 from cxr_pipeline.stages.base import Record
 from tests.pipeline.fake_chain import chain as fake_chain
 
+FAST = {"fast_decode": True}
+
 
 def dice(one, two):
     return 2 * np.count_nonzero(one & two) / (np.count_nonzero(one) + np.count_nonzero(two))
@@ -38,7 +40,7 @@ def test_a_run_on_large_films_reads_half_of_them(tmp_path, weights):
         image = np.round(make_film(number, label=label, size=size).pixels * 255).astype(np.uint8)
         (tmp_path / "films" / f"{number}.jpg").write_bytes(cv2.imencode(".jpg", image)[1].tobytes())
     found = {}
-    for name, more in (("small", {}), ("whole", {"full_decode": True}), ("crops", {"outputs": chosen("masks,crops")})):
+    for name, more in (("small", FAST), ("whole", {}), ("crops", {"outputs": chosen("masks,crops")} | FAST)):
         Runner(weights, tmp_path / name, **more).run(find_inputs([tmp_path / "films"]))
         masks = [cv2.imread(str(tmp_path / name / "masks" / f"{n}.png"), cv2.IMREAD_UNCHANGED) for n in range(2)]
         assert {mask.shape for mask in masks} == {size}
@@ -52,14 +54,17 @@ def test_a_run_on_large_films_reads_half_of_them(tmp_path, weights):
 
 def test_what_a_run_needs_decides(weights, tmp_path):
     def least(**more):
-        return Runner(weights, tmp_path, **more).least
+        return Runner(weights, tmp_path, **FAST | more).least
 
     assert least() == 1024
     assert least(outputs=chosen("masks,heatmaps")) == 1024
     assert least(outputs=chosen("all")) is None
-    assert least(full_decode=True) is None
+    assert least(fast_decode=False) is None
+    assert Runner(weights, tmp_path).least is None  # unless it is asked for
     assert least(reader=read) is None
-    assert Runner(fake_chain(), tmp_path).least is None  # stages that do not say what they need see all of a film
+    assert (
+        Runner(fake_chain(), tmp_path, **FAST).least is None
+    )  # stages that do not say what they need see all of a film
 
 
 @pytest.mark.real
