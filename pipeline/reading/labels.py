@@ -20,7 +20,7 @@ def label_of(answers: Sequence[str], classes: Sequence[str]) -> str:
     return counted[0][0]
 
 
-def kappa(first: Sequence[str], second: Sequence[str]) -> float:
+def kappa(first: Sequence[str] | np.ndarray, second: Sequence[str] | np.ndarray) -> float:
     """Cohen's kappa of two readers' answers to the same films; NaN where chance alone would make them agree."""
     one, two = np.asarray(first), np.asarray(second)
     if not len(one):
@@ -54,8 +54,8 @@ def agreement(answers: Mapping[str, Mapping[str, str]]) -> list[dict[str, Any]]:
         value = kappa(first, second)
         low, high = np.nanquantile(spread, [0.025, 0.975]) if not np.isnan(spread).all() else (np.nan, np.nan)
         agreed = float((first == second).mean()) if films else float("nan")
-        numbers = {"agreed": agreed, "kappa": value, "low": float(low), "high": float(high)}
-        numbers = {name: None if np.isnan(v) else round(v, 4) for name, v in numbers.items()}
+        figures = {"agreed": agreed, "kappa": value, "low": float(low), "high": float(high)}
+        numbers = {name: None if np.isnan(v) else round(v, 4) for name, v in figures.items()}
         out.append({"readers": [one, two], "films": len(films), **numbers})
     return out
 
