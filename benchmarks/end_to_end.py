@@ -58,19 +58,22 @@ def write(load: str, images: list[np.ndarray], folder: Path) -> None:
 
 def write_dicom(path: Path, image: np.ndarray) -> None:
     """A CR film as JPEG 2000, lossless, 12 bits."""
+    import imagecodecs
     import pydicom
-    from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, generate_uid
+    from pydicom.encaps import encapsulate
+    from pydicom.uid import JPEG2000Lossless, generate_uid
 
     meta = pydicom.dataset.FileMetaDataset()
-    meta.TransferSyntaxUID, meta.MediaStorageSOPInstanceUID = ExplicitVRLittleEndian, generate_uid()
+    meta.TransferSyntaxUID, meta.MediaStorageSOPInstanceUID = JPEG2000Lossless, generate_uid()
     meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.1"
     film = pydicom.dataset.FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
     film.SOPClassUID, film.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
     film.Modality, film.PhotometricInterpretation, film.SamplesPerPixel = "CR", "MONOCHROME2", 1
     film.Rows, film.Columns = image.shape
     film.BitsAllocated, film.BitsStored, film.HighBit, film.PixelRepresentation = 16, 12, 11, 0
-    film.PixelData = (image.astype(np.uint16) << 4).tobytes()
-    film.compress(JPEG2000Lossless)
+    how = {"level": 0, "bitspersample": 12, "codecformat": "j2k", "reversible": True}
+    film.PixelData = encapsulate([imagecodecs.jpeg2k_encode(image.astype(np.uint16) << 4, **how)])
+    film["PixelData"].is_undefined_length = True
     film.save_as(path, enforce_file_format=True)
 
 

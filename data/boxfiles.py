@@ -19,6 +19,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from cxr_pipeline.configs.errors import CxrError
+from cxr_pipeline.configs.yaml_text import YamlError, read_yaml
 from cxr_pipeline.data.geometry import Box
 from cxr_pipeline.data.names import brief
 from cxr_pipeline.data.tables import SUFFIXES, TableError, column_named, read_table
@@ -173,14 +174,9 @@ def _yolo_names(root: Path) -> dict[str, str]:
 
 
 def _yaml_names(path: Path) -> dict[str, str]:
-    import yaml
-
-    raw = _small(path)
-    if len(raw) > 65536 or b"&" in raw:  # aliases may grow without bounds
-        return {}
     try:
-        content: Any = yaml.safe_load(raw)
-    except (yaml.YAMLError, ValueError, RecursionError):
+        content: Any = read_yaml(path)
+    except (OSError, YamlError, ValueError, RecursionError):
         return {}
     names = content.get("names") if isinstance(content, dict) else None
     pairs = enumerate(names) if isinstance(names, list) else names.items() if isinstance(names, dict) else ()

@@ -103,6 +103,34 @@ def squared(image: np.ndarray, aspect: float) -> np.ndarray:
     return np.clip(fine, image.min(), image.max(), out=fine)
 
 
+def _cell_sums(image: np.ndarray, down: np.ndarray, across: np.ndarray) -> np.ndarray:
+    """The sums of an image (h, w) float32 over cells whose edges may lie within its pixels, which then count in part.
+
+    Sums up to an edge are interpolated between those up to whole pixels, by cubic Hermite curves: each pixel keeps its
+    mean, and has a slope as its neighbours say.
+
+    Args:
+        down: (rows + 1,) edges of the cells in pixels, ascending; what lies outside of the image is 0.
+        across: (columns + 1,), likewise.
+
+    Returns:
+        (rows, columns) float32.
+    """
+    sums = cv2.integral(image, sdepth=cv2.CV_64F)
+    for edges, side in ((down, image.shape[0]), (across, image.shape[1])):
+        at = np.clip(edges, 0, side)
+        whole = np.minimum(at.astype(int), side - 1)
+        t = (at - whole)[:, None]
+        before, start, end, after = (sums[np.clip(whole + step, 0, side)] for step in (-1, 0, 1, 2))
+        before = np.where(whole[:, None] == 0, 2 * start - end, before)
+        after = np.where(whole[:, None] == side - 1, 2 * end - start, after)
+        slopes = (end - before) / 2, (after - start) / 2
+        smooth = t * t * (3 - 2 * t)
+        bend = t * (1 - t) * ((1 - t) * slopes[0] - t * slopes[1])
+        sums = (start + smooth * (end - start) + bend).T
+    return np.diff(np.diff(sums, axis=0), axis=1).astype(np.float32)
+
+
 @dataclass(frozen=True)
 class Frame:
     """A native rectangle of whole pixels, shown on a grid of `grid` = (height, width).
@@ -161,6 +189,26 @@ class Frame:
         if part.ndim == 2 and part.dtype.kind == "f" and coarse(part.shape, self.aspect, max(self.grid)):
             part = squared(part, self.aspect)
         return resize(part, *self.grid, nearest=nearest)
+
+    def small_to_grid(self, image: np.ndarray, scale: int, centre: float) -> np.ndarray:
+        """The film on the grid, from fewer pixels than it has natively; without rounding the box to these.
+
+        Args:
+            image: (h, w) float32, one pixel for `scale` native ones each way.
+            scale: native pixels from one of its pixels to the next.
+            centre: native coordinate of the centre of its first pixel, each way.
+
+        Returns:
+            (height, width) of the grid, float32; 0 outside the film.
+        """
+        rows, columns = self.grid
+        # Its last pixels may end before the film does, and its first begin before: cells count what is film.
+        image = cv2.copyMakeBorder(image, 0, 1, 0, 1, cv2.BORDER_REPLICATE)
+        edges = []
+        for at, length, cells, side in zip(self.box[:2], self.box[2:], (columns, rows), self.native[::-1], strict=True):
+            native = np.clip(at + length / cells * np.arange(cells + 1), 0, side)
+            edges.append((native - centre) / scale + 0.5)  # 0.5: of edges, not of centres
+        return _cell_sums(image, edges[1], edges[0]) * np.float32(scale**2 * rows * columns / self.box.area)
 
     def to_native(self, grid: np.ndarray, *, nearest: bool = False) -> np.ndarray:
         """A map on the grid, at native size (H, W) or (H, W, C); 0 outside the frame's box."""

@@ -24,6 +24,8 @@ from cxr_pipeline.data.formats.base import (
     check_size,
     short,
 )
+from cxr_pipeline.data.formats.small import Small
+from cxr_pipeline.data.geometry import Frame
 
 __all__ = [
     "MAX_BYTES",
@@ -46,11 +48,11 @@ class Radiograph:
     """A film as read.
 
     Attributes:
-        pixels: (H, W) float32 in [0, 1], bright = dense, upright as it is displayed. These are the native pixels that
-            every mask and box refers to.
+        pixels: (H, W) float32 in [0, 1], bright = dense, upright as it is displayed: the native pixels that every mask
+            and box refers to, or fewer where the film was decoded `small`. See `on`.
         id: name of the film in a run, unique there.
         source: path as given.
-        size: (height, width) of `pixels`.
+        size: (height, width) of the film in native pixels.
         spacing: millimetres a pixel (row, column), where the file says so.
         format: the name of its format, see `data.formats`.
         bits: bits a sample holds.
@@ -59,6 +61,7 @@ class Radiograph:
             against judging the picture as one film, see `data.content`.
         aspect: height of a pixel divided by its width. Networks see the film with square pixels: give it to
             `Frame.letterbox`.
+        small: how `pixels` lie on the film, where they are fewer than `size` says.
     """
 
     pixels: np.ndarray
@@ -70,6 +73,13 @@ class Radiograph:
     bits: int = 8
     meta: dict[str, Any] = field(default_factory=dict)
     aspect: float = 1.0
+    small: Small | None = None
+
+    def on(self, frame: Frame) -> np.ndarray:
+        """The film (h, w) float32 on the grid of a frame, however many of its pixels are here."""
+        if self.small is None:
+            return frame.to_grid(self.pixels)
+        return frame.small_to_grid(self.pixels, self.small.scale, self.small.centre)
 
     @property
     def warnings(self) -> list[str]:
@@ -77,7 +87,7 @@ class Radiograph:
         return self.meta.setdefault("warnings", [])
 
 
-def read(path: str | Path, *, id: str | None = None) -> Radiograph:
+def read(path: str | Path, *, id: str | None = None, least: int | None = None) -> Radiograph:
     """Read a film.
 
     Integer samples are divided by the full range of their depth (a 16-bit file whose film fits into 8, 10, 12, 14
@@ -87,6 +97,8 @@ def read(path: str | Path, *, id: str | None = None) -> Radiograph:
     Args:
         path: the file.
         id: name in the run; the file's stem by default.
+        least: pixels that the film's long side has to keep: a plain JPEG, or JPEG 2000 in a plain DICOM header, is then
+            decoded at a half, a quarter or an eighth of its size where that is enough. None decodes every film whole.
 
     Raises:
         RadiographError: always this one, whatever is wrong with the file.
@@ -101,6 +113,9 @@ def read(path: str | Path, *, id: str | None = None) -> Radiograph:
             f"pip install 'cxr-pipeline[{kind.extra}]', or save the film as PNG",
             "needs_extra",
         )
+    name_in_run = id if id is not None else Path(path).stem
+    if least is not None and (film := _small(kind, raw, name, name_in_run, least)) is not None:
+        return film
     try:
         decoded = kind.decode(raw, name)
         _check_pixels(decoded, name)
@@ -114,7 +129,21 @@ def read(path: str | Path, *, id: str | None = None) -> Radiograph:
         raise RadiographError(
             path, f"the {kind.label} file is damaged or cut off ({short(error)}). Export or copy it again", "damaged"
         ) from error
-    return _film(decoded, kind, name, id if id is not None else Path(path).stem)
+    return _film(decoded, kind, name, name_in_run)
+
+
+def _small(kind: Format, raw: bytes, name: str, id: str, least: int) -> Radiograph | None:
+    """The film decoded small; None where anything about it is not plain: then it is decoded whole, which says what."""
+    try:
+        decoded = kind.decode_small(raw, name, least)
+        if decoded is None:
+            return None
+        _check_pixels(decoded, name)
+    except Exception:  # the whole decoding says why
+        return None
+    film = _film(decoded, kind, name, id)
+    plain = film.aspect == 1 and not film.meta.get("warnings") and not film.meta.get("against")
+    return film if plain else None
 
 
 def _bytes(path: str | Path) -> bytes:
@@ -152,12 +181,13 @@ def _film(decoded: Decoded, kind: Format, name: str, id: str) -> Radiograph:
         decoded.pixels,
         id,
         name,
-        decoded.pixels.shape,
+        decoded.small.native if decoded.small is not None else (decoded.pixels.shape[0], decoded.pixels.shape[1]),
         decoded.spacing,
         kind.name,
         decoded.bits,
         dict(decoded.meta),
         decoded.aspect,
+        decoded.small,
     )
     against, remarks = findings(decoded.pixels, decoded.colour)
     if against:

@@ -8,13 +8,13 @@ on the left of the picture.
 
 from __future__ import annotations
 
-import csv
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import cv2
 import numpy as np
 
+from cxr_pipeline.data.files import write_bytes, write_csv
 from cxr_pipeline.data.geometry import Box, bounding_box
 
 LABELS = ("NORM", "TB", "NTB")
@@ -333,12 +333,9 @@ def write_samples(folder: Path, n: int = 6, *, seed: int = 0, size: tuple[int, i
         ("manifest.csv", ("image", "mask", "label", "patient", "source", "split", "findings"), rows),
         ("boxes.csv", ("image", "finding", "x", "y", "w", "h"), boxes),
     ):
-        with (folder / name).open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(header)
-            writer.writerows(lines)
+        write_csv(folder / name, header, (dict(zip(header, line, strict=True)) for line in lines))
     return folder / "manifest.csv"
 
 
 def _write_png(path: Path, image: np.ndarray) -> None:
-    cv2.imencode(".png", image)[1].tofile(path)
+    write_bytes(path, cv2.imencode(".png", image)[1].tobytes())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 import warnings
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cxr_pipeline.data.files import whole_file, write_bytes
 from cxr_pipeline.models.backend import keras
 from cxr_pipeline.models.runtimes import KERAS_FILE, SERVING_FILE
 from cxr_pipeline.models.serving import serving_model
@@ -102,8 +102,11 @@ def _save_keras(model: K.Model, path: Path) -> None:
 
     whole = path.with_name("whole.part.keras")
     model.save(whole)
-    part = path.with_name(path.name + ".part")
-    with zipfile.ZipFile(whole) as source, zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as target:
+    with (
+        whole_file(path) as part,
+        zipfile.ZipFile(whole) as source,
+        zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as target,
+    ):
         for name in source.namelist():
             content = source.read(name)
             if name.endswith(".h5"):
@@ -113,7 +116,6 @@ def _save_keras(model: K.Model, path: Path) -> None:
                 content = memory.getvalue()
             target.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED)
     whole.unlink()
-    os.replace(part, path)
 
 
 def _copy_halved(old: Any, new: Any) -> None:
@@ -148,9 +150,7 @@ def _save_onnx(model: K.Model, path: Path) -> None:
     whole.unlink()
     _name_outputs(graph, serving)
     _halve_initializers(graph, [w for w in map(np.asarray, model.get_weights()) if w.ndim == 4])
-    part = path.with_name(path.name + ".part")
-    onnx.save(graph, part)
-    os.replace(part, path)
+    write_bytes(path, graph.SerializeToString())
 
 
 def _fix_normalization(model: K.Model) -> None:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # pandas and pydantic are not needed to run a stage
     from cxr_pipeline.configs.schema import Config
     from cxr_pipeline.data.manifest import Manifest
 
+DETAIL = 1024  # pixels of a film's long side that stages and overlays share, so that they ask for one decoding
 OK, REFUSED, FAILED = "ok", "refused", "failed"
 Value = TypeVar("Value")
 
@@ -316,6 +317,11 @@ class Stage(ABC):
     def identity(self) -> str:
         """16 hex digits over all that decides the answers: the fingerprint, with the settings of this call."""
         return fingerprint_of(self.fingerprint, self.settings)
+
+    @property
+    def detail(self) -> int | None:
+        """Pixels that the long side of a film has to keep for the stage to run on it; None for all that it has."""
+        return None
 
     def unchecked(self) -> str | None:
         """For the first stage of a chain: why it cannot tell a chest X-ray from anything else; None where it can."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from cxr_pipeline.models.store import fingerprint, open_network, read_card
-from cxr_pipeline.stages.base import Monitor, Record, Stage, StageError, Truth, needed
+from cxr_pipeline.stages.base import DETAIL, Monitor, Record, Stage, StageError, Truth, needed
 from cxr_pipeline.stages.classify_films import require_films, usable_films
 from cxr_pipeline.stages.classify_targets import several_labels as targets_of
 from cxr_pipeline.stages.crops import encoder_input, lung_crop
@@ -89,6 +89,11 @@ class Classify(Stage):
         """What decides from probabilities on, as the card, a site or a person has it."""
         positive = needed(self.positive, "positive class")
         return Rules(positive, self.threshold, self.normal, self.scale, self.sets, self.cutoff)
+
+    @property
+    def detail(self) -> int | None:
+        """Five times what the network sees: the lungs are a half of the film."""
+        return max(DETAIL, 5 * self.size)
 
     def run(self, records: Sequence[Record]) -> list[Record]:
         """Fill in what is decided, from `probabilities` to `abnormal`, and the Grad-CAM `maps` with their `frame`.

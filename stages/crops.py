@@ -35,7 +35,7 @@ def lung_crop(record: Record, size: int) -> tuple[np.ndarray, np.ndarray, Frame]
             mask = record.square_mask
         elif mask is not None:
             mask = resize(mask * np.uint8(255), *pixels.shape) // 128
-    crop = seen.to_grid(pixels)
+    crop = seen.to_grid(pixels) if record.film.small is None else record.film.on(frame)
     if mask is None:
         lungs = np.ones(crop.shape, np.uint8)
     else:

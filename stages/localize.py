@@ -177,6 +177,11 @@ class Localize(Stage):
         """The stage as stored in `bundle`; it has no network, so `runtime` and `threads` change nothing."""
         return cls(read_card(bundle), fingerprint(bundle))
 
+    @property
+    def detail(self) -> int | None:
+        """It looks at the maps, at no pixel of the film."""
+        return 1
+
     def run(self, records: Sequence[Record]) -> list[Record]:
         """Fill in `heat`, `heatmap_label` and `regions` of the films that have maps.
 

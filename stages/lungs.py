@@ -8,6 +8,7 @@ import numpy as np
 from cxr_pipeline.data.geometry import Frame, bounding_box
 
 _LONE_LUNG = 0.7  # a single component narrower than this share of its height is one lung, not two that touch
+_OVERLAP = 0.5  # share of the narrower lung's width: two components that share more columns lie above one another
 _SMALLEST_SHARE = 0.05  # a second component smaller than this share of the first is no lung
 
 
@@ -34,6 +35,24 @@ def largest(mask: np.ndarray) -> np.ndarray:
     return out
 
 
+def _apart(lungs: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    """The two components of a mask (h, w) bool without holes that lie side by side, the left one first; else None.
+
+    The usual case, by outlines: on large films it takes a tenth of the time that labels of all pixels take.
+    """
+    outlines, order = cv2.findContours(lungs.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    if len(outlines) != 2 or (order[0, :, 3] >= 0).any():  # a hole has a parent
+        return None
+    first, second = sorted(outlines, key=lambda one: cv2.boundingRect(one)[0] + cv2.boundingRect(one)[2] / 2)
+    (left, _, width, _), (right, _, other, _) = cv2.boundingRect(first), cv2.boundingRect(second)
+    if left + width - right > _OVERLAP * min(width, other):
+        return None
+    filled = np.zeros(lungs.shape, np.uint8)
+    cv2.drawContours(filled, [first], -1, 1, cv2.FILLED)
+    one = filled > 0
+    return one, lungs & ~one
+
+
 def split_lungs(lungs: np.ndarray, frame: Frame) -> tuple[np.ndarray, np.ndarray]:
     """A lung mask (h, w) bool on the grid, as the patient's right lung (left in the picture) and left lung.
 
@@ -41,6 +60,9 @@ def split_lungs(lungs: np.ndarray, frame: Frame) -> tuple[np.ndarray, np.ndarray
     midline; but one that is far higher than wide in native pixels is a lone lung, whole on its side of the film's
     midline.
     """
+    pair = _apart(lungs)
+    if pair is not None:
+        return pair
     count, labels, stats, _ = cv2.connectedComponentsWithStats(lungs.astype(np.uint8), connectivity=8)
     order = 1 + np.argsort(-stats[1:, cv2.CC_STAT_AREA], kind="stable")[:2]
     nothing = np.zeros_like(lungs)
@@ -49,7 +71,7 @@ def split_lungs(lungs: np.ndarray, frame: Frame) -> tuple[np.ndarray, np.ndarray
     if len(order) == 2:
         first, second = sorted(order, key=lambda k: stats[k, cv2.CC_STAT_LEFT] + stats[k, cv2.CC_STAT_WIDTH] / 2)
         overlap = stats[first, cv2.CC_STAT_LEFT] + stats[first, cv2.CC_STAT_WIDTH] - stats[second, cv2.CC_STAT_LEFT]
-        if overlap <= 0.5 * min(stats[first, cv2.CC_STAT_WIDTH], stats[second, cv2.CC_STAT_WIDTH]):
+        if overlap <= _OVERLAP * min(stats[first, cv2.CC_STAT_WIDTH], stats[second, cv2.CC_STAT_WIDTH]):
             return labels == first, labels == second
     box = bounding_box(lungs)
     if box is None:

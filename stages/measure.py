@@ -77,6 +77,11 @@ class Measure(Stage):
         write_card(out, {"stage": cls.name, "decisions": DECISIONS, "licence": NO_LICENCE, "training": training})
         return out
 
+    @property
+    def detail(self) -> int | None:
+        """It looks at the masks, at no pixel of the film."""
+        return 1
+
     def run(self, records: Sequence[Record]) -> list[Record]:
         """Fill in `measures`, what `columns` declares, from `mask`, and from `heart_mask` where there is one."""
         for record in records:

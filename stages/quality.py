@@ -337,7 +337,7 @@ def by_header(film: Radiograph, min_side: int, min_age: float | None) -> list[Fi
 
 def _few_levels(film: Radiograph) -> Finding | None:
     """What speaks against a film of 1 to 3 bits. On the network's grid, grey levels in between would hide it."""
-    step = -(-max(film.size) // _SAMPLED)
+    step = -(-max(film.pixels.shape) // _SAMPLED)
     levels = len(np.unique(film.pixels[::step, ::step]))
     if levels >= _LEVELS:
         return None

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from cxr_pipeline.data.files import whole_file
 from cxr_pipeline.data.radiograph import Radiograph
 from cxr_pipeline.models.store import QUALITY_FILE
 from cxr_pipeline.stages.films import stream
@@ -108,10 +109,8 @@ def fit_bundle(bundle: Path, stage: Segment, data: Manifest) -> bool:
 
 def write(bundle: Path, fitted: dict[str, np.ndarray]) -> None:
     """Write `quality.npz`, whole or not at all."""
-    part = bundle / f"{QUALITY_FILE}.part"
-    with open(part, "wb") as file:
+    with whole_file(bundle / QUALITY_FILE) as file:
         np.savez_compressed(file, allow_pickle=False, **fitted)
-    part.replace(bundle / QUALITY_FILE)
 
 
 def collect(stage: Segment, data: Manifest) -> tuple[np.ndarray, dict[str, np.ndarray], np.ndarray]:

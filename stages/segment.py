@@ -13,7 +13,7 @@ import numpy as np
 from cxr_pipeline.data.geometry import Box, Frame, bounding_box, coarse
 from cxr_pipeline.data.radiograph import Radiograph, RadiographError
 from cxr_pipeline.models.store import NO_LICENCE, fingerprint, open_network, read_card, write_card
-from cxr_pipeline.stages.base import Monitor, Record, Stage, Truth
+from cxr_pipeline.stages.base import DETAIL, Monitor, Record, Stage, Truth
 from cxr_pipeline.stages.films import read_mask, sources_of, stream
 from cxr_pipeline.stages.lungs import clean, largest
 from cxr_pipeline.stages.quality import MIN_SIDE, Finding, Quality, View, by_header, shown
@@ -77,6 +77,11 @@ class Segment(Stage):
         network = open_network(bundle, runtime, threads)
         return cls(network, read_card(bundle), fingerprint(bundle), Quality.load(bundle))
 
+    @property
+    def detail(self) -> int | None:
+        """Four times what the network sees."""
+        return max(DETAIL, 4 * self.size)
+
     def run(self, records: Sequence[Record]) -> list[Record]:
         """Fill in `mask`, `lung_box` and `lung_fraction`; refuse films that cannot be judged (see `stages.quality`)."""
         todo = [record for record in records if record.ok]
@@ -108,7 +113,7 @@ class Segment(Stage):
     def _answered(self, films: Sequence[Radiograph]) -> tuple[list[View], list[np.ndarray | None]]:
         """The views of films, and the heart's probability (s, s) on the same grid; None where it is not looked for."""
         frames = [Frame.letterbox(film.size, self.size, film.aspect) for film in films]
-        raws = [frame.to_grid(film.pixels) for film, frame in zip(films, frames, strict=True)]
+        raws = [film.on(frame) for film, frame in zip(films, frames, strict=True)]
         return self._looked(raws, [shown(frame) for frame in frames])
 
     def _seen(self, raws: Sequence[np.ndarray], places: Sequence[tuple[slice, slice]]) -> list[View]:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import importlib.util
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from cxr_pipeline.configs.errors import CxrError
+
+if TYPE_CHECKING:
+    from cxr_pipeline.data.formats.small import Small
 
 MAX_PIXELS = 100_000_000  # larger is no film but a bomb, or a mistake. The largest scans of films have 60 million
 MAX_BYTES = 400_000_000  # that the samples of a file may unfold to; both are checked before anything is decoded
@@ -43,6 +46,7 @@ class Decoded:
         colour: (h, w, 3) uint8 RGB at most 512 px a side, where the file is in colour; None for grey.
         meta: what the file's header says of the film.
         warnings: sentences on what was assumed because the file is silent or contradicts itself.
+        small: how the pixels lie on the film, where they are fewer than the film has.
     """
 
     pixels: np.ndarray
@@ -52,6 +56,7 @@ class Decoded:
     colour: np.ndarray | None = None
     meta: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    small: Small | None = None
 
 
 class Format:
@@ -91,6 +96,20 @@ class Format:
             RadiographError: what is wrong with the file. Any other exception counts as a damaged file.
         """
         raise NotImplementedError
+
+    def decode_small(self, raw: bytes, name: str, least: int) -> Decoded | None:
+        """The film at a fraction of its size, with `Decoded.small`; None where it has to be decoded whole.
+
+        Args:
+            raw: the whole file.
+            name: its path, for errors.
+            least: pixels that the long side has to keep.
+
+        Raises:
+            RadiographError: as for `decode`, which then is asked, and whose answer counts.
+        """
+        del raw, name, least
+        return None
 
     def missing(self) -> list[str]:
         """Required modules that are not installed."""

@@ -50,6 +50,23 @@ class Dicom(Format):
         film.meta, film.warnings = meta, notes
         return film
 
+    def decode_small(self, raw: bytes, name: str, least: int) -> Decoded | None:
+        """JPEG 2000 at a lower level, where nothing in the header is odd."""
+        from cxr_pipeline.data.formats import dicom_header as header
+        from cxr_pipeline.data.formats.dicom_file import open_dataset
+        from cxr_pipeline.data.formats.dicom_small import small_values
+
+        dataset, notes = open_dataset(raw, name)
+        meta = header.facts(dataset, notes)
+        header.refuse_others(dataset, meta, name)
+        found = small_values(dataset, name, least)
+        if found is None:
+            return None
+        film = _film(dataset, found[0], notes, name)
+        film.spacing, film.aspect = header.spacing(dataset), header.aspect(dataset, notes)
+        film.meta, film.warnings, film.small = meta, notes, found[1]
+        return film
+
 
 def _film(dataset: pydicom.Dataset, stored: Stored, notes: list[str], name: str) -> Decoded:
     from cxr_pipeline.data.formats.dicom_scale import grey_levels

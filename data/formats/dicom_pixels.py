@@ -18,7 +18,7 @@ from cxr_pipeline.data.formats.dicom_header import text
 from cxr_pipeline.data.formats.dicom_values import Layout, Stored, settled
 
 _ITEM = b"\xfe\xff\x00\xe0"  # starts encapsulated pixel data
-_J2K = (b"\xff\x4f\xff\x51", b"\x00\x00\x00\x0cjP  ")
+J2K = (b"\xff\x4f\xff\x51", b"\x00\x00\x00\x0cjP  ")
 
 
 def stored_values(dataset: pydicom.Dataset, name: str, notes: list[str]) -> Stored:
@@ -42,10 +42,10 @@ def stored_values(dataset: pydicom.Dataset, name: str, notes: list[str]) -> Stor
     if tag != "PixelData":
         return _floats(dataset, tag, name)
     raw = bytes(dataset.PixelData)
-    if _encapsulated(dataset, raw):
-        layout = _layout(dataset, name, notes, raw=None)
+    if encapsulated(dataset, raw):
+        layout = layout_of(dataset, name, notes, raw=None)
         return _compressed(dataset, layout, name, notes)
-    layout = _layout(dataset, name, notes, raw=raw)
+    layout = layout_of(dataset, name, notes, raw=raw)
     if _frames(dataset) > 1:
         raise _several(name, _frames(dataset))
     return _native(dataset, raw, layout, name, notes)
@@ -59,7 +59,8 @@ def _integer(dataset: pydicom.Dataset, tag: str) -> int | None:
         return None
 
 
-def _layout(dataset: pydicom.Dataset, name: str, notes: list[str], raw: bytes | None) -> Layout:
+def layout_of(dataset: pydicom.Dataset, name: str, notes: list[str], raw: bytes | None) -> Layout:
+    """What the header says of the pixels; `raw`: those, where they are not compressed. See `stored_values`."""
     rows, columns = _integer(dataset, "Rows"), _integer(dataset, "Columns")
     if not rows or not columns:
         which = "Rows (0028,0010)" if not rows else "Columns (0028,0011)"
@@ -194,20 +195,24 @@ def _native(dataset: pydicom.Dataset, raw: bytes, layout: Layout, name: str, not
     return settled(values, layout, notes)
 
 
-def _encapsulated(dataset: pydicom.Dataset, raw: bytes) -> bool:
+def encapsulated(dataset: pydicom.Dataset, raw: bytes) -> bool:
     """Whether the pixel data are fragments, by their content: the transfer syntax may be wrong or missing."""
     syntax = dataset.file_meta.TransferSyntaxUID
     compressed = bool(syntax.is_compressed) if not syntax.is_private and syntax.is_transfer_syntax else False
     return raw.startswith(_ITEM) and (compressed or dataset["PixelData"].is_undefined_length or len(raw) > 16)
 
 
-def _compressed(dataset: pydicom.Dataset, layout: Layout, name: str, notes: list[str]) -> Stored:
+def fragments_of(dataset: pydicom.Dataset) -> list[bytes]:
+    """The fragments of encapsulated pixel data, without the table of offsets that may go before them."""
     fragments = list(generate_fragments(dataset.PixelData))
-    if len(fragments) > 1 and not fragments[0]:
-        fragments = fragments[1:]  # an empty offset table
-    elif len(fragments) > 1 and _is_offset_table(fragments[0]):
-        fragments = fragments[1:]
-    starts = [one for one in fragments if one.startswith((b"\xff\xd8\xff", *_J2K))]
+    if len(fragments) > 1 and (not fragments[0] or _is_offset_table(fragments[0])):
+        return fragments[1:]
+    return fragments
+
+
+def _compressed(dataset: pydicom.Dataset, layout: Layout, name: str, notes: list[str]) -> Stored:
+    fragments = fragments_of(dataset)
+    starts = [one for one in fragments if one.startswith((b"\xff\xd8\xff", *J2K))]
     frames = _frames(dataset)
     if len(starts) > 1 or (frames > 1 and len(fragments) > 1):
         raise _several(name, max(frames, len(starts)))
@@ -219,7 +224,7 @@ def _compressed(dataset: pydicom.Dataset, layout: Layout, name: str, notes: list
     try:
         if stream.startswith(b"\xff\xd8\xff"):
             return _jpeg(stream, layout, name, notes)
-        if stream.startswith(_J2K):
+        if stream.startswith(J2K):
             return _jpeg2000(stream, layout, name, notes)
         if dataset.file_meta.TransferSyntaxUID == RLELossless or 0 < int.from_bytes(stream[:4], "little") <= 15:
             return _run_lengths(stream, layout, notes)

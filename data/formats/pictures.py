@@ -109,6 +109,28 @@ class Jpeg(_Picture):
         check_size(name, header.height, header.width, header.components, 2)
         return grey.film(decode_jpeg(raw), name)
 
+    def decode_small(self, raw: bytes, name: str, least: int) -> Decoded | None:
+        """By the decoder itself, which leaves out the high frequencies of each block; of upright films alone."""
+        from cxr_pipeline.data.formats.codecs import jpeg_header
+        from cxr_pipeline.data.formats.small import Small, step_for
+
+        header = jpeg_header(raw)
+        if header is None or header.unusual or header.components not in (1, 3):
+            return None
+        native = header.height, header.width
+        step = step_for(*native, least)
+        image = opened(raw, self.pillow, self.label, name) if step > 1 else None
+        if image is None or (image.height, image.width) != native or orientation_of(image) != 1:
+            return None
+        check_size(name, *native, 3)
+        image.draft(None, (native[1] // step, native[0] // step))  # at least so large
+        samples = loaded(image, name)
+        if samples.shape[:2] != (-(-native[0] // step), -(-native[1] // step)):
+            return None
+        film = grey.film(samples, name)
+        film.small = Small(native, step, step / 2)
+        return film
+
 
 class Bmp(_Picture):
     """Windows bitmaps."""

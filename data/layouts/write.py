@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cxr_pipeline.data.files import write_text
 from cxr_pipeline.data.layouts import importer_of, layouts
 from cxr_pipeline.data.layouts.base import Job, LayoutError, ManifestRow, joined
 from cxr_pipeline.data.manifest import BOX_COLUMNS, COLUMNS, Manifest, ManifestError, read_manifest
@@ -168,7 +170,9 @@ def _below(path: Path, folder: Path) -> str:
 
 
 def _write_csv(path: Path, header: list[str], rows: list[list[str]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows(rows)
+    # Cells as they are: a manifest is read by this program, and a mark against formulas would change names of files.
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    write_text(path, text.getvalue(), durable=True)

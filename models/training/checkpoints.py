@@ -17,7 +17,6 @@ import hashlib
 import io
 import json
 import logging
-import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from cxr_pipeline.data.files import write_bytes
 from cxr_pipeline.models.training.errors import TrainingError, full_disk_named, require_room
 
 log = logging.getLogger("cxr.train")
@@ -105,28 +105,8 @@ def write_whole(path: Path, content: bytes) -> None:
         TrainingError: the disk is full.
     """
     require_room(path.parent, len(content))
-    part = path.with_name(path.name + ".part")
     with full_disk_named(path.parent):
-        try:
-            with part.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError:
-            part.unlink(missing_ok=True)
-            raise
-        os.replace(part, path)
-        _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Have the folder's entry of a new name on the disk, where the system can."""
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        write_bytes(path, content, durable=True)
 
 
 def _content(checkpoint: Checkpoint) -> bytes:

@@ -76,7 +76,7 @@ def print_summary(summary: Summary) -> None:
         click.echo(f"The folder also holds {summary.others} other films of earlier runs.")
     out = summary.out
     if summary.work is not None and run_info(out).get("classes"):  # without a classifier nothing says what to read
-        click.echo(summary.work.said())
+        click.echo(summary.work.summary())
         if summary.work.excel_missing:
             click.echo("No worklist.xlsx: it needs openpyxl (pip install 'cxr-pipeline[excel]').")
         click.echo()

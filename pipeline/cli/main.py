@@ -112,6 +112,9 @@ def _parsed_shard(_context: click.Context, _option: click.Parameter, value: str 
     help="Columns that say whose a film is: as pseudonyms of the site, or plain.  [default: none; alone: pseudonym]",
 )
 @click.option("--mode", callback=parsed_mode, metavar="OCTAL", help="Permissions of the results.  [default: 600]")
+@click.option(
+    "--full-decode", is_flag=True, help="Decode large films whole, also where half of their size serves all outputs."
+)
 @click.option("--verify", is_flag=True, help="Check every file that an earlier call left, not only a sample.")
 @click.option("--overwrite", is_flag=True, help="Discard what another run left in the folder.")
 @click.option(
@@ -143,6 +146,7 @@ def run(
     dicom_header: Path | None,
     identifiers: str | None,
     mode: int,
+    full_decode: bool,
     verify: bool,
     overwrite: bool,
     report: bool | None,
@@ -216,6 +220,7 @@ def run(
         **({"language": language} if language else {}),
         **{name: str(value) for name, value in whose.items() if value is not None},
         **({"from": source} if source else {}),
+        **({"full_decode": True} if full_decode else {}),
         **cluster,
     }
     spec = ChainSpec(
@@ -258,6 +263,7 @@ def run(
         "outputs": wanted,
         "mode": mode,
         "verify": verify,
+        "full_decode": full_decode,
     }
     runner = made_by.runner(chain, spec, out, chosen_options, **cluster)
     try:

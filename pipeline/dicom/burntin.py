@@ -22,6 +22,7 @@ _BORDER = 0.18  # share of the film's width and height that its border takes on 
 _LETTERS = 3  # in a line, at least: a side marker has one or two
 _UNEVEN = 0.10  # the most that grey levels of a letter's core spread
 _TOUCHING = 4.0  # letters that touch are at most so much wider than high
+_WASTE = 1.6  # a box around two is at most so much larger than both
 _FURTHER = 8  # letters by which a line may go on beyond those that are plain
 _ALIKE = 1.7  # the heights of neighbours in a line differ by less than this factor
 
@@ -185,23 +186,26 @@ def _at_border(box: Box, size: tuple[int, int]) -> bool:
 
 
 def _joined(boxes: list[Box]) -> list[Box]:
-    """Boxes that touch as one, so that a plate of several lines is blanked whole."""
-    out = list(boxes)
-    merged = True
-    while merged:
-        merged = False
-        for first in range(len(out)):
-            for second in range(first + 1, len(out)):
-                one, other = out[first], out[second]
-                reach = 0.6 * min(one.w, one.h, other.w, other.h)
-                near = Box(one.x - reach, one.y - reach, one.w + 2 * reach, one.h + 2 * reach)
-                if near.intersect(other).area > 0:
-                    x0, y0 = min(one.x, other.x), min(one.y, other.y)
-                    x1, y1 = max(one.x + one.w, other.x + other.w), max(one.y + one.h, other.y + other.h)
-                    out[first] = Box(x0, y0, x1 - x0, y1 - y0)
-                    del out[second]
+    """Boxes that touch as one, so that a plate of several lines is blanked whole: where little else lies in it."""
+    out: list[Box] = []
+    for box in boxes:
+        merged = True
+        while merged:
+            merged = False
+            for place, other in enumerate(out):
+                both = _around(box, other)
+                reach = 0.6 * min(box.w, box.h, other.w, other.h)
+                near = Box(box.x - reach, box.y - reach, box.w + 2 * reach, box.h + 2 * reach)
+                if near.intersect(other).area > 0 and both.area < _WASTE * (box.area + other.area):
+                    box = both
+                    del out[place]
                     merged = True
                     break
-            if merged:
-                break
+        out.append(box)
     return out
+
+
+def _around(one: Box, other: Box) -> Box:
+    x0, y0 = min(one.x, other.x), min(one.y, other.y)
+    x1, y1 = max(one.x + one.w, other.x + other.w), max(one.y + one.h, other.y + other.h)
+    return Box(x0, y0, x1 - x0, y1 - y0)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pydicom import config
 from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.dataset import Dataset
+from pydicom.multival import MultiValue
 from pydicom.valuerep import validate_value
 
 from cxr_pipeline.configs.errors import CxrError
@@ -147,7 +148,8 @@ def _uid(source: Dataset, keyword: str) -> str:
 
 def _patient_id(source: Dataset, out: Dataset) -> None:
     value = dicom_header.text(source, "PatientID").strip("\0 ")
-    if not _allowed("PatientID", value):
+    several = isinstance(source.get("PatientID"), (list, MultiValue))
+    if several or not _allowed("PatientID", value):
         raise HeaderError(
             f"its PatientID (0010,0020) {value[:80]!r} cannot be written as it is (up to 64 characters, no backslash), "
             "and another one would name another patient. Correct it in the archive"

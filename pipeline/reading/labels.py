@@ -54,9 +54,9 @@ def agreement(answers: Mapping[str, Mapping[str, str]]) -> list[dict[str, Any]]:
         value = kappa(first, second)
         low, high = np.nanquantile(spread, [0.025, 0.975]) if not np.isnan(spread).all() else (np.nan, np.nan)
         agreed = float((first == second).mean()) if films else float("nan")
-        figures = {"agreed": agreed, "kappa": value, "low": float(low), "high": float(high)}
-        numbers = {name: None if np.isnan(v) else round(v, 4) for name, v in figures.items()}
-        out.append({"readers": [one, two], "films": len(films), **numbers})
+        numbers = {"agreed": agreed, "kappa": value, "low": float(low), "high": float(high)}
+        known = {name: None if np.isnan(v) else round(v, 4) for name, v in numbers.items()}
+        out.append({"readers": [one, two], "films": len(films), **known})
     return out
 
 

@@ -165,19 +165,19 @@ def figures_by_source(splits: dict[str, Any]) -> str:
     return out
 
 
-def said(value: Any) -> str:
+def as_text(value: Any) -> str:
     """A setting or decision for reading."""
     if isinstance(value, dict):
-        return ", ".join(f"{key} {said(item)}" for key, item in value.items())
+        return ", ".join(f"{key} {as_text(item)}" for key, item in value.items())
     if isinstance(value, (list, tuple)):
-        return ", ".join(map(said, value))
+        return ", ".join(map(as_text, value))
     return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def films_said(training: dict[str, Any]) -> str:
     """The films that a card says a stage was trained on."""
     parts = [
-        f"{split} {part['n']} ({said(part.get('by_source', {}))})"
+        f"{split} {part['n']} ({as_text(part.get('by_source', {}))})"
         for split, part in (training.get("films") or {}).items()
     ]
     if parts:
@@ -188,8 +188,8 @@ def films_said(training: dict[str, Any]) -> str:
 def card_section(stage: str, card: dict[str, Any], decisions: dict[str, Any]) -> str:
     """A stage's card: what it was trained on, what it decides, how good it was measured to be, its terms."""
     facts = [
-        ["classes", said(decisions.get("classes")) if "classes" in decisions else "none: it finds lungs"],
-        ["decisions", "; ".join(f"{key}: {said(value)}" for key, value in decisions.items() if key != "classes")],
+        ["classes", as_text(decisions.get("classes")) if "classes" in decisions else "none: it finds lungs"],
+        ["decisions", "; ".join(f"{key}: {as_text(value)}" for key, value in decisions.items() if key != "classes")],
         ["trained on films", films_said(card.get("training") or {})],
         ["licence", card.get("licence") or "not said"],
     ]

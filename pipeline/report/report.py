@@ -20,11 +20,11 @@ from cxr_pipeline.report.films import in_order, pieces, size_of, turbo
 from cxr_pipeline.report.page import (
     ReportError,
     as_json,
+    as_text,
     card_section,
     data_block,
     escape,
     page,
-    said,
     table,
     template,
 )
@@ -235,9 +235,9 @@ def _about(run: dict[str, Any], say: Texts) -> str:
     facts = [
         ["weights", run.get("weights", "not said")],
         ["program", f"{PROGRAM} {run.get('version')}, runtime {run.get('runtime')}"],
-        ["versions", said(run.get("versions") or {})],
-        ["arguments", said({k: v for k, v in (run.get("arguments") or {}).items() if v not in (None, False)})],
-        ["fingerprints", said(run.get("fingerprints") or {})],
+        ["versions", as_text(run.get("versions") or {})],
+        ["arguments", as_text({k: v for k, v in (run.get("arguments") or {}).items() if v not in (None, False)})],
+        ["fingerprints", as_text(run.get("fingerprints") or {})],
     ]
     out += table(["what", "value"], facts, "The run", kind="facts")
     for stage, decisions in (run.get("config") or {}).items():

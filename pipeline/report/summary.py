@@ -150,7 +150,7 @@ def summary(run: dict[str, Any], tally: Tally, facts: dict[str, Any], say: Texts
     if screened:
         work = Work(dict(tally.screens))
         what = say("What to read first, and why, is in worklist.csv.")
-        out += f'<p class="first"><strong>{escape(work.said(say))}</strong> {escape(what)}</p>\n'
+        out += f'<p class="first"><strong>{escape(work.summary(say))}</strong> {escape(what)}</p>\n'
     out += '<dl class="counts">\n'
     out += "".join(f"<div><dt>{escape(name)}</dt><dd>{count}</dd></div>\n" for name, count in boxes) + "</dl>\n"
     if sum(tally.bins):

@@ -21,6 +21,7 @@ from cxr_pipeline.data.files import csv_rows
 from cxr_pipeline.models.store import CARD_FILE, WeightsError, read_card
 from cxr_pipeline.report.page import (
     ReportError,
+    as_text,
     card_section,
     escape,
     figure,
@@ -29,7 +30,6 @@ from cxr_pipeline.report.page import (
     is_figure,
     number,
     page,
-    said,
     table,
 )
 from cxr_pipeline.results.folder import REPORT
@@ -131,7 +131,7 @@ def _evaluations(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 def _evaluation(metrics: dict[str, Any], where: str) -> str:
     facts = [
         ["films", f"{metrics['n_judged']} judged of {metrics['n_films']}, of {metrics['patients']} patients"],
-        ["sources", said(metrics["sources"])],
+        ["sources", as_text(metrics["sources"])],
         ["date", metrics["date"]],
         ["hash of the split", metrics["split_hash"]],
     ]
@@ -195,15 +195,15 @@ def _curves(folder: Path, name: str) -> Iterator[str]:
     if not rows:
         return
     epochs = "1 epoch" if len(rows) == 1 else f"{len(rows)} epochs"
-    told = [f"Training curves of {name} over {epochs}, train and val"]
+    captions = [f"Training curves of {name} over {epochs}, train and val"]
     for column in rows[0]:
         values = [float(row[column]) if row[column] else math.nan for row in rows] if column.startswith("val_") else []
         if values and not all(map(math.isnan, values)):
             best = int(np.nanargmin(values) if column.endswith("loss") else np.nanargmax(values))
-            told.append(f"best {column} {values[best]:.3f} in epoch {best + 1}")
+            captions.append(f"best {column} {values[best]:.3f} in epoch {best + 1}")
     if (folder / "curves.png").is_file():
         yield "<h3>Curves</h3>\n"
-        yield _picture(folder / "curves.png", "; ".join(told) + ".", wide=True)
+        yield _picture(folder / "curves.png", "; ".join(captions) + ".", wide=True)
     cells = [[_short(value) for value in row.values()] for row in rows]
     yield folded("The curves as a table", table(list(rows[0]), cells, f"{name}: by epoch", kind="figures"))
     if (folder / "labels.png").is_file():
@@ -256,7 +256,7 @@ def _told(plot: str, metrics: dict[str, Any]) -> str:
     return f"{plot} {where}."
 
 
-def _picture(path: Path, told: str, *, wide: bool = False) -> str:
+def _picture(path: Path, caption: str, *, wide: bool = False) -> str:
     """A picture within the page, its text as alternative and as caption."""
     data, kind = path.read_bytes(), "png"
     if path.stem in _SHEETS:
@@ -264,7 +264,7 @@ def _picture(path: Path, told: str, *, wide: bool = False) -> str:
         if image is None:
             return f"<p>{escape(path.name)} is damaged.</p>\n"
         data, kind = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes(), "jpeg"
-    text = escape(told)
+    text = escape(caption)
     place = "wide" if wide else "plot"
     return (
         f'<figure class="{place}">'

@@ -52,7 +52,7 @@ def write(canvas: np.ndarray, text: str, x: int, y: int, size: int, colour: tupl
         return
     share = letters[y0 - top : y1 - top, x0 - left : x1 - left, None].astype(np.float32) / 255
     part = canvas[y0:y1, x0:x1]
-    part[:] = (part * (1 - share) + np.array(colour, np.float32) * share + 0.5).astype(np.uint8)
+    part[:] = (part * (1 - share) + np.asarray(colour, np.float32) * share + 0.5).astype(np.uint8)
 
 
 def _sound(text: str) -> str:

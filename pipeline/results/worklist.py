@@ -49,7 +49,7 @@ class Work:
         """How many to read first: positive and unsure ones."""
         return self.counts.get(POSITIVE, 0) + self.counts.get(UNSURE, 0)
 
-    def said(self, say: Texts = ENGLISH) -> str:
+    def summary(self, say: Texts = ENGLISH) -> str:
         """In words, a line or two."""
         total = sum(self.counts.values())
         films = say("1 film") if total == 1 else say("{n} films", n=total)
@@ -61,10 +61,10 @@ class Work:
             screens += [f"{self.counts.get(name, 0)} {say(name)}" for name in (UNSURE, NEGATIVE)]
             parts = screens + parts
         if self.first:
-            likeliest = " " + self.first_said(say) + likeliest
+            likeliest = " " + self.first_sentence(say) + likeliest
         return f"{films}: {', '.join(parts)}.{likeliest}"
 
-    def first_said(self, say: Texts = ENGLISH) -> str:
+    def first_sentence(self, say: Texts = ENGLISH) -> str:
         """How many to read first, as a sentence; empty where there are none."""
         if self.first > 1:
             return say("Read these {n} first.", n=self.first)

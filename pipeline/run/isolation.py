@@ -88,14 +88,14 @@ class IsolatedReader:
         self._idle: list[_Helper] = []
         self._all: list[_Helper] = []
 
-    def __call__(self, path: str | Path, *, id: str | None = None) -> Radiograph:
-        """Read a film.
+    def __call__(self, path: str | Path, *, id: str | None = None, least: int | None = None) -> Radiograph:
+        """Read a film; see `data.radiograph.read` for `least`.
 
         Raises:
             RadiographError: whatever is wrong with the file, a decoder that crashed or ran out of time or memory too.
         """
         if self.tries is None:
-            return self._read(path, id)
+            return self._read(path, id, least)
         key = os.path.abspath(path)
         if self.tries.begin(key) >= TRIES:
             self.tries.end(key)
@@ -105,15 +105,15 @@ class IsolatedReader:
                 "killed_the_run",
             )
         try:
-            return self._read(path, id)
+            return self._read(path, id, least)
         finally:
             self.tries.end(key)
 
-    def _read(self, path: str | Path, id: str | None) -> Radiograph:
+    def _read(self, path: str | Path, id: str | None, least: int | None) -> Radiograph:
         for attempt in range(1, TRIES + 1):
             helper = self._take()
             try:
-                answer = helper.ask((str(path), id), self.seconds)
+                answer = helper.ask((str(path), id, least), self.seconds)
             except TimeoutError:
                 self._drop(helper)
                 raise RadiographError(
@@ -181,14 +181,15 @@ class _Helper:
         """See `Process.alive`."""
         return self._started.alive
 
-    def ask(self, question: tuple[str, str | None], seconds: float) -> Any:
+    def ask(self, question: tuple[str, str | None, int | None], seconds: float) -> Any:
         self._connection.send(question)
         if not self._connection.poll(seconds):
             raise TimeoutError
         answer = self._connection.recv()
         if isinstance(answer, RadiographError):
             return answer
-        return replace(answer, pixels=self._pixels(answer.size))
+        film, shape = answer
+        return replace(film, pixels=self._pixels(shape))
 
     def _pixels(self, size: tuple[int, int]) -> np.ndarray:
         """The film's pixels (H, W) float32, out of shared memory where there is any, or else out of the pipe."""
@@ -222,11 +223,11 @@ def serve(address: str, key: bytes, memory: int, parent: int) -> None:
     with Client(f"\0{address[1:]}" if address.startswith("@") else address, authkey=key) as connection:
         while True:
             try:
-                path, name = connection.recv()
+                path, name, least = connection.recv()
             except (EOFError, OSError):
                 return
             try:
-                film = read(path, id=name)
+                film = read(path, id=name, least=least)
             except RadiographError as error:
                 connection.send(error)
                 continue
@@ -235,7 +236,7 @@ def serve(address: str, key: bytes, memory: int, parent: int) -> None:
 
 def _send(connection: Connection, film: Radiograph, parent: int) -> None:
     pixels = np.ascontiguousarray(film.pixels, np.float32)
-    connection.send(replace(film, pixels=np.empty(0, np.float32)))
+    connection.send((replace(film, pixels=np.empty(0, np.float32)), pixels.shape))
     if not _SHARES:
         connection.send_bytes(pixels.data.cast("B"))
         return

@@ -80,6 +80,7 @@ class Reading:
         limit: seconds that reading one may take; a film that takes longer comes out as failed.
         masks: whether a mask that an earlier, shorter chain found is wanted.
         timed: a context that counts the seconds of a block.
+        least: pixels that the long side of a film has to keep; None reads every film whole.
         tries: remembers what is being read, so that a film that ends the whole process is known afterwards.
     """
 
@@ -95,6 +96,7 @@ class Reading:
         limit: float,
         masks: bool,
         timed: Callable[[], AbstractContextManager[None]],
+        least: int | None = None,
         tries: Tries | None = None,
     ) -> None:
         self.inputs, self.ids, self.folder = inputs, ids, folder
@@ -103,6 +105,7 @@ class Reading:
         if reader is None:
             reader = self.own_reader = IsolatedReader(tries=tries)
         self.reader = reader
+        self.how = {} if least is None else {"least": least}  # a reader of somebody's own need not know it
         self.reading_since: dict[str, float] = {}
         self.readers = ThreadPoolExecutor(workers, "cxr-read")
 
@@ -169,7 +172,7 @@ class Reading:
             if done is not None:
                 return RunItem(item, sha256, done=done)
             try:
-                record = Record(self.reader(item.path, id=name))
+                record = Record(self.reader(item.path, id=name, **self.how))
                 if item.note:
                     record.film.meta["warnings"] = [*record.film.meta.get("warnings", ()), item.note]
             except RadiographError as error:

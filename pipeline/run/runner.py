@@ -21,7 +21,7 @@ from cxr_pipeline.data.files import PRIVATE
 from cxr_pipeline.data.radiograph import Radiograph
 from cxr_pipeline.results.filmfiles import FilmFiles
 from cxr_pipeline.results.folder import Identity, ResultsFolder
-from cxr_pipeline.results.outputs import Output, logged
+from cxr_pipeline.results.outputs import Output, chosen, logged
 from cxr_pipeline.results.quick import finished
 from cxr_pipeline.results.settled import settled
 from cxr_pipeline.results.worklist import Work, work_of, write_worklist
@@ -101,6 +101,7 @@ class Runner:
         outputs: what is written of each film; by default what a reader needs, see `results.outputs.chosen`.
         mode: permissions of what is written; a stricter umask takes bits away.
         verify: read again every file of the films that are done, and not only a sample.
+        full_decode: decode every film whole, also where a half or a quarter of its size serves all that is asked for.
         ready: called before films are judged, such as to wait for networks that open late; not where all are done.
     """
 
@@ -114,6 +115,7 @@ class Runner:
     outputs: Sequence[Output] | None = None
     mode: int = PRIVATE
     verify: bool = False
+    full_decode: bool = False
     ready: Callable[[], None] | None = None
     _seconds: dict[str, float] = field(default_factory=dict, init=False, repr=False)
     _guard: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
@@ -230,6 +232,14 @@ class Runner:
         _Work(self, folder, inputs, ids, tally).go()
 
     @property
+    def least(self) -> int | None:
+        """Pixels that the long side of a film has to keep for all stages and outputs; None for all that it has."""
+        outputs = chosen() if self.outputs is None else self.outputs
+        needs = [one.detail for one in (*self.stages, *outputs)]
+        whole = self.full_decode or self.reader is not None  # a reader of somebody's own decides itself
+        return None if whole or None in needs else max(need for need in needs if need is not None)
+
+    @property
     def seconds(self) -> dict[str, float]:
         """Spent a part so far, of all threads together."""
         return dict(self._seconds)
@@ -273,6 +283,7 @@ class _Work:
             limit=runner.seconds_a_film,
             masks=runner.stages[0].restorable,
             timed=lambda: runner.timed("read"),
+            least=runner.least,
             tries=TriesFolder(Path(runner.out) / ".trying"),
         )
         self.writers = ThreadPoolExecutor(self.workers, "cxr-write")

@@ -146,8 +146,8 @@ def _write(folder: Path, run: dict[str, Any], previous: Rules, decisions: dict[s
     changed = 0
     keys = journal.keys()
     lines, table = folder / "journal.jsonl", folder / "results.csv"
-    how: dict[str, Any] = {"durable": True, "mode": mode}
-    with whole_file(table, **how) as rows, whole_file(lines, **how) as entries:
+    options: dict[str, Any] = {"durable": True, "mode": mode}
+    with whole_file(table, **options) as rows, whole_file(lines, **options) as entries:
         rows.write(csv_line(names, {name: name for name in names}))
         for entry in journal.entries(keys):
             row = entry["row"]
@@ -174,7 +174,7 @@ def _write(folder: Path, run: dict[str, Any], previous: Rules, decisions: dict[s
     (folder / REPORT).unlink(missing_ok=True)  # it tells of what was decided before
     if "tables" in run:
         run["tables"] |= {path.name: file_sha256(path) for path in (table, lines)}
-    write_json(folder / "run.json", run, **how)
+    write_json(folder / "run.json", run, **options)
     write_worklist(folder)
     return Screened(len(keys), dict(before), dict(now), changed, rules.cutoff)
 

@@ -214,7 +214,7 @@ def _labelled(
     classify = classifier_of(chain)
     manifest = read_manifest(data, classes=labels_of([classify])).relabelled(classify.class_of)
     chosen = manifest.select(split=split, source=source, labels=classify.classes)
-    weights_of(list(chosen.table.get(COLUMN, [])))  # its faults are found sooner than films are judged
+    weights_of(list(chosen.table.get(COLUMN, ())))  # its faults are found sooner than films are judged
     masses: list[str] = []
     return *_judge(chosen, chain, masses), weights_of(masses)
 

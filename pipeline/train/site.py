@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from cxr_pipeline.configs.errors import CxrError
+from cxr_pipeline.configs.yaml_text import YamlError, read_yaml
 from cxr_pipeline.stages.base import Stage
 from cxr_pipeline.stages.scores import Scale
 from cxr_pipeline.stages.sets import Sets
@@ -29,7 +28,7 @@ def read_site(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         CalibrationError: the file cannot be read.
     """
     try:
-        facts = yaml.safe_load(path.read_text(encoding="utf-8"))
+        facts = read_yaml(path)
         settings = {
             "temperature": float(facts["temperature"]),
             "offsets": {str(name): float(value) for name, value in facts["offsets"].items()},
@@ -41,7 +40,7 @@ def read_site(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         sets = Sets.of(facts.get("sets"))  # the card's own are about probabilities that the site does not have
         settings["sets"] = None if sets is None else sets.to_json()
         return settings, dict(facts["weights"])
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
+    except (OSError, UnicodeDecodeError, YamlError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise CalibrationError(
             f"{path} cannot be read as a site file ({error}). Make one: pipeline calibrate --data MANIFEST --out {path}"
         ) from error

@@ -48,7 +48,10 @@ def test_the_containers_listen_to_each_other_and_to_this_machine_alone():
             assert source in compose["volumes"] or (DEPLOY / source).exists(), source
     docker = (ROOT / "Dockerfile").read_text()
     assert "/results" in docker
-    assert "[dicom,web]" in docker
+    locks = re.findall(r"--requirement (\S+)", docker)
+    installed = "".join((ROOT / lock).read_text() for lock in locks)
+    for package in ("pynetdicom", "highdicom", "dicomweb-client", "uvicorn", "prometheus-client"):
+        assert f"\n{package}==" in installed, package
 
 
 def test_the_service_of_systemd_calls_the_command_as_it_is():

@@ -13,7 +13,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from cxr_pipeline.models.training import checkpoints
 from cxr_pipeline.models.training.checkpoints import Checkpoint, Checkpoints
 from cxr_pipeline.models.training.errors import TrainingError, full_disk_named
 from tests.models.test_fit import make_training, run
@@ -106,7 +105,7 @@ def test_a_disk_that_fills_while_it_is_written_to_loses_nothing(tmp_path, monkey
     def full(_handle):
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(checkpoints.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(TrainingError, match="is full: .*Make room"):
         run(tmp_path)
     monkeypatch.undo()

@@ -269,6 +269,7 @@ def test_where_sides_are_not_sure_none_is_named(tmp_path):
         ({"SOPInstanceUID": None}, "SOPInstanceUID (0008,0018)"),
         ({"SeriesInstanceUID": "none"}, "SeriesInstanceUID (0020,000E)"),
         ({"PatientID": "x" * 70}, "PatientID (0010,0020)"),
+        ({"PatientID": "A\\B"}, "PatientID (0010,0020)"),
     ],
 )
 def test_a_header_that_names_no_study_or_patient_costs_the_answer_and_not_the_film(tmp_path, changes, said):

@@ -147,6 +147,16 @@ def test_a_secret_that_can_be_guessed_is_refused(monkeypatch, secret):
         site_secret()
 
 
+@pytest.mark.parametrize(
+    ("given", "kind"), [([], None), (["--identifiers"], "pseudonym"), (["--identifiers", "plain"], "plain")]
+)
+def test_the_option_alone_means_pseudonyms(given, kind, tmp_path):
+    from cxr_pipeline.cli.main import cli
+
+    context = cli.commands["run"].make_context("run", [str(tmp_path), "--out", "out", *given])
+    assert context.params["identifiers"] == kind
+
+
 def test_another_kind_is_refused():
     with pytest.raises(ResultsError, match="pseudonym or plain"):
         asked(identifiers="all")

@@ -73,12 +73,12 @@ def test_the_reason_is_in_words(folder):
 
 def test_the_counts_are_said(folder):
     work = write_worklist(folder)
-    assert work.said() == (
+    assert work.summary() == (
         "6 films: 2 screen positive, 1 unsure, 1 negative, 1 refused, 1 failed. Read these 3 first.\n"
         "Likeliest class: 1 NORM, 1 NTB, 2 TB."
     )
-    assert work_of([FILMS[1]]).said().startswith("1 film: 1 screen positive")
-    assert Work({"ok": 3}).said() == "3 films: 0 refused, 0 failed."
+    assert work_of([FILMS[1]]).summary().startswith("1 film: 1 screen positive")
+    assert Work({"ok": 3}).summary() == "3 films: 0 refused, 0 failed."
 
 
 def test_who_may_read_the_run_may_read_the_worklist(folder):

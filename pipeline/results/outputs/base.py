@@ -56,6 +56,7 @@ class Output:
         default: whether a run writes it unless told otherwise.
         suffixes: what the names of a film's files end in; the file is `<name>/<id><suffix>`. Empty where it leaves no
             file of a single film.
+        detail: pixels that the long side of a film has to keep for its files; None for all that it has.
         summary: the name of its one file of all films in the results folder; empty where it has none.
         named: it is written only where it is named, and not by `--outputs all`: it needs more than films.
         decides: its files hold label, screen or score; `pipeline screen` removes those of films that it decides anew.
@@ -67,6 +68,7 @@ class Output:
     default: ClassVar[bool] = False
     suffixes: ClassVar[tuple[str, ...]] = ()
     summary: ClassVar[str] = ""
+    detail: ClassVar[int | None] = None
     named: ClassVar[bool] = False
     decides: ClassVar[bool] = False
     columns: ClassVar[tuple[str, ...]] = ()

@@ -8,7 +8,7 @@ from typing import ClassVar
 import cv2
 import numpy as np
 
-from cxr_pipeline.results.drawing import Made, overlay
+from cxr_pipeline.results.drawing import LONGEST, Made, overlay
 from cxr_pipeline.results.outputs.base import JudgedFilm, Output, judged_so_far
 from cxr_pipeline.stages.base import REFUSED
 
@@ -19,6 +19,7 @@ class Overlays(Output):
     """An overlay of every film that was judged, and of refused ones with a mask, to see why."""
 
     name: ClassVar[str] = "overlays"
+    detail: ClassVar[int | None] = LONGEST
     about: ClassVar[str] = "the film with outline, heat and boxes, JPEG of at most 1024 px"
     default: ClassVar[bool] = True
     suffixes: ClassVar[tuple[str, ...]] = (".jpg",)

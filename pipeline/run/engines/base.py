@@ -26,7 +26,7 @@ class RunnerOptions(TypedDict, total=False):
     """What a run may choose whatever the engine; defaults are those of `Runner`.
 
     `batch_size` films that the networks see at once; `workers` that work side by side, None leaves it to the engine;
-    `outputs`, `mode` and `verify` as in `Runner`.
+    `outputs`, `mode`, `verify` and `full_decode` as in `Runner`.
     """
 
     batch_size: int
@@ -34,6 +34,7 @@ class RunnerOptions(TypedDict, total=False):
     outputs: Sequence[Output] | None
     mode: int
     verify: bool
+    full_decode: bool
 
 
 class Engine(ABC):

@@ -17,6 +17,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -123,6 +124,7 @@ class RayRunner(Runner):
             threads=max(1, math.ceil(self.cpus_per_worker)),
             seconds_a_film=self.seconds_a_film,
             gpu=self.gpus_per_worker > 0,
+            least=self.least,
         )
         waiting = {one.key: one for one in inputs}
         with connected(self.address) as (ray, own):
@@ -222,6 +224,7 @@ class _Task:
     threads: int
     seconds_a_film: float
     gpu: bool
+    least: int | None
 
 
 @dataclass(frozen=True)
@@ -299,7 +302,7 @@ class _Worker:
             identity=chain.identity,
             batch_size=task.batch_size,
             workers=task.threads,
-            reader=IsolatedReader(),
+            reader=partial(IsolatedReader(), least=task.least),
             seconds_a_film=task.seconds_a_film,
         )
 

@@ -1,0 +1,66 @@
+"""Films decoded at a half, a quarter or an eighth of their size: what networks and overlays see is far smaller still.
+
+Only plain kinds: where anything about a film has to be assumed, corrected or refused, it is decoded whole.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+
+import numpy as np
+
+from cxr_pipeline.data.formats.codecs import StreamHeader
+
+STEPS = (8, 4, 2)  # native pixels by one that is decoded, the coarsest first
+
+
+@dataclass(frozen=True)
+class Small:
+    """How the pixels of a small decoding lie on the film.
+
+    Attributes:
+        native: (height, width) of the film.
+        scale: native pixels from one decoded pixel to the next.
+        centre: native coordinate of the centre of the first one, down and across (0.5 is the centre of a native pixel).
+    """
+
+    native: tuple[int, int]
+    scale: int
+    centre: float
+
+
+def step_for(height: int, width: int, least: int) -> int:
+    """The coarsest step at which a film's long side still has `least` pixels; 1 where none is."""
+    return next((step for step in STEPS if max(height, width) >= step * least), 1)
+
+
+def j2k_samples(stream: bytes, header: StreamHeader, step: int) -> np.ndarray | None:
+    """Samples (h, w) uint8 or uint16 of a grey, unsigned JPEG 2000 stream at a lower resolution level.
+
+    Returns:
+        None where the stream has no such level, is cut off, or is not decoded in this way.
+    """
+    from PIL import Image
+
+    start = stream.find(b"\xff\x4f\xff\x51", 0, 1 << 16)
+    coding = stream.find(b"\xff\x52", start, start + 4096)
+    levels = step.bit_length() - 1
+    if start < 0 or coding < 0 or stream[coding + 9] < levels or b"\xff\xd9" not in stream[-64:]:
+        return None
+    if any(stream[start + 16 : start + 24]) or any(stream[start + 32 : start + 40]):  # offsets of picture and tiles
+        return None
+    picture = Image.open(io.BytesIO(stream), formats=["JPEG2000"])
+    picture.reduce = levels
+    try:
+        picture.load()
+    except OSError:  # it takes some sizes for broken at deep levels
+        return None
+    samples = np.asarray(picture)
+    if samples.shape != (-(-header.height // step), -(-header.width // step)):
+        return None
+    if picture.mode == "L" and header.bits == 8:
+        return samples
+    if picture.mode == "I;16":  # Pillow moves them up to 16 bits
+        return samples >> (16 - header.bits)
+    return None

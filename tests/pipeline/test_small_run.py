@@ -1,0 +1,90 @@
+"""A run reads of large films what its networks and outputs need: what it answers is that of whole films."""
+
+from __future__ import annotations
+
+import csv
+
+import cv2
+import numpy as np
+import pytest
+
+from cxr_pipeline import stages
+from cxr_pipeline.data.geometry import Box
+from cxr_pipeline.data.radiograph import read
+from cxr_pipeline.data.synthetic import make_film
+from cxr_pipeline.results.folder import rows
+from cxr_pipeline.results.outputs import chosen
+from cxr_pipeline.run.inputs import find_inputs
+from cxr_pipeline.run.runner import Runner
+from cxr_pipeline.stages.apply import apply
+from cxr_pipeline.stages.base import Record
+from tests.pipeline.fake_chain import chain as fake_chain
+
+
+def dice(one, two):
+    return 2 * np.count_nonzero(one & two) / (np.count_nonzero(one) + np.count_nonzero(two))
+
+
+@pytest.fixture(scope="module")
+def weights():
+    return stages.load_chain("tb", threads=1)
+
+
+@pytest.mark.slow
+def test_a_run_on_large_films_reads_half_of_them(tmp_path, weights):
+    size = (2205, 2051)
+    (tmp_path / "films").mkdir()
+    for number, label in enumerate(("TB", "NORM")):
+        image = np.round(make_film(number, label=label, size=size).pixels * 255).astype(np.uint8)
+        (tmp_path / "films" / f"{number}.jpg").write_bytes(cv2.imencode(".jpg", image)[1].tobytes())
+    found = {}
+    for name, more in (("small", {}), ("whole", {"full_decode": True}), ("crops", {"outputs": chosen("masks,crops")})):
+        Runner(weights, tmp_path / name, **more).run(find_inputs([tmp_path / "films"]))
+        masks = [cv2.imread(str(tmp_path / name / "masks" / f"{n}.png"), cv2.IMREAD_UNCHANGED) for n in range(2)]
+        assert {mask.shape for mask in masks} == {size}
+        found[name] = masks, [float(row["tb_score"]) for row in rows(tmp_path / name)]
+    assert found["crops"][1] == found["whole"][1]  # crops show the film's own pixels: it is read whole for them
+    for one, two in zip(found["small"][0], found["whole"][0], strict=True):
+        assert dice(one, two) >= 0.995
+    # Moving the lung box by one of 2000 pixels changes the score of such a film by up to 3.
+    np.testing.assert_allclose(found["small"][1], found["whole"][1], atol=2.0)
+
+
+def test_what_a_run_needs_decides(weights, tmp_path):
+    def least(**more):
+        return Runner(weights, tmp_path, **more).least
+
+    assert least() == 1024
+    assert least(outputs=chosen("masks,heatmaps")) == 1024
+    assert least(outputs=chosen("all")) is None
+    assert least(full_decode=True) is None
+    assert least(reader=read) is None
+    assert Runner(fake_chain(), tmp_path).least is None  # stages that do not say what they need see all of a film
+
+
+@pytest.mark.real
+@pytest.mark.slow
+def test_real_films_keep_their_masks_and_scores(real_data, weights, tmp_path):
+    """Films of a site, enlarged to 2600 px. Scores change by 0.5, or as with their box a pixel aside."""
+    with (real_data / "manifest.csv").open(newline="") as file:
+        films = [row["image"] for row in csv.DictReader(file) if (row["source"], row["split"]) == ("shenzhen", "val")]
+    changes = []
+    for image in films[:: len(films) // 8][:8]:
+        grey = np.round(read(real_data / image).pixels * 255).astype(np.uint8)
+        scale = 2600 / max(grey.shape)
+        large = cv2.resize(grey, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
+        cv2.imwrite(str(tmp_path / "a.jpg"), large, [cv2.IMWRITE_JPEG_QUALITY, 92])
+        whole, small = (apply(weights, [Record(read(tmp_path / "a.jpg", least=n))])[0] for n in (None, 1024))
+        assert small.film.small is not None
+        assert whole.status == small.status
+        if not whole.ok:
+            continue
+        assert dice(whole.mask, small.mask) >= 0.995
+        moved = []
+        for aside in (-1, 1):
+            other = Record(whole.film, mask=whole.mask, lung_fraction=whole.lung_fraction)
+            other.lung_box = Box(whole.lung_box.x + aside, *whole.lung_box[1:])
+            moved.append(abs(weights[1].run([other])[0].tb_score - whole.tb_score))
+        changes.append(abs(small.tb_score - whole.tb_score))
+        assert changes[-1] <= max(0.5, 3 * max(moved))
+    assert np.median(changes) <= 0.5
