@@ -145,8 +145,11 @@ def test_it_equals_that_of_another_run_of_the_same_films(out, films, tmp_path):
     assert tree(out) == tree(tmp_path / "again")
 
 
-def test_a_run_takes_the_old_report_away(out, films):
-    write_report(out)
+def test_a_run_takes_the_old_report_away_where_it_judges_something(out, films):
+    before = write_report(out).read_bytes()
+    Runner(chain(), out).run(find_inputs([films]))
+    assert (out / "report.html").read_bytes() == before  # nothing new: it is still right
+    write_film(films / "later.png", 5)
     Runner(chain(), out).run(find_inputs([films]))
     assert not (out / "report.html").exists()
 
