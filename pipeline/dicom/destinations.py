@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import pydicom
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
+from cxr_pipeline.configs.errors import CxrError
 from cxr_pipeline.dicom import NodeError
 from cxr_pipeline.dicom.peers import Peer
 from cxr_pipeline.dicom.webclient import HTTP_ERRORS, client, wrong_status
@@ -23,7 +24,7 @@ _FINAL_CODES = frozenset({0x0105, 0x0106, 0x0112, 0x0117, 0x0118, 0x0119, 0x0122
 _CONNECT, _ANSWER = 10, 60  # seconds
 
 
-class UnreachableError(Exception):
+class UnreachableError(CxrError):
     """A destination that takes nothing now; sending is tried again later."""
 
 

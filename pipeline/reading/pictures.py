@@ -11,6 +11,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from cxr_pipeline.configs.errors import CxrError
 from cxr_pipeline.data.geometry import resize
 from cxr_pipeline.report.films import outline
 from cxr_pipeline.results.reader import film_bytes
@@ -21,7 +22,7 @@ LONGEST = 1600  # pixels of the long side that a page gets: 5 MB at 16 bit, from
 _KEPT = 4  # films in memory, so that a step back is at once
 
 
-class ChangedError(ValueError):
+class ChangedError(CxrError, ValueError):
     """A film that is not the one that was judged any more."""
 
 

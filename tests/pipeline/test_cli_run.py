@@ -110,7 +110,7 @@ def test_outputs_and_modes_are_those_asked_for(films, tmp_path, weights, capsys)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["run"], "Missing argument"),
+        (["run", "--out", "OUT"], "Missing argument"),
         (["run", "FILMS"], "Missing option '--out'"),
         (["run", "FILMS", "--out", "OUT", "--nonsense"], "No such option"),
         (["run", "nowhere", "--out", "OUT"], "'nowhere' does not exist"),
