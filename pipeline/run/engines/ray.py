@@ -15,7 +15,7 @@ import pickle
 import socket
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -73,6 +73,11 @@ class RayEngine(Engine):
         return RayRunner(chain.stages, out, identity=chain.identity, ready=ready, opening=opening, **options, **own)
 
 
+def _shown(about: Mapping[str, Any]) -> dict[str, Any]:
+    """What a film's own files say of the run; the rest, such as cards, need not go to each worker."""
+    return {name: about[name] for name in ("date", "language", "weights") if name in about}
+
+
 @dataclass(kw_only=True)
 class RayRunner(Runner):
     """Runs a chain of stages over inputs into a results folder, on the workers of a Ray cluster.
@@ -114,7 +119,7 @@ class RayRunner(Runner):
         """
         task = _Task(
             opening=self.opening,
-            identity=replace(folder.identity, about={}),
+            identity=replace(folder.identity, about=_shown(folder.identity.about)),
             out=os.path.abspath(self.out),
             classes=tuple(folder.films.classes),
             outputs=folder.films.outputs,
