@@ -3,16 +3,49 @@
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
 from cxr_pipeline.configs.schema import Config, load_config
+from cxr_pipeline.data.locks import FolderLock
 from tests.tiny import TINY
 
 settings.register_profile("patient", deadline=None)  # a busy machine is no fault of the code
 settings.load_profile("patient")
+
+HERE = Path(__file__).parent
+# Files that take a minute or more, heaviest first. `--dist loadfile` hands files out in this order, so that no worker
+# is left with one of them at the end while the others have nothing to do.
+HEAVY = (
+    "pipeline/test_end_to_end.py",
+    "pipeline/test_engine_ray.py",
+    "pipeline/test_other_tasks.py",
+    "pipeline/test_distribution.py",
+    "pipeline/test_runner.py",
+    "stages/test_contract.py",
+    "pipeline/test_engines.py",
+    "stages/test_heart.py",
+    "pipeline/test_export.py",
+    "models/test_pretrain.py",
+    "models/test_checkpoints.py",
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Have pytest-xdist, where it is used, keep our order: by itself it sorts files by their number of tests."""
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Heavy files first; within a file, and among the others, the order stays."""
+    place = {HERE / name: number for number, name in enumerate(HEAVY)}
+    items.sort(key=lambda item: place.get(item.path, len(HEAVY)))
 
 
 @pytest.fixture(scope="session")
@@ -25,11 +58,42 @@ def real_data() -> Path:
 
 
 @pytest.fixture(scope="session")
-def samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A manifest of 18 synthetic films with masks, labels, boxes and splits."""
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all processes of this test run have in common; see `made_once`."""
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "shared"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@contextmanager
+def made_once(folder: Path) -> Iterator[bool]:
+    """Hold `folder`, which is made where it is missing, against the other processes; whether it has to be filled.
+
+    Whoever fails, or is killed, leaves it to the next to fill.
+    """
+    guard = folder.with_name(f"{folder.name}.guard")
+    for one in (folder, guard):
+        one.mkdir(parents=True, exist_ok=True)
+    lock, done = FolderLock(guard), guard / "done"
+    while not lock.acquire():
+        time.sleep(0.2)
+    try:
+        yield not done.exists()
+        done.touch()
+    finally:
+        lock.release()
+
+
+@pytest.fixture(scope="session")
+def samples(shared: Path) -> Path:
+    """A manifest of 18 synthetic films with masks, labels, boxes and splits; not to be changed."""
     from cxr_pipeline.data.synthetic import write_samples
 
-    return write_samples(tmp_path_factory.mktemp("samples"), 18, size=(96, 112))
+    with made_once(shared / "samples") as missing:
+        if missing:
+            write_samples(shared / "samples", 18, size=(96, 112))
+    return shared / "samples" / "manifest.csv"
 
 
 @pytest.fixture(scope="session")
@@ -39,10 +103,11 @@ def tiny_config() -> Config:
 
 
 @pytest.fixture(scope="session")
-def tiny_chain(tmp_path_factory: pytest.TempPathFactory, samples: Path, tiny_config: Config) -> Path:
-    """A folder of weights as `pipeline train` leaves it, trained for a moment on the samples."""
+def tiny_chain(shared: Path, samples: Path, tiny_config: Config) -> Path:
+    """A folder of weights as `pipeline train` leaves it, trained for a moment on the samples; not to be changed."""
     from cxr_pipeline.train.training import train
 
-    out = tmp_path_factory.mktemp("chain")
-    train(samples, tiny_config, out)
-    return out
+    with made_once(shared / "chain") as missing:
+        if missing:
+            train(samples, tiny_config, shared / "chain")
+    return shared / "chain"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import subprocess
 import sys
 import zipfile
@@ -25,11 +26,12 @@ main(sys.argv[1:])
 
 @pytest.mark.slow
 def test_a_chain_trains_on_two_devices(samples, tmp_path):
-    settings = [word for setting in [*TINY, "distribute=mirrored"] for word in ("--set", setting)]
+    own = ["distribute=mirrored", "classify.fit.epochs=1"]
+    settings = [word for setting in [*TINY, *own] for word in ("--set", setting)]
     command = [sys.executable, "-c", CODE, "train", "--data", str(samples), "--out", str(tmp_path / "w"), *settings]
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
     assert answer.returncode == 0, answer.stderr[-3000:]
-    for stage, epochs in (("segment", 2), ("classify", 3)):
+    for stage, epochs in (("segment", 2), ("classify", 2)):
         with (tmp_path / "w" / stage / "history.csv").open() as file:
             rows = list(csv.DictReader(file))
         assert len(rows) == epochs
@@ -37,18 +39,32 @@ def test_a_chain_trains_on_two_devices(samples, tmp_path):
     assert (tmp_path / "w" / "localize" / "card.json").is_file()
 
 
-@pytest.mark.slow
-def test_a_network_trained_in_mixed_precision_is_stored_in_float32(samples, tmp_path):
-    out = tmp_path / "w"
-    settings = [word for setting in [*TINY, "precision=mixed_float16"] for word in ("--set", setting)]
+@pytest.fixture(scope="module")
+def mixed(samples, tmp_path_factory):
+    """Weights of the lungs, trained in mixed precision, on the split "test" too."""
+    out = tmp_path_factory.mktemp("mixed") / "w"
+    own = ["precision=mixed_float16", "segment.fit.epochs=1", "segment.fit.splits=[train, test]"]
+    settings = [word for setting in [*TINY, *own] for word in ("--set", setting)]
     chosen = ["--stage", "segment", "--data", str(samples), "--out", str(out)]
     command = [sys.executable, "-m", "cxr_pipeline.cli.main", "train", *chosen, *settings]
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
     assert answer.returncode == 0, answer.stderr[-3000:]
-    with zipfile.ZipFile(out / "segment" / "model.keras") as file:
+    return out
+
+
+@pytest.mark.slow
+def test_a_network_trained_in_mixed_precision_is_stored_in_float32(mixed):
+    with zipfile.ZipFile(mixed / "segment" / "model.keras") as file:
         assert b"mixed" not in file.read("config.json")
     batch = np.random.default_rng(0).random((2, 64, 64, 1), np.float32)
-    (stored,) = open_network(out / "segment", "keras")(batch).values()
-    (served,) = open_network(out / "segment", "onnx")(batch).values()
+    (stored,) = open_network(mixed / "segment", "keras")(batch).values()
+    (served,) = open_network(mixed / "segment", "onnx")(batch).values()
     assert served.dtype == np.float32
     np.testing.assert_allclose(served, stored, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_splits_that_were_trained_on_are_not_judged(mixed):
+    card = json.loads((mixed / "segment" / "card.json").read_text())
+    assert "test" not in card["figures"]
+    assert card["training"]["films"]["train"]["n"] > 9
