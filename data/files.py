@@ -57,7 +57,7 @@ def whole_file(path: Path, *, durable: bool = False, mode: int = 0o666) -> Itera
                 os.fsync(file.fileno())
         os.replace(part, path)
         if durable:
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
     except BaseException:
         with suppress(OSError):
             part.unlink()
@@ -67,7 +67,7 @@ def whole_file(path: Path, *, durable: bool = False, mode: int = 0o666) -> Itera
 _BINARY = getattr(os, "O_BINARY", 0)  # Windows
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Wait until the disk has the new name too; not every system lets a folder be opened."""
     with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)

@@ -49,19 +49,18 @@ class _PlainProgress:
 
 def print_summary(summary: Summary) -> None:
     """Counts, what was not judged and why, where everything is, and what it is for; on stdout."""
-    from rich.console import Console
-    from rich.table import Table
-
     from cxr_pipeline.data.names import printable
     from cxr_pipeline.results.folder import run_info
 
-    table = Table(box=None, pad_edge=False)
-    table.add_column("status")
-    table.add_column("films", justify="right")
-    for status, count in summary.counts.items():
-        table.add_row(status, str(count))
     click.echo()
-    Console(file=sys.stdout, highlight=False, soft_wrap=True).print(table)
+    if summary.work is not None:
+        click.echo(summary.work.summary())
+    else:
+        click.echo(", ".join(f"{count} {status}" for status, count in summary.counts.items()))
+    if summary.already:
+        click.echo(f"{summary.already} of them were done already and were left as they are.")
+    if summary.others:
+        click.echo(f"{summary.others} of them were not asked for: the folder holds them of earlier runs.")
     click.echo()
     for status, image, error in summary.problems:
         click.echo(printable(f"{status}: {image}: {error}"))
@@ -70,16 +69,10 @@ def print_summary(summary: Summary) -> None:
         click.echo(f"and {more} more, all in results.csv")
     if summary.problems:
         click.echo()
-    if summary.already:
-        click.echo(f"{summary.already} of them were done already and were left as they are.")
-    if summary.others:
-        click.echo(f"The folder also holds {summary.others} other films of earlier runs.")
     out = summary.out
     if summary.work is not None and run_info(out).get("classes"):  # without a classifier nothing says what to read
-        click.echo(summary.work.summary())
         if summary.work.excel_missing:
             click.echo("No worklist.xlsx: it needs openpyxl (pip install 'cxr-pipeline[excel]').")
-        click.echo()
         click.echo(f"Worklist  {out / 'worklist.csv'}")
     click.echo(f"Table     {out / 'results.csv'}")
     for name in ("overlays", "masks", "heatmaps", "crops", "regions.json"):

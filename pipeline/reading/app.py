@@ -37,7 +37,7 @@ class Answer(BaseModel):
     """What a reader says of a film, and how many seconds it was looked at."""
 
     answer: str = Field(max_length=100)
-    seconds: float = Field(0, ge=0, le=1e6)
+    seconds: float = Field(0, ge=0, le=1e6, allow_inf_nan=False)
 
 
 def create_app(session: Session, settings: Settings, pictures: Pictures, language: str = "en") -> FastAPI:

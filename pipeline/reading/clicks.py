@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import threading
@@ -9,7 +10,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from cxr_pipeline.data.files import PRIVATE
+from cxr_pipeline.data.files import PRIVATE, sync_folder
 
 
 class Clicks:
@@ -50,11 +51,18 @@ class Clicks:
         when = datetime.now(timezone.utc).isoformat(timespec="seconds")
         line = json.dumps({"id": film, "answer": answer, "at": when, **further}) + "\n"
         with self._guard:
+            new = not self.path.exists()
             file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, PRIVATE)
+            data = (b"\n" if self._torn else b"") + line.encode()
+            self._torn = True  # until all of it is there: what follows a half line begins a line of its own
             try:
-                os.write(file, (b"\n" if self._torn else b"") + line.encode())
+                # In one piece, so that lines of two windows do not mix.
+                if os.write(file, data) < len(data):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
                 os.fsync(file)
             finally:
                 os.close(file)
+            if new:
+                sync_folder(self.path.parent)  # the name of a new file is on the disk only then
             self._torn = False
             self._take(film, answer)

@@ -58,7 +58,7 @@ class Pictures:
             if film["id"] in self._kept:
                 return self._kept[film["id"]]
         if film["sha256"] and file_hash(film["image"]) != film["sha256"]:
-            raise ChangedError(f"the file of film {film['id']} has changed since it was judged. Put the first one back")
+            raise ChangedError("the file of this film has changed since it was judged. Put the first one back")
         pixels = self._reader(film["image"], id=film["id"]).pixels
         scale = min(1.0, LONGEST / max(pixels.shape))
         if scale < 1:

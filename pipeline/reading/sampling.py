@@ -16,6 +16,7 @@ import numpy as np
 NEAR, SPREAD = 0.5, 0.25  # shares of the films; the rest goes to any film
 WIDTH = 12.0  # scores from the threshold, at which nearness has fallen to 0.6
 _STEPS = 10  # of the scores, over which a quarter is spread
+_SHUFFLED = 8  # films whose order among each other says nothing of their scores
 
 
 def chances(scores: np.ndarray, cutoff: float, count: int) -> np.ndarray:
@@ -52,11 +53,18 @@ def draw(chance: np.ndarray, scores: np.ndarray, seed: int) -> np.ndarray:
     start = random.random()
     marks = np.floor(ends - start + 1e-9)
     drawn = along[np.diff(marks, prepend=np.floor(-start + 1e-9)) > 0]
-    return drawn[_back_and_forth(len(drawn), int(random.integers(max(1, len(drawn)))))]
+    return drawn[_back_and_forth(len(drawn), random)]
 
 
-def _back_and_forth(n: int, start: int) -> np.ndarray:
-    """0 to n - 1 so that every beginning is spread over all of them (van der Corput 1935), from `start` on."""
+def _back_and_forth(n: int, random: np.random.Generator) -> np.ndarray:
+    """0 to n - 1 so that every beginning is spread over all of them (van der Corput 1935), from a random start on.
+
+    That order by itself takes turns between the lower and the upper half, which a blind reader would soon notice: so
+    each few that follow each other are shuffled.
+    """
     bits = max(1, int(n - 1).bit_length())
     turned = (int(f"{k:0{bits}b}"[::-1], 2) for k in range(1 << bits))
-    return (np.array([k for k in turned if k < n], int) + start) % max(1, n)
+    places = (np.array([k for k in turned if k < n], int) + random.integers(max(1, n))) % max(1, n)
+    return np.concatenate(
+        [random.permutation(places[at : at + _SHUFFLED]) for at in range(0, n, _SHUFFLED)] or [places]
+    )

@@ -12,12 +12,13 @@ from __future__ import annotations
 import json
 import os
 import re
+import secrets
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cxr_pipeline.data.files import folder_mode, mode_like, write_csv, write_json
+from cxr_pipeline.data.files import PART, folder_mode, mode_like, write_csv, write_json
 from cxr_pipeline.reading import ReadingError
 from cxr_pipeline.reading.clicks import Clicks
 from cxr_pipeline.reading.labels import BAD, UNSURE, agreement, label_of
@@ -29,6 +30,7 @@ from cxr_pipeline.stages.scores import AT_THRESHOLD
 
 FOLDER, SAMPLE, LABELS, AGREEMENT = "reading", "sample.json", "labels.csv", "agreement.json"
 _KEYS = {"TB": ("t", "TB"), "NTB": ("o", "other"), "NORM": ("n", "normal")}  # key and word of the classes of `tb`
+ASKED = 200  # films to read, where nobody says how many
 LEAST = 20  # films with a score, under which a sample is no sample
 
 
@@ -75,15 +77,18 @@ class Session:
 
     def _sample(self, count: int | None, seed: int) -> list[dict[str, Any]]:
         path = self.folder / SAMPLE
-        if path.exists():
-            said = json.loads(path.read_text(encoding="utf-8"))
-            if count is not None and count != said["asked"]:
-                raise ReadingError(
-                    f"{path} holds a sample of {said['asked']} films, and {count} are asked for. Leave --films out, or "
-                    "move that folder away to draw anew"
-                )
-            return said["films"]
-        asked = count or 200
+        if not path.exists():
+            self._draw(path, count or ASKED, seed)
+        said = json.loads(path.read_text(encoding="utf-8"))
+        if count is not None and count != said["asked"]:
+            raise ReadingError(
+                f"{path} holds a sample of {said['asked']} films, and {count} are asked for. Leave --films out, or "
+                "move that folder away to draw anew"
+            )
+        return said["films"]
+
+    def _draw(self, path: Path, asked: int, seed: int) -> None:
+        """Draw a sample into a file. Where another reader did so meanwhile, that one stays: all read the same films."""
         rows = [row for row in self._results.rows() if row["status"] == OK and row.get("tb_score")]
         if len(rows) < LEAST:
             raise ReadingError(f"{len(rows)} films have a score; at least {LEAST} are needed to draw from")
@@ -101,8 +106,16 @@ class Session:
             for place in draw(chance, scores, seed)
         ]
         about = {"asked": asked, "of": len(rows), "seed": seed, "threshold": self.cutoff, "films": films}
-        write_json(path, about, mode=self._mode)
-        return films
+        own = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PART}")
+        write_json(own, about, mode=self._mode)
+        try:
+            os.link(own, path)  # never over one that is there
+        except FileExistsError:
+            pass
+        except OSError:  # a file system without links
+            os.replace(own, path)
+        finally:
+            own.unlink(missing_ok=True)
 
     def _check(self) -> None:
         lost = [film["id"] for film in self.sample if film["id"] not in self._entries]
@@ -170,9 +183,8 @@ class Session:
 
     def everyone(self) -> dict[str, dict[str, str]]:
         """The answers of all readers of this folder, by name and film."""
-        out = {self.reader: dict(self.clicks.answers)}
-        for path in sorted(self.folder.glob("*.jsonl")):
-            out.setdefault(path.stem, Clicks(path).answers)
+        # From the files, also our own: the same reader may have a second window open.
+        out = {path.stem: Clicks(path).answers for path in self.folder.glob("*.jsonl")}
         return {name: answers for name, answers in sorted(out.items()) if answers}
 
     def write(self) -> Path:

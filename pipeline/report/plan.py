@@ -87,12 +87,14 @@ def yields(sensitivity: Any, specificity: Any, costs: Costs) -> dict[str, Any]:
 def sample_size(share: float, width: float) -> int:
     """Films for a share to have a 95 % interval of at most `width` from end to end (Buderer 1996; normal theory).
 
+    Never fewer than Wilson's interval of a share of 0 or 1 needs, where normal theory asks for none.
+
     Args:
         share: the sensitivity or specificity expected, 0 to 1. width: such as 0.1 for five points to each side.
     """
     if not 0 < width < 1:
         raise PlanError(f"a width lies between 0 and 1, such as 0.1. Received: {width}")
-    return math.ceil(_Z**2 * share * (1 - share) / (width / 2) ** 2 - 1e-9)
+    return math.ceil(_Z**2 * max(share * (1 - share) / (width / 2) ** 2, 1 / width - 1) - 1e-9)
 
 
 def sample_sizes(sensitivity: float, specificity: float, width: float, prevalence: float) -> dict[str, int]:
@@ -163,7 +165,7 @@ def plan(
     *,
     costs: Costs | None = None,
     target_sensitivity: float = 0.90,
-    threshold: float | None = None,
+    threshold: int | None = None,
     width: float = 0.10,
 ) -> Plan:
     """Tables for every threshold, from a results folder and the labels of its films.
@@ -204,15 +206,14 @@ def plan(
                 table_of(y[own], score[own], patients[own], costs, own_mass),
             )
     sensitivity = groups["all"][2]["sensitivity"][:, 0]
-    if threshold is None:
-        threshold = float(SCORES[np.flatnonzero(sensitivity >= target_sensitivity - 1e-9).max()])
-    place = round(threshold)
+    reaching = int(np.flatnonzero(sensitivity >= target_sensitivity - 1e-9).max())
+    place = reaching if threshold is None else threshold
     sizes = sample_sizes(
         float(sensitivity[place]), float(groups["all"][2]["specificity"][place, 0]), width, costs.prevalence
     )
     left = [film["label"] == positive for film in films if film["score"] is None]
     return Plan(
-        groups, costs, positive, threshold, target_sensitivity, (sum(left), len(left) - sum(left)), missing, sizes
+        groups, costs, positive, float(place), target_sensitivity, (sum(left), len(left) - sum(left)), missing, sizes
     )
 
 

@@ -43,6 +43,7 @@ from cxr_pipeline.models.training.errors import TrainingError, full_disk_named
 from cxr_pipeline.models.training.fit import forget
 from cxr_pipeline.results.folder import REPORT
 from cxr_pipeline.train.evaluation import evaluate_stage, summary_of
+from cxr_pipeline.train.weighted import COLUMN
 
 log = logging.getLogger("cxr.train")
 
@@ -117,6 +118,10 @@ def prepare_manifest(
     idle = int((manifest.table["split"] == "").sum())
     if idle:
         log.warning("%d of %d films have no split, and take no part", idle, len(manifest))
+    if COLUMN in manifest.table and (manifest.table[COLUMN].astype(str).str.strip() != "").any():
+        log.info(
+            "The column %r is not used: a training counts its classes alike. calibrate and plan count by it", COLUMN
+        )
     return manifest, split_recipe
 
 

@@ -47,6 +47,13 @@ def test_sample_sizes_by_hand():
         sample_size(0.9, 0)
 
 
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_a_share_that_looks_perfect_still_needs_films(share):
+    """Wilson 1927: of n films all found, the interval is z^2 / (n + z^2) wide: 3.84 / (35 + 3.84) is under 0.1."""
+    assert sample_size(share, 0.1) == 35
+    assert sample_sizes(1.0, 0.7, 0.1, 0.02) == {"with": 35, "without": 323, "people": 1750}
+
+
 def test_every_threshold_has_its_sensitivity_and_interval():
     y = np.array([True] * 4 + [False] * 6)
     score = np.array([20, 50, 70, 90, 10, 20, 30, 49.9, 60, 80])

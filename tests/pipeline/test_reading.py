@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -61,6 +62,16 @@ def test_every_beginning_is_spread_over_the_scores():
     drawn = scores[draw(np.full(500, 0.2), scores, 3)]
     first = np.sort(drawn[:16])
     assert np.diff(first).max() < 20
+
+
+def test_the_order_does_not_tell_a_blind_reader_the_score():
+    """No rhythm: over many draws, two films in a row lie in the same half of the scores about as often as not."""
+    scores = np.linspace(0, 100, 500)
+    same = []
+    for seed in range(100):
+        high = scores[draw(np.full(500, 0.2), scores, seed)] >= 50
+        same.append((high[1:] == high[:-1]).mean())
+    assert 0.35 < np.mean(same) < 0.55  # 0.43 within eight of a kind; taking turns gives 0
 
 
 # ---- weights: what the whole is for ----
@@ -156,6 +167,19 @@ def test_clicks_survive_a_torn_line(tmp_path):
     again.add("three", "bad")
     assert Clicks(path).answers == {"two": "NORM", "one": "NORM", "three": "bad"}
     assert path.stat().st_mode & 0o077 == 0
+
+
+def test_a_disk_that_takes_half_a_line_keeps_no_answer_and_says_so(tmp_path, monkeypatch):
+    clicks = Clicks(tmp_path / "a.jsonl")
+    clicks.add("one", "TB")
+    real = os.write
+    with monkeypatch.context() as patch:
+        patch.setattr("cxr_pipeline.reading.clicks.os.write", lambda file, data: real(file, data[: len(data) // 2]))
+        with pytest.raises(OSError, match="space"):
+            clicks.add("two", "NORM")
+    assert clicks.answers == {"one": "TB"}
+    clicks.add("three", "NORM")  # and does not grow onto the half line
+    assert Clicks(clicks.path).answers == {"one": "TB", "three": "NORM"}
 
 
 # ---- a folder, and its page ----
@@ -264,6 +288,54 @@ def test_what_cannot_be_read_says_why(results, tmp_path, monkeypatch):
     (tmp_path / "films").rename(tmp_path / "away")
     with pytest.raises(ReadingError, match="not where they were"):
         Session(results)
+
+
+def test_readers_who_begin_at_once_get_one_sample(results, monkeypatch):
+    """The second one drew before the first one's sample was there: what came first stays."""
+    monkeypatch.setattr(session, "LEAST", 5)
+    path, seen = results / "reading" / "sample.json", []
+    real = session.draw
+
+    def overtaken(*arguments):
+        monkeypatch.setattr(session, "draw", real)
+        seen.append(Session(results, "ben", count=8, seed=2).sample)
+        return real(*arguments)
+
+    monkeypatch.setattr(session, "draw", overtaken)
+    first = Session(results, "asha", count=8, seed=1).sample
+    assert first == seen[0] == json.loads(path.read_text())["films"]
+    assert [one.name for one in path.parent.iterdir()] == ["sample.json"]
+
+
+def test_two_windows_of_one_reader_lose_no_answer(results, monkeypatch):
+    monkeypatch.setattr(session, "LEAST", 5)
+    one, two = Session(results, "asha", count=8), Session(results, "asha", count=8)
+    one.answer(1, "TB")
+    one.answer(2, "NORM")
+    two.answer(1, "NORM")
+    assert one.everyone() == {"asha": {one.sample[0]["id"]: "NORM", one.sample[1]["id"]: "NORM"}}
+
+
+def test_a_blind_reader_does_not_meet_file_names_in_errors(results, tmp_path, monkeypatch):
+    """Films of class folders are named by their answer."""
+    monkeypatch.setattr(session, "LEAST", 5)
+    made, client, pictures = serving(results, count=8)
+    try:
+        film = made.sample[0]
+        path = tmp_path / "films" / f"{film['id']}.png"
+        write_film(path, 99)
+        changed = client.get("/v1/films/1")
+        film["sha256"] = ""
+        path.write_bytes(b"no film")
+        unreadable = client.get("/v1/films/1")
+        path.unlink()
+        gone = client.get("/v1/films/1")
+        assert [answer.status_code for answer in (changed, unreadable)] == [409, 422]
+        assert gone.status_code in (409, 422)
+        for answer in (changed, unreadable, gone):
+            assert film["id"] not in answer.text
+    finally:
+        pictures.close()
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed: apt-get install chromium")
