@@ -91,24 +91,35 @@ def outputs():
     return (*chosen("masks"), Answers())
 
 
-@contextmanager
-def node(out, peers=(), chain=None, first=0.05, patience=60.0, **settings):
-    """A node at work in a thread of this process; gives the listener, with its `port`."""
+def opened(out, peers=(), chain=None, first=0.05, port=0, **settings):
+    """A listener that does not listen yet."""
     stages = chain or fake_chain.chain()
     how = {name: settings.pop(name) for name in ("keep_films", "peers_known") if name in settings}
     how["peers"] = how.pop("peers_known", ())
-    wanted = ListenSettings(out, NodeSettings(port=0, **settings), outputs(), batch_size=4, workers=2, **how)
+    wanted = ListenSettings(out, NodeSettings(port=port, **settings), outputs(), batch_size=4, workers=2, **how)
     places = [destination(one, "CXR") for one in peers]
     listener = Listener(Chain(stages, identity_of(stages, about={"unchecked": ""}), {}), wanted, places)
     for sender in listener.senders:
         sender._first = first
-    listener.port = listener.start()
+    return listener
+
+
+@contextmanager
+def node(out, peers=(), chain=None, patience=60.0, listener=None, **settings):
+    """A node at work in a thread of this process; gives the listener, with its `port`.
+
+    `listener` listens already: with it, only the work is begun.
+    """
+    if listener is None:
+        listener = opened(out, peers, chain, **settings)
+        listener.port = listener.start()
     thread = threading.Thread(target=listener.run)
     thread.start()
     try:
         yield listener
     finally:
         listener.stop()
+        listener.spool.wake()
         thread.join(patience)
         assert not thread.is_alive()
 
