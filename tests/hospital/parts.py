@@ -22,6 +22,7 @@ from cxr_pipeline.dicom.listen import Listener, ListenSettings
 from cxr_pipeline.dicom.node import NodeSettings
 from cxr_pipeline.results.outputs import chosen
 from cxr_pipeline.results.outputs.base import Output
+from cxr_pipeline.results.reader import rows
 from cxr_pipeline.run.chain import Chain
 from cxr_pipeline.run.runner import identity_of
 from tests.pipeline import fake_chain
@@ -189,6 +190,11 @@ def until(what, seconds=60.0):
             return
         time.sleep(0.02)
     raise AssertionError(f"not within {seconds} s")
+
+
+def rows_of(out):
+    """The rows of results.csv by id."""
+    return {row["id"]: row for row in rows(out)}
 
 
 def read(path):

@@ -5,13 +5,17 @@ from __future__ import annotations
 import base64
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from types import SimpleNamespace
 
 import pytest
 
 pytest.importorskip("dicomweb_client")
 
+from pydicom.dataset import Dataset
+
 from cxr_pipeline.dicom import NodeError
 from cxr_pipeline.dicom import dicomweb as module
+from cxr_pipeline.dicom.destinations import StowRs, UnreachableError
 from cxr_pipeline.dicom.dicomweb import Source, pull
 from cxr_pipeline.dicom.webclient import AUTH, client
 from cxr_pipeline.results.reader import rows
@@ -98,6 +102,23 @@ def test_answers_go_to_a_dicomweb_service(tmp_path):
             assert one.senders[0].sent == 2
         finally:
             pacs.stop()
+
+
+@pytest.mark.parametrize(
+    ("reason", "refused"), [(0xA700, None), (0x0111, {}), (0x0122, {"reason 0122"}), (None, {"refused"})]
+)
+def test_a_service_without_room_is_asked_again_and_one_that_has_the_object_is_not(tmp_path, reason, refused):
+    service, item, answer = StowRs("http://127.0.0.1:1/dicom-web"), Dataset(), Dataset()
+    if reason is not None:
+        item.FailureReason = reason
+    answer.FailedSOPSequence = [item]
+    service._client = SimpleNamespace(store_instances=lambda datasets: answer)
+    (tmp_path / "answer.dcm").write_bytes(as_bytes(dicom_film(1)))
+    if refused is None:
+        with pytest.raises(UnreachableError, match="no room"):
+            service.send([tmp_path / "answer.dcm"])
+    else:
+        assert set(service.send([tmp_path / "answer.dcm"]).values()) == set(refused)
 
 
 def test_who_asks_is_told_by_the_environment(tmp_path, monkeypatch):
