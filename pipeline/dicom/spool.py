@@ -28,7 +28,8 @@ from cxr_pipeline.data.files import PART, PRIVATE, folder_mode, sweep
 
 SUFFIX = ".dcm"
 _SPARE = 200_000_000  # bytes that the disk keeps free beside a film that comes in
-_NOT_HERE = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)  # a file system that syncs no folders
+# What file systems answer that sync no folders, such as network drives.
+_NOT_HERE = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, getattr(errno, "ENOTSUP", errno.EINVAL))
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*")
 
 

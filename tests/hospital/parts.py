@@ -95,9 +95,10 @@ def outputs():
 def opened(out, peers=(), chain=None, first=0.05, port=0, **settings):
     """A listener that does not listen yet."""
     stages = chain or fake_chain.chain()
-    how = {name: settings.pop(name) for name in ("keep_films", "peers_known") if name in settings}
+    how = {name: settings.pop(name) for name in ("keep_films", "peers_known", "workers") if name in settings}
     how["peers"] = how.pop("peers_known", ())
-    wanted = ListenSettings(out, NodeSettings(port=port, **settings), outputs(), batch_size=4, workers=2, **how)
+    how = {"workers": 2, **how}
+    wanted = ListenSettings(out, NodeSettings(port=port, **settings), outputs(), batch_size=4, **how)
     places = [destination(one, "CXR") for one in peers]
     listener = Listener(Chain(stages, identity_of(stages, about={"unchecked": ""}), {}), wanted, places)
     for sender in listener.senders:
@@ -203,8 +204,7 @@ def read(path):
 
 if __name__ == "__main__":
     target, listen_port, peer, delay = sys.argv[1:5]
-    with node(
-        Path(target), [peer] if peer else [], fake_chain.chain(delay=float(delay)), host="127.0.0.1", associations=30
-    ) as one:
+    slow = fake_chain.chain(delay=float(delay))
+    with node(Path(target), [peer] if peer else [], slow, workers=1, associations=30) as one:
         print(one.port, flush=True)
         sys.stdin.read()

@@ -28,7 +28,7 @@ def left_alone(out):
 
 def test_a_film_is_judged_and_its_answer_sent_back(tmp_path, isolated):
     out = tmp_path / "out"
-    with Inbox() as pacs, node(out, [str(pacs)]) as one:
+    with Inbox() as pacs, node(out, [str(pacs)], workers=1) as one:
         assert send(one.port, dicom_film(1), dicom_film(2)) == [0, 0]
         until(lambda: len(pacs.got) == 2)
         assert set(pacs.got) == {answer_to(uid(1)), answer_to(uid(2))}

@@ -87,11 +87,12 @@ def test_a_request_that_nothing_can_be_made_of_does_not_hold_up_others(tmp_path)
         assert ask_for_commitment(one.port, [uid(1)], wait=20) == [1]
 
 
-@pytest.fixture
-def certificates(tmp_path):
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory):
     """An authority, and a certificate of it: as files."""
     if shutil.which("openssl") is None:
         pytest.skip("openssl is not installed")
+    tmp_path = tmp_path_factory.mktemp("certificates")
 
     def run(*words):
         subprocess.run(["openssl", *words], check=True, capture_output=True, cwd=tmp_path)
