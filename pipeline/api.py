@@ -26,7 +26,7 @@ from cxr_pipeline.configs.extras import require
 from cxr_pipeline.data.files import PRIVATE, plain_cell
 from cxr_pipeline.data.radiograph import Radiograph, read
 from cxr_pipeline.results.identity import ResultsError
-from cxr_pipeline.results.outputs import chosen
+from cxr_pipeline.results.outputs.asked import asked, for_films
 from cxr_pipeline.results.reader import ResultsReader
 from cxr_pipeline.run.inputs import LeftOut, find_inputs, marked_equal
 from cxr_pipeline.run.listing import about_inputs, write_left_out
@@ -192,6 +192,8 @@ class Pipeline:
         overwrite: bool = False,
         outputs: str | Sequence[str] | None = None,
         mode: int = PRIVATE,
+        identifiers: str | None = None,
+        dicom_header: str | Path | None = None,
     ) -> Results:
         """Judge files, folders or a manifest into a results folder; goes on where an interrupted run stopped.
 
@@ -203,13 +205,20 @@ class Pipeline:
             overwrite: discard what another run left in the folder.
             outputs: what is written, such as ["masks", "heatmaps"] or "all"; by default masks, overlays and regions.
             mode: permissions of what is written.
+            identifiers: "pseudonym" or "plain" adds the columns `patient_id, study_uid, accession, study_date, view` to
+                results.csv, from the headers of DICOM films; None adds none.
+            dicom_header: table (CSV) of headers for films that are no DICOM, see docs/dicom.md.
 
         Raises:
             run.inputs.InputError: nothing to judge.
+            dicom.films.HeaderTableError: the table of headers cannot be used.
+            dicom.pseudonyms.SecretError: pseudonyms are asked for, and the site's secret cannot be used.
             ResultsError: the folder belongs to another run.
             run.runner.RunError: the disk or the folder takes no more.
         """
         given = [inputs] if isinstance(inputs, (str, Path)) else list(inputs)
+        header = Path(dicom_header) if dicom_header is not None else None
+        wanted = asked(outputs, dicom_header=header, identifiers=identifiers)
         missing = [str(one) for one in given if not Path(one).exists()]
         if missing:
             raise FileNotFoundError(f"no such file or folder: {', '.join(missing)}")
@@ -219,7 +228,8 @@ class Pipeline:
         runner = Runner(
             self._chain.stages, Path(out), identity=self._chain.identity, batch_size=batch_size, workers=workers
         )
-        runner.outputs, runner.mode = chosen(outputs), mode
+        for_films(wanted, (one.path for one in found))
+        runner.outputs, runner.mode = wanted, mode
         runner.run(found, overwrite=overwrite)
         write_left_out(Path(out), left_out)
         return Results(Path(out))

@@ -32,13 +32,13 @@ def deidentify(inputs: tuple[Path, ...], out: Path, text: str, keep_intervals: b
     Example:
       pipeline deidentify films/ --out shareable
     """
-    from cxr_pipeline.dicom.deidentify import FLAGGED, rules
+    from cxr_pipeline.dicom.deidentify import FLAGGED, key_file, rules
     from cxr_pipeline.dicom.deidentify import deidentify as write
     from cxr_pipeline.dicom.pseudonyms import site_secret
 
     how = rules(site_secret(), text, keep_intervals=keep_intervals)
     counts = write(inputs, out, how)
     click.echo(f"{counts.ok} films in {out}, {counts.flagged} in {out / FLAGGED}, {counts.left_out} left out")
-    click.echo(f"What was done: {out / 'report.csv'}. Which file is which, to keep here: {out}-key.csv")
+    click.echo(f"What was done: {out / 'report.csv'}. Which file is which, to keep here: {key_file(out)}")
     click.echo("No program finds all text: look at the films before they leave.", err=True)
     return SOME_FAILED if counts.left_out else DONE

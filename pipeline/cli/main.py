@@ -187,7 +187,7 @@ def run(
         start_early()  # it imports what it needs while we do
         click.get_current_context().call_on_close(stop_early)
     from cxr_pipeline.cli.console import print_summary, run_progress
-    from cxr_pipeline.results.outputs.asked import asked
+    from cxr_pipeline.results.outputs.asked import asked, for_films
     from cxr_pipeline.run.engines import engine_class, owner_of
     from cxr_pipeline.run.inputs import LeftOut, find_inputs, marked_equal
     from cxr_pipeline.run.listing import about_inputs, tell_of_inputs, write_left_out
@@ -246,6 +246,7 @@ def run(
     left_out: list[LeftOut] = []
     films = find_inputs(inputs, out=out, left_out=left_out) if inputs else []
     found = marked_equal([*films, *(pulled(source, out, mode) if source else ())])
+    for_films(wanted, (one.path for one in found))
     for sentence in tell_of_inputs(found, left_out, out):
         click.echo(sentence, err=True)
     chain.identity.about.update(about_inputs(found, left_out))

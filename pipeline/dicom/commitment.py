@@ -22,6 +22,7 @@ from pydicom.dataset import Dataset
 
 from cxr_pipeline.data.files import sha256_of, write_json
 from cxr_pipeline.dicom.peers import Peer
+from cxr_pipeline.stages.apply import where
 
 _SOP_INSTANCE = "1.2.840.10008.1.20.1.1"  # well-known, of the push model
 SOP_CLASS = "1.2.840.10008.1.20.1"
@@ -69,7 +70,8 @@ class Commitment:
         with self._change:
             self._stopping.set()
             self._change.notify_all()
-        self._thread.join(10)
+        if self._thread.is_alive():  # not where the node could not even begin to listen
+            self._thread.join(10)
 
     def __len__(self) -> int:
         """How many requests are not told yet."""
@@ -109,14 +111,13 @@ class Commitment:
         association, came = self._open.get(path.stem, (None, 0.0))
         if now < again or now < came + _SETTLED:
             return
+        self._open.pop(path.stem, None)
+        notified, age = False, 0.0
         try:
-            request = json.loads(path.read_bytes())
             age = time.time() - path.stat().st_mtime
-            self._open.pop(path.stem, None)
-            notified = self._tell(request, association)
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
-            _log.debug("commitment: %s", error)
-            notified, age = False, 0.0
+            notified = self._tell(json.loads(path.read_bytes()), association)
+        except Exception as error:  # whatever a peer asked for or answered: this thread must live on
+            _log.debug("commitment: %s", where(error))
         if notified or age > _GIVE_UP:
             path.unlink(missing_ok=True)
             self._tries.pop(path, None)

@@ -291,15 +291,21 @@ def deidentify(inputs: Sequence[Path], out: Path, how: Rules, *, mode: int = 0o6
     paths may hold names.
 
     Raises:
-        DeidentifyError: `out` holds files already, or an input lies in it.
+        DeidentifyError: `out` holds files already, or an earlier call left its key.
         OSError: the disk takes no more.
     """
+    named = key_file(out)
+    if named.exists():
+        raise DeidentifyError(
+            f"{named} tells which film is which of an earlier call, and would be lost. Move it, or give another --out"
+        )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DeidentifyError(f"--out {out} is there and not empty. Give a new folder: what is in it would be mixed")
+    found = list(_files(inputs))  # before there is anything in `out`, which may lie in an input
     counts, report, key = Counts(), [], []
     taken: set[str] = set()
     out.mkdir(mode=folder_mode(mode), parents=True, exist_ok=True)
-    for source, name in _files(inputs):
+    for source, name in found:
         try:
             outcome = deidentified(source.read_bytes(), name, how)
         except OSError as error:
@@ -317,8 +323,14 @@ def deidentify(inputs: Sequence[Path], out: Path, how: Rules, *, mode: int = 0o6
         status = outcome.report["status"].replace(" ", "_")
         setattr(counts, status, getattr(counts, status) + 1)
     write_csv(out / "report.csv", COLUMNS, sorted(report, key=lambda row: row.get("file", "~")), mode=mode)
-    write_csv(out.with_name(f"{out.name}-key.csv"), KEY_COLUMNS, key, mode=mode)
+    write_csv(named, KEY_COLUMNS, key, mode=mode)
     return counts
+
+
+def key_file(out: Path) -> Path:
+    """Where it is written which film is which: beside the folder, not in it."""
+    whole = Path(os.path.abspath(out))
+    return whole.with_name(f"{whole.name}-key.csv")
 
 
 def _renamed(outcome: Outcome, tail: str) -> Outcome:

@@ -21,6 +21,7 @@ _TAKEN = frozenset({0x0000, 0x0107, 0x0111, 0xB000, 0xB006, 0xB007})  # with 0x0
 # peer that starts.
 _FINAL = range(0xA900, 0xAA00), range(0xC000, 0xD000)
 _FINAL_CODES = frozenset({0x0105, 0x0106, 0x0112, 0x0117, 0x0118, 0x0119, 0x0122, 0x0210})
+_NO_ROOM = range(0xA700, 0xA800)  # which passes
 _CONNECT, _ANSWER = 10, 60  # seconds
 
 
@@ -161,7 +162,12 @@ class StowRs(Destination):
             failures = answer.get("FailedSOPSequence") or []
             if failures:
                 reason = failures[0].get("FailureReason")
-                refused[file] = "refused" if reason is None else f"reason {int(reason):04X}"
+                if reason is None:
+                    refused[file] = "refused"
+                elif int(reason) in _NO_ROOM:
+                    raise UnreachableError(f"{self.name} has no room (reason {int(reason):04X})")
+                elif int(reason) not in _TAKEN:
+                    refused[file] = f"reason {int(reason):04X}"
         return refused
 
 

@@ -199,6 +199,8 @@ def _fetched(web: DICOMwebClient, folder: Path, mode: int, url: str, place: tupl
             return Input(one.path, one.key, one.names, f"{url} did not give it (HTTP {wrong_status(error)})")
         except ValueError as error:
             return Input(one.path, one.key, one.names, f"{url} gave no DICOM object ({str(error)[:200]})")
+        if str(dataset.get("SOPInstanceUID", "")) != place[2]:
+            return Input(one.path, one.key, one.names, f"{url} gave another object than the one that was asked for")
         file = io.BytesIO()
         dataset.save_as(file, enforce_file_format=True)
         write_bytes(path, file.getvalue(), durable=True, mode=mode)

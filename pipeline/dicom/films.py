@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage
 
 from cxr_pipeline.configs.errors import CxrError
+from cxr_pipeline.data.files import sha256_of
 from cxr_pipeline.data.formats.dicom_header import text
 from cxr_pipeline.data.radiograph import Radiograph
 from cxr_pipeline.data.tables import TableError, read_table
@@ -42,7 +45,7 @@ class HeaderTable:
     Attributes:
         path: of the table.
         rows: values by DICOM keyword, by the film's absolute path.
-        names: likewise by the file's name alone, where no other row has the same.
+        names: likewise by the file's name, of rows that say no more than the name and lead to no file themselves.
     """
 
     path: str
@@ -53,11 +56,22 @@ class HeaderTable:
         """The row of a film by its path, else by its name; None where there is none."""
         return self.rows.get(os.path.abspath(film)) or self.names.get(os.path.basename(film))
 
+    def for_films(self, films: Iterable[str | Path]) -> HeaderTable:
+        """The table for a run on these films: a name that several of them have says of none whose it is."""
+        count = Counter(os.path.basename(film) for film in films)
+        return replace(self, names={name: row for name, row in self.names.items() if count[name] < 2})
+
+    @property
+    def digest(self) -> str:
+        """12 hex digits that change with what the table says of any film."""
+        return sha256_of(json.dumps([self.rows, self.names], sort_keys=True, default=dict).encode())[:12]
+
 
 def read_headers(path: Path) -> HeaderTable:
     """A table with the column `image`, and further ones called by DICOM keywords (`KEYWORDS`).
 
-    Paths in it are below the table's folder, or absolute. Empty cells say nothing.
+    Paths in it are below the table's folder, or absolute; where a row has a name alone, and the table's folder no such
+    file, the row is of the film with that name, wherever it is. Empty cells say nothing.
 
     Raises:
         HeaderTableError: it cannot be read, has another column, no PatientID, or two rows of one film.
@@ -77,7 +91,7 @@ def read_headers(path: Path) -> HeaderTable:
     if "PatientID" not in table.columns:
         raise HeaderTableError(f"--dicom-header {path}: there is no column PatientID. Add it")
     rows: dict[str, Mapping[str, str]] = {}
-    names: dict[str, Mapping[str, str] | None] = {}
+    names: dict[str, Mapping[str, str]] = {}
     for number, row in zip(table.numbers, table.rows, strict=True):
         if not row["image"]:
             continue
@@ -87,9 +101,10 @@ def read_headers(path: Path) -> HeaderTable:
                 f"--dicom-header {path}: row {number} names {row['image']} again. Keep one of the two"
             )
         rows[place] = {name: value for name, value in row.items() if name != "image" and value}
-        name = os.path.basename(place)
-        names[name] = None if name in names else rows[place]
-    return HeaderTable(str(path), rows, {name: row for name, row in names.items() if row is not None})
+        # A path means that film and none of its name elsewhere: it would get the answers of another patient.
+        if os.path.basename(row["image"]) == row["image"] and not os.path.lexists(place):
+            names[row["image"]] = rows[place]
+    return HeaderTable(str(path), rows, names)
 
 
 def as_dataset(row: Mapping[str, str]) -> Dataset:
@@ -99,7 +114,9 @@ def as_dataset(row: Mapping[str, str]) -> Dataset:
         try:
             setattr(out, keyword, value.split("\\") if "\\" in value else value)
         except (ValueError, TypeError, OverflowError) as error:
-            raise HeaderError(f"its row of --dicom-header has {keyword} {value!r}, which is none ({error})") from error
+            raise HeaderError(
+                f"its row of --dicom-header has a {keyword} that the standard does not allow. Correct it there"
+            ) from error
     return out
 
 

@@ -43,7 +43,10 @@ _DATES = (  # what a film may say of when it was made, the best first
 
 
 class HeaderError(CxrError, ValueError):
-    """A header that no answer can be written for: it does not say whose the film is, or which one it is."""
+    """A header that no answer can be written for: it does not say whose the film is, or which one it is.
+
+    It names elements and never quotes them, for it becomes a warning in results.csv, which may hold no identifiers.
+    """
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,7 @@ def film_header(source: Dataset, size: tuple[int, int]) -> FilmHeader:
         if value:
             setattr(out, keyword, value)
     if str(out.PatientSex) not in ("", *_SEXES):
-        notes.append(f"PatientSex (0010,0040) is {str(out.PatientSex)!r}: left empty")
+        notes.append(f"PatientSex (0010,0040) is none of {', '.join(_SEXES)}: left empty")
         out.PatientSex = ""
     if not str(out.PatientID):
         notes.append("PatientID (0010,0020) is empty, and stays so in the answers")
@@ -139,9 +142,8 @@ def _uid(source: Dataset, keyword: str) -> str:
     value = dicom_header.text(source, keyword).strip("\0 ")
     if not value or len(value) > 64 or not re.fullmatch(r"[0-9][0-9.]*", value):
         raise HeaderError(
-            f"its header has no usable {keyword} {_number(keyword)}"
-            + (f" ({value[:80]!r})" if value else "")
-            + ", so that no answer can be filed with it. Export it again from the archive, with its UIDs"
+            f"its header has no usable {keyword} {_number(keyword)} ({'malformed' if value else 'empty'}), "
+            "so that no answer can be filed with it. Export it again from the archive, with its UIDs"
         )
     return value
 
@@ -151,8 +153,8 @@ def _patient_id(source: Dataset, out: Dataset) -> None:
     several = isinstance(source.get("PatientID"), (list, MultiValue))
     if several or not _allowed("PatientID", value):
         raise HeaderError(
-            f"its PatientID (0010,0020) {value[:80]!r} cannot be written as it is (up to 64 characters, no backslash), "
-            "and another one would name another patient. Correct it in the archive"
+            f"its PatientID (0010,0020), {len(value)} characters long, cannot be written as it is (up to 64, "
+            "no backslash), and another one would name another patient. Correct it in the archive"
         )
     out.PatientID = value
 

@@ -179,12 +179,25 @@ class Listener:
         self.station.refresh(often=12 * _REFRESH)
 
     def _settle(self, taken: list[Taken]) -> None:
-        """Once results are safe on the disk, take their films from the queue, and send the answers."""
+        """Once results are safe on the disk, take their films from the queue, and send the answers.
+
+        Raises:
+            OSError: the disk did not take them; the films are in the queue again.
+        """
         keys = [key_of(one.path) for one in taken]
-        self.station.secure(keys)
-        for one in taken:
+        try:
+            self.station.secure(keys)
+        except OSError:
+            for one in taken:
+                self.spool.give_back(one)
+            raise
+        for one, key in zip(taken, keys, strict=True):
+            entry = self.station.entry(key)
             try:
-                self.spool.settle(one)
+                if entry is None or entry["retry"]:
+                    self.spool.leave(one)
+                else:
+                    self.spool.settle(one)
             except OSError as error:  # it is found done by the next start
                 _log.error("%s: %s", error.filename, error.strerror)
         for sender in self.senders:
@@ -201,11 +214,14 @@ class Listener:
 
     def _done(self, name: str, sha256: str) -> bool:
         """Whether a film was judged already as it is, so that it need not be judged again."""
+        if self.spool.waits(name):  # another version may be on its way, and the one that comes last counts
+            return False
         entry = self.station.entry(key_of(self.spool.path_of(name)))
         return entry is not None and entry["row"]["sha256"] == sha256 and not entry["retry"]
 
     def _holds(self, uid: str) -> bool:
-        return self.spool.holds(name_of(uid))
+        """Whether a film stays here for good: with --forget-films none does, and its sender must keep it."""
+        return self.settings.keep_films and self.spool.holds(name_of(uid))
 
     def _ask_for_commitment(self, caller: Peer, wanted: Any, association: Any) -> None:
         self.commitment.ask(caller, wanted, association)

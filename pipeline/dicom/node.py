@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 SUCCESS, NO_ROOM, NOT_ALLOWED, NOT_TAKEN, UNREADABLE = 0x0000, 0xA700, 0x0124, 0x0122, 0xC000
 _LARGEST = 512_000_000  # bytes of one object, which is held in memory until it is on the disk
+_TOGETHER = 4 * _LARGEST  # bytes of all objects that are coming at one time
 _PDU = 131_072  # bytes; pynetdicom's own 16 KB cost a large film a second
 _IDLE, _ANSWER = 60, 60  # seconds that an association may be silent, and that a message may take
 
@@ -105,6 +106,8 @@ class Node:
             self._ae.add_supported_context(SOP_CLASS)
         self._server: Any = None
         self._arriving: dict[Any, int] = {}  # association -> bytes of the message that is coming
+        self._cut: set[Any] = set()  # associations that are being ended, for what they sent
+        self._guard = threading.Lock()
 
     def start(self) -> int:
         """Begin to listen; the port.
@@ -120,7 +123,7 @@ class Node:
             (evt.EVT_N_ACTION, self._act),
             (evt.EVT_PDU_RECV, self._count),
             (evt.EVT_DIMSE_RECV, self._whole),
-            (evt.EVT_CONN_CLOSE, self._whole),
+            (evt.EVT_CONN_CLOSE, self._gone),
         ]
         address = (self.settings.host, self.settings.port)
         try:
@@ -206,17 +209,33 @@ class Node:
         return SUCCESS, None
 
     def _count(self, event: Event) -> None:
-        """End an association whose message grows beyond reason: it is held in memory until it is whole."""
+        """End an association whose message grows beyond reason, alone or with those of others.
+
+        Messages are held in memory until they are whole. Who is cut off sends again, as after any lost connection.
+        """
         if type(event.pdu).__name__ != "P_DATA_TF":
             return
-        size = self._arriving.get(event.assoc, 0) + event.pdu.pdu_length
-        self._arriving[event.assoc] = size
-        if size > _LARGEST and size - event.pdu.pdu_length <= _LARGEST:
+        with self._guard:
+            size = self._arriving.get(event.assoc, 0) + event.pdu.pdu_length
+            self._arriving[event.assoc] = size
+            together = sum(self._arriving.values())
+            if event.assoc in self._cut or (size <= _LARGEST and together <= _TOGETHER):
+                return
+            self._cut.add(event.assoc)
+        if size > _LARGEST:
             _log.error("an object of more than %d MB was not taken", _LARGEST // 1_000_000)
-            threading.Thread(target=event.assoc.abort, daemon=True).start()
+        else:
+            _log.error("more than %d MB came at one time: a caller was cut off", _TOGETHER // 1_000_000)
+        threading.Thread(target=event.assoc.abort, daemon=True).start()
 
     def _whole(self, event: Event) -> None:
-        self._arriving.pop(event.assoc, None)
+        with self._guard:
+            self._arriving.pop(event.assoc, None)
+
+    def _gone(self, event: Event) -> None:
+        with self._guard:
+            self._arriving.pop(event.assoc, None)
+            self._cut.discard(event.assoc)
 
 
 def tls_context(cert: Path | None, key: Path | None, ca: Path | None, *, server: bool) -> ssl.SSLContext | None:

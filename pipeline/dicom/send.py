@@ -128,7 +128,8 @@ class Sender:
         with self._change:
             self._stopping = True
             self._change.notify_all()
-        self._thread.join(patience)
+        if self._thread.is_alive():
+            self._thread.join(patience)
 
     def idle(self) -> bool:
         """Whether everything was sent."""

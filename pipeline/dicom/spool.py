@@ -12,6 +12,7 @@ in `new` what is left to do, and finds nothing there that is done.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -27,6 +28,8 @@ from cxr_pipeline.data.files import PART, PRIVATE, folder_mode, sweep
 
 SUFFIX = ".dcm"
 _SPARE = 200_000_000  # bytes that the disk keeps free beside a film that comes in
+# What file systems answer that sync no folders, such as network drives.
+_NOT_HERE = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, getattr(errno, "ENOTSUP", errno.EINVAL))
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*")
 
 
@@ -63,6 +66,7 @@ class Spool:
         found = sorted(self.new.glob(f"*{SUFFIX}"), key=lambda path: (path.stat().st_mtime_ns, path.name))
         self._queue = OrderedDict((path.stem, path.stat().st_mtime) for path in found)  # name -> when it came
         self._in_work = 0
+        self._latest: dict[str, tuple[int, int, int]] = {}  # name -> the version in `films`, until it is settled
 
     def __len__(self) -> int:
         """How many films wait or are in work."""
@@ -75,6 +79,10 @@ class Spool:
     def holds(self, name: str) -> bool:
         """Whether the film of that name is on the disk, judged or not."""
         return any((folder / f"{name}{SUFFIX}").is_file() for folder in (self.new, self.films))
+
+    def waits(self, name: str) -> bool:
+        """Whether a film of that name came whose results are not safe yet."""
+        return (self.new / f"{name}{SUFFIX}").is_file()
 
     def has_room(self, size: int) -> bool:
         """Whether the disk takes a film of `size` bytes and keeps the spare."""
@@ -132,17 +140,29 @@ class Spool:
             shutil.copyfile(source, part)
         os.replace(part, target)
         part.unlink(missing_ok=True)  # a link that is renamed onto a link to the same file stays
-        return Taken(name, target, _version(source))
+        self._latest[name] = _version(source)
+        return Taken(name, target, self._latest[name])
 
     def settle(self, taken: Taken) -> None:
-        """Forget a film whose results are safe. One that came again meanwhile is in the queue again, and stays."""
+        """Forget a film whose results are safe. One that came again meanwhile is in the queue or in work, and stays."""
         path = self.new / f"{taken.name}{SUFFIX}"
         with self._change:
+            try:
+                if path.exists() and _version(path) == taken.version:
+                    path.unlink()
+                if self._latest.get(taken.name) == taken.version:  # else `films` has a newer one, which is being judged
+                    del self._latest[taken.name]
+                    if not self.keep:
+                        taken.path.unlink(missing_ok=True)
+            finally:
+                self._in_work -= 1
+
+    def leave(self, taken: Taken) -> None:
+        """Have a film wait for the next start: it could not be judged, for a reason that may pass."""
+        with self._change:
             self._in_work -= 1
-            if path.exists() and _version(path) == taken.version:
-                path.unlink()
-        if not self.keep:
-            taken.path.unlink(missing_ok=True)
+            if self._latest.get(taken.name) == taken.version:
+                del self._latest[taken.name]
 
     def give_back(self, taken: Taken) -> None:
         """Put a film that could not be judged now into the queue again, at its end."""
@@ -165,13 +185,22 @@ def name_of(uid: str) -> str:
 
 
 def sync(path: Path) -> None:
-    """Wait until the disk has a file, or the names in a folder; where the system lets it be opened."""
-    with suppress(OSError):
+    """Wait until the disk has a file, or the names in a folder; where the system lets it be opened.
+
+    Raises:
+        OSError: the disk did not take it.
+    """
+    try:
         descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    except OSError:
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NOT_HERE:
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def _version(path: Path) -> tuple[int, int, int]:

@@ -21,6 +21,7 @@ _UNFINISHED = (".part", ".partial", ".tmp", ".temp", ".filepart", ".crdownload",
 _LOOK = 0.5  # seconds between two looks at the folder, and at least so many times what a look takes
 _LAZY = 10
 _REFRESH = 2.0  # seconds between two looks whether the tables are up to date
+_BUSY = 60.0  # likewise while films keep coming
 _AT_ONCE = 64  # films judged before the folder is looked at again
 _PAUSE, _LONGEST_PAUSE = 2.0, 60.0  # seconds to wait with a full disk
 
@@ -83,8 +84,7 @@ class Watcher:
                 waiting, films = self._look()
                 looked = time.monotonic() - begun
                 self._judge(films[:_AT_ONCE])
-                if not films:
-                    self.station.refresh(often=_REFRESH)
+                self.station.refresh(often=_BUSY if films else _REFRESH)
                 self.problem, pause = "", _PAUSE
             except OSError as error:
                 self.problem = f"{error.filename or self.out}: {error.strerror or error}"

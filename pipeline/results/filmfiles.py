@@ -58,6 +58,7 @@ class FilmFiles:
         self.mode, self.verify = mode, verify
         self._last = identity.last
         self._asked = frozenset(one.key for one in self.outputs if one.suffixes or one.columns)
+        self._columns = frozenset(one.key for one in self.outputs if one.columns)  # which refused films have too
         brought = [output_class(name) for name in FOLDERS]
         named = [(one.name, one.suffixes) for one in brought] + [(one.name, one.suffixes) for one in self.outputs]
         self._names = {name: suffixes for name, suffixes in named if suffixes}
@@ -84,7 +85,8 @@ class FilmFiles:
         if entry is None or entry["row"]["sha256"] != sha256 or entry["retry"]:
             return None
         reached = stages.covers(entry["stage"], self._last)
-        if entry["row"]["status"] == OK and not (reached and self._asked <= set(entry["outputs"])):
+        judged = entry["row"]["status"] == OK
+        if (judged and not reached) or not (self._asked if judged else self._columns) <= set(entry["outputs"]):
             return None
         fully = self.verify or random.random() < SAMPLE
         return None if wrong_files(self.path, entry, sizes_only=not fully) else entry

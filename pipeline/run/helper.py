@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from multiprocessing import AuthenticationError
 from multiprocessing.connection import Connection, Listener
 from pathlib import Path
 
@@ -67,7 +68,17 @@ class Process:
 
     def _accepted(self, listener: Listener) -> Connection:
         answer: list[Connection] = []
-        waiting = threading.Thread(target=lambda: answer.append(listener.accept()), daemon=True)
+
+        def accept() -> None:
+            while not answer:
+                try:
+                    answer.append(listener.accept())
+                except (AuthenticationError, EOFError, ConnectionError):  # somebody else, who does not know the key
+                    continue
+                except OSError:  # the line was closed
+                    return
+
+        waiting = threading.Thread(target=accept, daemon=True)
         waiting.start()
         begun = time.monotonic()
         while waiting.is_alive() and self.alive and time.monotonic() - begun < _START:

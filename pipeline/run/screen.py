@@ -233,11 +233,11 @@ def _caption(folder: Path, run: Mapping[str, Any], entry: dict[str, Any], rules:
 def _forget(folder: Path, entry: dict[str, Any]) -> None:
     """Remove the film's files that hold the decision of before (dicom, fhir); `run` with --outputs makes them anew."""
     for name in output_names():
-        if output_class(name).decides and name in entry["outputs"]:
+        if output_class(name).decides and name in [key.split()[0] for key in entry["outputs"]]:
             for file in [file for file in entry["files"] if file.startswith(f"{name}/")]:
                 inside(folder, file).unlink(missing_ok=True)
                 del entry["files"][file]
-            entry["outputs"].remove(name)
+            entry["outputs"] = [key for key in entry["outputs"] if key.split()[0] != name]
 
 
 def summary(screened: Screened, out: Path) -> str:

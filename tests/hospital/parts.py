@@ -22,6 +22,7 @@ from cxr_pipeline.dicom.listen import Listener, ListenSettings
 from cxr_pipeline.dicom.node import NodeSettings
 from cxr_pipeline.results.outputs import chosen
 from cxr_pipeline.results.outputs.base import Output
+from cxr_pipeline.results.reader import rows
 from cxr_pipeline.run.chain import Chain
 from cxr_pipeline.run.runner import identity_of
 from tests.pipeline import fake_chain
@@ -91,24 +92,36 @@ def outputs():
     return (*chosen("masks"), Answers())
 
 
-@contextmanager
-def node(out, peers=(), chain=None, first=0.05, patience=60.0, **settings):
-    """A node at work in a thread of this process; gives the listener, with its `port`."""
+def opened(out, peers=(), chain=None, first=0.05, port=0, **settings):
+    """A listener that does not listen yet."""
     stages = chain or fake_chain.chain()
-    how = {name: settings.pop(name) for name in ("keep_films", "peers_known") if name in settings}
+    how = {name: settings.pop(name) for name in ("keep_films", "peers_known", "workers") if name in settings}
     how["peers"] = how.pop("peers_known", ())
-    wanted = ListenSettings(out, NodeSettings(port=0, **settings), outputs(), batch_size=4, workers=2, **how)
+    how = {"workers": 2, **how}
+    wanted = ListenSettings(out, NodeSettings(port=port, **settings), outputs(), batch_size=4, **how)
     places = [destination(one, "CXR") for one in peers]
     listener = Listener(Chain(stages, identity_of(stages, about={"unchecked": ""}), {}), wanted, places)
     for sender in listener.senders:
         sender._first = first
-    listener.port = listener.start()
+    return listener
+
+
+@contextmanager
+def node(out, peers=(), chain=None, patience=60.0, listener=None, **settings):
+    """A node at work in a thread of this process; gives the listener, with its `port`.
+
+    `listener` listens already: with it, only the work is begun.
+    """
+    if listener is None:
+        listener = opened(out, peers, chain, **settings)
+        listener.port = listener.start()
     thread = threading.Thread(target=listener.run)
     thread.start()
     try:
         yield listener
     finally:
         listener.stop()
+        listener.spool.wake()
         thread.join(patience)
         assert not thread.is_alive()
 
@@ -180,14 +193,18 @@ def until(what, seconds=60.0):
     raise AssertionError(f"not within {seconds} s")
 
 
+def rows_of(out):
+    """The rows of results.csv by id."""
+    return {row["id"]: row for row in rows(out)}
+
+
 def read(path):
     return pydicom.dcmread(path)
 
 
 if __name__ == "__main__":
     target, listen_port, peer, delay = sys.argv[1:5]
-    with node(
-        Path(target), [peer] if peer else [], fake_chain.chain(delay=float(delay)), host="127.0.0.1", associations=30
-    ) as one:
+    slow = fake_chain.chain(delay=float(delay))
+    with node(Path(target), [peer] if peer else [], slow, workers=1, associations=30) as one:
         print(one.port, flush=True)
         sys.stdin.read()

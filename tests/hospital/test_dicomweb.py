@@ -5,13 +5,17 @@ from __future__ import annotations
 import base64
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from types import SimpleNamespace
 
 import pytest
 
 pytest.importorskip("dicomweb_client")
 
+from pydicom.dataset import Dataset
+
 from cxr_pipeline.dicom import NodeError
 from cxr_pipeline.dicom import dicomweb as module
+from cxr_pipeline.dicom.destinations import StowRs, UnreachableError
 from cxr_pipeline.dicom.dicomweb import Source, pull
 from cxr_pipeline.dicom.webclient import AUTH, client
 from cxr_pipeline.results.reader import rows
@@ -87,17 +91,34 @@ def test_the_command_pulls_and_judges(pacs, tmp_path):
 def test_answers_go_to_a_dicomweb_service(tmp_path):
     if orthanc.missing():
         pytest.skip(orthanc.missing())
-    with (
-        orthanc.running(tmp_path / "orthanc") as pacs,
-        node(tmp_path / "out", [pacs.url], first=0.2) as one,
-    ):
-        pacs.stop()
+    pacs = orthanc.Orthanc(tmp_path / "orthanc")  # does not run yet
+    with node(tmp_path / "out", [pacs.url], first=0.2) as one:
         send(one.port, dicom_film(1), dicom_film(2))
         until(lambda: one.senders[0].problem)
         pacs.start()
-        until(lambda: one.senders[0].idle())
-        assert set(pacs.instances()) == {answer_to(uid(1)), answer_to(uid(2))}
-        assert one.senders[0].sent == 2
+        try:
+            until(lambda: one.senders[0].idle())
+            assert set(pacs.instances()) == {answer_to(uid(1)), answer_to(uid(2))}
+            assert one.senders[0].sent == 2
+        finally:
+            pacs.stop()
+
+
+@pytest.mark.parametrize(
+    ("reason", "refused"), [(0xA700, None), (0x0111, {}), (0x0122, {"reason 0122"}), (None, {"refused"})]
+)
+def test_a_service_without_room_is_asked_again_and_one_that_has_the_object_is_not(tmp_path, reason, refused):
+    service, item, answer = StowRs("http://127.0.0.1:1/dicom-web"), Dataset(), Dataset()
+    if reason is not None:
+        item.FailureReason = reason
+    answer.FailedSOPSequence = [item]
+    service._client = SimpleNamespace(store_instances=lambda datasets: answer)
+    (tmp_path / "answer.dcm").write_bytes(as_bytes(dicom_film(1)))
+    if refused is None:
+        with pytest.raises(UnreachableError, match="no room"):
+            service.send([tmp_path / "answer.dcm"])
+    else:
+        assert set(service.send([tmp_path / "answer.dcm"]).values()) == set(refused)
 
 
 def test_who_asks_is_told_by_the_environment(tmp_path, monkeypatch):
@@ -160,6 +181,13 @@ def test_a_film_that_is_not_given_costs_itself_alone(broken, tmp_path, monkeypat
     assert _Broken.asked == tries
     summary = Runner(fake_chain.chain(), tmp_path, workers=1).run([one])
     assert summary.counts["failed"] == 1
+
+
+def test_an_object_that_is_another_than_asked_for_is_not_taken_for_the_film(broken, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_asked", lambda web, place: dicom_film(1))
+    (one,) = pull(Source.parsed(f"dicomweb:http://127.0.0.1:{broken}/dicom-web"), tmp_path)
+    assert "another object" in one.problem
+    assert list((tmp_path / "pulled").iterdir()) == []
 
 
 def test_a_service_that_is_not_there_or_none_is_named(tmp_path):

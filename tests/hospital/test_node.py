@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 import csv
-import errno
 import os
-import shutil
-import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
-from types import SimpleNamespace
 
 import pytest
 
@@ -23,13 +17,8 @@ from pynetdicom import AE
 
 from cxr_pipeline.dicom import NodeError
 from cxr_pipeline.dicom.peers import Peer, allowed
-from cxr_pipeline.results.reader import rows
-from tests.hospital.parts import CT, DX, SECONDARY, Inbox, answer_to, dicom_film, node, send, uid, until
+from tests.hospital.parts import CT, DX, SECONDARY, Inbox, answer_to, dicom_film, node, rows_of, send, uid, until
 from tests.pipeline import fake_chain
-
-
-def rows_of(out):
-    return {row["id"]: row for row in rows(out)}
 
 
 def left_alone(out):
@@ -37,9 +26,9 @@ def left_alone(out):
         return list(csv.DictReader(file))
 
 
-def test_a_film_is_judged_and_its_answer_sent_back(tmp_path):
+def test_a_film_is_judged_and_its_answer_sent_back(tmp_path, isolated):
     out = tmp_path / "out"
-    with Inbox() as pacs, node(out, [str(pacs)]) as one:
+    with Inbox() as pacs, node(out, [str(pacs)], workers=1) as one:
         assert send(one.port, dicom_film(1), dicom_film(2)) == [0, 0]
         until(lambda: len(pacs.got) == 2)
         assert set(pacs.got) == {answer_to(uid(1)), answer_to(uid(2))}
@@ -206,81 +195,6 @@ def test_what_a_peer_refuses_for_now_is_sent_again_and_what_it_refuses_for_good_
     assert calls[bad] == 1
     assert calls[slow] == 3
     assert "A900" in (out / "sent.jsonl").read_text()
-
-
-def test_a_node_killed_again_and_again_answers_every_film_once(tmp_path):
-    """The peer keeps what it gets by UID, as a PACS does: an answer may be sent twice, but is the same object."""
-    out, films = tmp_path / "out", [dicom_film(n) for n in range(16)]
-    left = list(films)
-    with Inbox() as pacs:
-        for round_ in range(3):
-            last = round_ == 2
-            command = [sys.executable, "-m", "tests.hospital.parts", str(out), "0", str(pacs), "0.05"]
-            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-            port = int(process.stdout.readline())
-            try:
-                for film in list(left[: 16 if last else 5]):
-                    assert send(port, film) == [0]
-                    left.remove(film)
-                if not last:
-                    until(lambda n=2 * round_: len(set(pacs.got)) > n)
-                else:
-                    until(lambda: len(set(pacs.got)) == 16)
-            finally:
-                process.send_signal(signal.SIGTERM if last else signal.SIGKILL)
-                process.stdin.close()
-                process.wait(60)
-    assert set(pacs.got) == {answer_to(uid(n)) for n in range(16)}
-    with node(out) as one:
-        until(lambda: len(one.spool) == 0)
-    found = [row["id"] for row in rows(out)]
-    assert sorted(found) == sorted(uid(n) for n in range(16))
-
-
-def test_a_full_disk_is_said_to_the_sender_and_nothing_stays(tmp_path, monkeypatch):
-    out, full = tmp_path / "out", [True]
-    usage = shutil.disk_usage
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000) if full[0] else usage(path))
-    with node(out) as one:
-        assert send(one.port, dicom_film(1)) == [0xA700]
-        assert list((out / "spool" / "new").iterdir()) == []
-        full[0] = False
-
-        real = os.fsync
-
-        def fails(descriptor):
-            raise OSError(errno.ENOSPC, "No space left on device")
-
-        monkeypatch.setattr("cxr_pipeline.dicom.spool.os.fsync", fails)
-        assert send(one.port, dicom_film(1)) == [0xA700]
-        assert list((out / "spool" / "new").iterdir()) == []
-        monkeypatch.setattr("cxr_pipeline.dicom.spool.os.fsync", real)
-        assert send(one.port, dicom_film(1)) == [0]
-        until(lambda: one.counts["ok"] == 1)
-
-
-def test_a_disk_that_is_full_while_films_are_judged_costs_none_of_them(tmp_path, monkeypatch):
-    monkeypatch.setattr("cxr_pipeline.dicom.listen._PAUSE", 0.1)
-    out = tmp_path / "out"
-    with Inbox() as pacs, node(out, [str(pacs)]) as one:
-        append = type(one.station.folder.journal).append
-        full = [True]
-
-        def fails(self, key, entry):
-            if full[0] and self is one.station.folder.journal:
-                raise OSError(errno.ENOSPC, "No space left on device")
-            append(self, key, entry)
-
-        monkeypatch.setattr(type(one.station.folder.journal), "append", fails)
-        assert send(one.port, *(dicom_film(n) for n in range(3))) == [0] * 3
-        until(lambda: one.problem)
-        assert "No space left" in one.problem
-        assert not one.healthy
-        assert pacs.got == []
-        full[0] = False
-        until(lambda: len(pacs.got) == 3)
-        assert one.healthy
-    assert len(rows_of(out)) == 3
 
 
 def test_films_are_deleted_when_they_are_judged_where_that_is_asked_for(tmp_path):

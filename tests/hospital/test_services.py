@@ -16,6 +16,7 @@ from cxr_pipeline.dicom import NodeError
 from cxr_pipeline.dicom.node import tls_context
 from cxr_pipeline.dicom.peers import Peer
 from tests.hospital.parts import CT, Inbox, dicom_film, node, send, uid, until
+from tests.pipeline import fake_chain
 
 
 def ask_for_commitment(port, wanted, inbox=None, wait=0.0):
@@ -70,11 +71,28 @@ def test_storage_commitment_over_a_new_association_also_after_a_restart(tmp_path
     ]
 
 
-@pytest.fixture
-def certificates(tmp_path):
+def test_what_will_be_deleted_is_not_committed(tmp_path):
+    with node(tmp_path / "out", keep_films=False, chain=fake_chain.chain(delay=0.5)) as one:
+        send(one.port, dicom_film(1))
+        assert one.spool.holds(uid(1))  # still: it is in work
+        assert ask_for_commitment(one.port, [uid(1)], wait=20) == [2]
+
+
+def test_a_request_that_nothing_can_be_made_of_does_not_hold_up_others(tmp_path):
+    out = tmp_path / "out"
+    (out / "spool" / "commitment").mkdir(parents=True)
+    (out / "spool" / "commitment" / "0.json").write_text('{"caller": "UNIT", "objects": [[1]], "transaction": null}')
+    with node(out) as one:
+        send(one.port, dicom_film(1))
+        assert ask_for_commitment(one.port, [uid(1)], wait=20) == [1]
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory):
     """An authority, and a certificate of it: as files."""
     if shutil.which("openssl") is None:
         pytest.skip("openssl is not installed")
+    tmp_path = tmp_path_factory.mktemp("certificates")
 
     def run(*words):
         subprocess.run(["openssl", *words], check=True, capture_output=True, cwd=tmp_path)

@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from cxr_pipeline.dicom.spool import Spool, name_of
+from cxr_pipeline.dicom.spool import Spool, name_of, sync
 
 
 def taken(spool, most=10):
@@ -99,3 +99,39 @@ def test_names_are_safe_whatever_the_uid(uid):
     assert name.startswith("uid-")
     assert name.removeprefix("uid-").isalnum()
     assert name_of("1.2.3") == "1.2.3"
+
+
+def test_a_newer_version_in_work_is_not_deleted_with_the_older_one(tmp_path):
+    spool = Spool(tmp_path, keep=False)
+    spool.put("a", b"first")
+    (first,) = taken(spool)
+    spool.put("a", b"second")
+    (second,) = taken(spool)
+    spool.settle(first)
+    assert second.path.read_bytes() == b"second"
+    spool.settle(second)
+    assert not spool.holds("a")
+
+
+def test_a_film_that_is_left_waits_for_the_next_start_alone(tmp_path):
+    spool = Spool(tmp_path, keep=False)
+    spool.put("a", b"film")
+    (one,) = taken(spool)
+    spool.leave(one)
+    assert len(spool) == 0
+    assert taken(spool) == []
+    assert [again.name for again in taken(Spool(tmp_path))] == ["a"]
+
+
+@pytest.mark.parametrize(("number", "raises"), [(errno.EIO, True), (errno.ENOSPC, True), (errno.EINVAL, False)])
+def test_a_disk_that_does_not_take_a_file_is_said(tmp_path, monkeypatch, number, raises):
+    def fails(descriptor):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", fails)
+    if raises:
+        with pytest.raises(OSError, match=os.strerror(number)):
+            sync(tmp_path)
+    else:
+        sync(tmp_path)  # such as a network drive, which syncs no folders
+    sync(tmp_path / "none")

@@ -48,7 +48,7 @@ def ids(out):
     return sorted(row["id"] for row in rows(out))
 
 
-def test_films_are_judged_as_they_come_with_all_tables(tmp_path):
+def test_films_are_judged_as_they_come_with_all_tables(tmp_path, isolated):
     folder, out = tmp_path / "in", tmp_path / "out"
     with watching(folder, out) as one:
         write_film(folder / "a.png", 1)
@@ -154,17 +154,17 @@ def test_a_watcher_that_is_started_again_judges_nothing_twice_and_run_goes_on_to
 
 def test_a_killed_watcher_goes_on(tmp_path):
     folder, out = tmp_path / "in", tmp_path / "out"
-    for number in range(12):
+    for number in range(8):
         write_film(folder / f"{number:02}.png", number)
     command = [sys.executable, __file__, str(folder), str(out)]
     process = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])})
     until(lambda: (out / "journal.jsonl").exists() and (out / "journal.jsonl").read_bytes().count(b"\n") > 2)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert (out / "journal.jsonl").read_bytes().count(b"\n") < 12
+    assert (out / "journal.jsonl").read_bytes().count(b"\n") < 8
     with Watcher(opened(fake_chain.chain()), folder, out, settle=SETTLE) as again:
         again.run(until_empty=True)
-    assert ids(out) == [f"{number:02}" for number in range(12)]
+    assert ids(out) == [f"{number:02}" for number in range(8)]
 
 
 def test_a_full_disk_is_waited_for(tmp_path, monkeypatch):
@@ -185,6 +185,24 @@ def test_a_full_disk_is_waited_for(tmp_path, monkeypatch):
         full[0] = False
         until(lambda: one.counts["ok"] == 1)
     assert ids(out) == ["a"]
+
+
+def test_tables_are_brought_up_to_date_while_films_keep_coming(tmp_path, monkeypatch):
+    monkeypatch.setattr("cxr_pipeline.dicom.watch._AT_ONCE", 1)
+    monkeypatch.setattr("cxr_pipeline.dicom.watch._BUSY", 0.0)
+    folder, out, seen = tmp_path / "in", tmp_path / "out", []
+    for number in range(3):
+        write_film(folder / f"{number}.png", number)
+    with Watcher(opened(fake_chain.chain()), folder, out, settle=SETTLE) as one:
+        judge = one.station.judge
+
+        def looked(*arguments):
+            seen.append((out / "worklist.csv").exists())
+            judge(*arguments)
+
+        monkeypatch.setattr(one.station, "judge", looked)
+        one.run(until_empty=True)
+    assert seen == [False, True, True]
 
 
 def test_the_results_do_not_lie_where_films_are_looked_for(tmp_path):

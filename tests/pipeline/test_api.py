@@ -104,3 +104,18 @@ def test_folders_that_are_none(tmp_path):
 def test_importing_the_package_is_light():
     code = "import cxr_pipeline, sys; assert not {'numpy', 'pandas', 'onnxruntime'} & set(sys.modules); cxr_pipeline.Pipeline"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_identifiers_and_a_table_of_headers_as_by_the_command(films, tmp_path):
+    table = tmp_path / "headers.csv"
+    names = sorted(path.name for path in films.iterdir() if path.name != "bad.png")
+    table.write_text("image,PatientID,StudyDate\n" + "".join(f"{name},P{n},20240102\n" for n, name in enumerate(names)))
+    how = {"identifiers": "plain", "dicom_header": table}
+    found = Pipeline(stage="segment").run([films / name for name in names], tmp_path / "run", **how)
+    assert [row["patient_id"] for row in found.rows] == [f"P{n}" for n in range(len(names))]
+    call = ["run", *(str(films / name) for name in names), "--stage", "segment", "--identifiers", "plain"]
+    assert _call([*call, "--dicom-header", str(table), "--out", str(tmp_path / "by command")]) == 0
+    assert (tmp_path / "by command" / "results.csv").read_bytes() == (found.folder / "results.csv").read_bytes()
+    with pytest.raises(ResultsError, match="pseudonym or plain"):
+        Pipeline(stage="segment").run(films, tmp_path / "other", identifiers="names")
+    assert not (tmp_path / "other").exists()

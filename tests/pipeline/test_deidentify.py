@@ -6,6 +6,7 @@ import csv
 import io
 import struct
 import zlib
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -271,3 +272,22 @@ def test_a_folder_with_other_files_is_not_written_into(tmp_path):
     (tmp_path / "out" / "x").write_text("mine")
     with pytest.raises(DeidentifyError, match="not empty"):
         deidentify([write(tmp_path / "film.dcm")], tmp_path / "out", rules(SECRET))
+
+
+def test_a_folder_within_the_films_is_not_taken_for_films(tmp_path):
+    write(tmp_path / "film.dcm")
+    counts = deidentify([tmp_path], tmp_path / "share", rules(SECRET))
+    assert (counts.ok, counts.left_out) == (1, 0)
+    assert len(list((tmp_path / "share").rglob("*.dcm"))) == 1
+
+
+def test_the_key_of_an_earlier_call_is_not_written_over(tmp_path, monkeypatch):
+    film = write(tmp_path / "film.dcm")
+    deidentify([film], tmp_path / "out", rules(SECRET))
+    (tmp_path / "out").rename(tmp_path / "sent")
+    with pytest.raises(DeidentifyError, match="out-key.csv"):
+        deidentify([film], tmp_path / "out", rules(SECRET))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    deidentify([film], Path(), rules(SECRET))
+    assert (tmp_path / "here-key.csv").is_file()

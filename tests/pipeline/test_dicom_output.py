@@ -13,6 +13,8 @@ from cxr_pipeline.dicom.films import HeaderTableError, read_headers
 from cxr_pipeline.dicom.headers import HeaderError, film_header
 from cxr_pipeline.results.outputs.base import JudgedFilm
 from cxr_pipeline.results.outputs.dicom import DicomAnswers
+from cxr_pipeline.results.outputs.fhir import FhirBundles
+from cxr_pipeline.results.outputs.identifiers import Identifiers
 from cxr_pipeline.stages.measure import sides
 from tests.pipeline import dicom_films
 from tests.pipeline.dicom_films import HEADER, assert_conforms, judged_record, output_of, some_film, tool, write
@@ -280,6 +282,19 @@ def test_a_header_that_names_no_study_or_patient_costs_the_answer_and_not_the_fi
     assert files == {}
     assert one.ok
     assert said in warning
+    assert str(made.get("PatientID")) not in warning  # results.csv need not hold identifiers
+
+
+def test_an_answer_that_cannot_be_made_costs_itself_alone_and_quotes_nobody(tmp_path, monkeypatch):
+    def fails(*_):
+        raise ValueError("Doe^Jane is no name")
+
+    monkeypatch.setattr("cxr_pipeline.dicom.report.report", fails)
+    files, _, (warning,) = judged(write(tmp_path / "film.dcm"))
+    assert set(files) == {*KINDS} - {"sr"}
+    assert "Structured Report" in warning
+    assert "ValueError at" in warning
+    assert "Doe" not in warning
 
 
 def test_a_colour_film_has_no_grey_presentation_state(tmp_path):
@@ -371,6 +386,31 @@ def test_a_film_that_nobody_knows_gets_a_clear_word(tmp_path):
     assert "Give --dicom-header" in judged(path)[2][0]
     headers = read_headers(table_of(tmp_path, "image,PatientID\nb.png,P1\na.png,P1\n"))
     assert "lacks the study" in judged(path, headers=headers)[2][0]
+
+
+def test_a_row_is_never_of_another_film_with_the_same_name(tmp_path):
+    for folder in "abc":
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "film.png").touch()
+    films = [tmp_path / folder / "film.png" for folder in "abc"]
+    with_paths = read_headers(table_of(tmp_path, "image,PatientID\na/film.png,P1\nb/film.png,P2\n"))
+    assert [(with_paths.find(film) or {}).get("PatientID") for film in films] == ["P1", "P2", None]
+    one_path = read_headers(table_of(tmp_path, "image,PatientID\na/film.png,P1\n"))
+    assert one_path.find(films[1]) is None
+    beside = read_headers(table_of(tmp_path / "a", "image,PatientID\nfilm.png,P1\n"))
+    assert [(beside.find(film) or {}).get("PatientID") for film in films] == ["P1", None, None]
+    by_name = read_headers(table_of(tmp_path, "image,PatientID\nfilm.png,P1\n"))
+    assert by_name.for_films(films[:1]).find(films[0])["PatientID"] == "P1"
+    assert by_name.for_films(films[:2]).find(films[0]) is None
+
+
+def test_another_table_makes_the_answers_anew(tmp_path):
+    keys = set()
+    for patient in ("P1", "P2"):
+        headers = read_headers(table_of(tmp_path, f"image,PatientID\na.png,{patient}\n"))
+        keys |= {DicomAnswers(headers).key, FhirBundles(headers).key, Identifiers(None, headers).key}
+    assert len(keys) == 6
+    assert DicomAnswers().key == "dicom"
 
 
 @pytest.mark.parametrize(

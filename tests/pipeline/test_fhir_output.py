@@ -106,3 +106,24 @@ def test_a_header_that_names_no_study_costs_the_bundle_and_not_the_film(tmp_path
 def test_refused_films_get_none(tmp_path):
     path = write(tmp_path / "film.dcm")
     assert bundle(path, one=judged_record(path).refuse("no_lungs: none"))[0] is None
+
+
+@pytest.mark.parametrize("raises", [False, True])
+def test_a_bundle_that_is_not_valid_is_said_without_a_word_of_the_header(tmp_path, monkeypatch, raises):
+    from cxr_pipeline.dicom import bundle as module
+
+    real = module.bundle
+
+    def wrong(*arguments):
+        if raises:
+            raise ValueError("Doe^Jane is no name")
+        made = real(*arguments)
+        (patient,) = resources(made, "Patient")
+        patient["birthDate"] = "Doe^Jane"
+        return made
+
+    monkeypatch.setattr(module, "bundle", wrong)
+    made, _, (warning,) = bundle(write(tmp_path / "film.dcm"))
+    assert made is None
+    assert ("ValueError at" if raises else "birthDate") in warning
+    assert "Doe" not in warning

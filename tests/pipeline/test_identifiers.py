@@ -9,13 +9,18 @@ import threading
 
 import pytest
 
+from cxr_pipeline.data.radiograph import read
 from cxr_pipeline.dicom.pseudonyms import Pseudonyms, SecretError, site_secret
 from cxr_pipeline.results.folder import ResultsError, ResultsFolder, rows, run_info
 from cxr_pipeline.results.outputs import chosen
 from cxr_pipeline.results.outputs.asked import asked
 from cxr_pipeline.results.outputs.identifiers import COLUMNS, Identifiers
 from cxr_pipeline.results.worklist import write_worklist
+from cxr_pipeline.run.inputs import find_inputs
+from cxr_pipeline.run.runner import Runner
+from tests.pipeline import fake_chain
 from tests.pipeline.dicom_films import judged_record, write
+from tests.pipeline.fake_chain import write_film
 from tests.pipeline.test_results import PROMISED, finish, identity, record
 
 PLAIN = dict(zip(COLUMNS, ("P-0042", "1.2.3.4.1", "ACC7", "20240506", "PA"), strict=True))
@@ -49,6 +54,21 @@ def test_plain_ones_are_those_of_the_header_after_the_promised_columns(tmp_path)
     assert {name: row[name] for name in COLUMNS} == PLAIN
     assert list(row)[: len(PROMISED)] == PROMISED
     assert "identifiers plain" in run_info(tmp_path / "out")["outputs"]
+
+
+def test_a_corrected_table_corrects_the_rows_of_judged_and_refused_films(tmp_path):
+    write_film(tmp_path / "films" / "a.png", 1)
+    write_film(tmp_path / "films" / "none.png", 2, lungs=0.7)
+    table = tmp_path / "headers.csv"
+    for patient in ("P1", "P2"):
+        table.write_text(f"image,PatientID,StudyID\nfilms/a.png,{patient},1\nfilms/none.png,{patient},1\n")
+        wanted = asked("masks", dicom_header=table, identifiers="plain")
+        run = Runner(fake_chain.chain(), tmp_path / "out", workers=1, outputs=wanted, reader=read)
+        summary = run.run(find_inputs([tmp_path / "films"]))
+        assert summary.already == 0
+        assert summary.counts["refused"] == 1
+        assert {row["patient_id"] for row in rows(tmp_path / "out")} == {patient}
+    assert run.run(find_inputs([tmp_path / "films"])).already == 2
 
 
 def test_refused_films_have_them_too(tmp_path):

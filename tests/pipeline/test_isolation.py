@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -17,6 +18,7 @@ from pydicom.uid import RLELossless
 from cxr_pipeline.data.radiograph import RadiographError, read
 from cxr_pipeline.results.folder import rows
 from cxr_pipeline.run import isolation
+from cxr_pipeline.run.helper import Process
 from cxr_pipeline.run.inputs import find_inputs
 from cxr_pipeline.run.isolation import IsolatedReader, TriesFolder
 from cxr_pipeline.run.runner import Runner
@@ -156,3 +158,17 @@ def test_a_reader_that_hangs_in_the_run_itself_costs_its_films_alone(tmp_path):
     slow = [row for row in rows(tmp_path / "out") if row["status"] == "failed"]
     assert {row["id"] for row in slow} == {"03_hangs", "04_hangs", "05_hangs"}
     assert all("longer than" in row["error"] for row in slow)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="its line is no socket there")
+def test_a_stranger_that_calls_first_does_not_keep_the_helper_out():
+    helper = Process()
+    try:
+        for word in (b"", b"\0\0\0\7nothing"):
+            with socket.socket(socket.AF_UNIX) as stranger:
+                stranger.connect(helper._listener.address)
+                stranger.sendall(word)
+        assert helper.connection is not None
+        assert helper.alive
+    finally:
+        helper.stop()

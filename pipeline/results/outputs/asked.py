@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,3 +49,12 @@ def asked(
     elif identifiers != PLAIN:
         raise ResultsError(f"identifiers are {PSEUDONYM} or {PLAIN}. Received: {identifiers!r}")
     return (*made, Identifiers(secret, headers))
+
+
+def for_films(outputs: Iterable[Output], films: Iterable[str | Path]) -> None:
+    """Tell outputs with a table of headers which films a run has: names that several of them share are no names."""
+    names = list(films)
+    for one in outputs:
+        headers = getattr(one, "headers", None)
+        if isinstance(one, Output) and headers is not None:
+            one.headers = headers.for_films(names)  # type: ignore[attr-defined]

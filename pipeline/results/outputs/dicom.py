@@ -32,6 +32,11 @@ class DicomAnswers(Output):
     def __init__(self, headers: HeaderTable | None = None) -> None:
         self.headers = headers
 
+    @property
+    def key(self) -> str:
+        """The name, and which table: with another one, films may be another patient's."""
+        return self.name if self.headers is None else f"{self.name} {self.headers.digest}"
+
     @classmethod
     def check(cls) -> None:
         """See `Output.check`."""
@@ -44,6 +49,7 @@ class DicomAnswers(Output):
         from cxr_pipeline.dicom.headers import HeaderError
         from cxr_pipeline.dicom.maker import packed
         from cxr_pipeline.results.outputs.headers import header_of
+        from cxr_pipeline.stages.apply import where
 
         if not judged_so_far(film.record):
             return {}
@@ -60,9 +66,9 @@ class DicomAnswers(Output):
                 if made is not None:
                     out[f"-{kind}.dcm"] = packed(made, header)
             except Exception as error:
-                # A header may break any rule: the film was judged all the same, and its other answers stand.
-                said = " ".join(str(error).split())[:200]
-                film.warn(f"no DICOM {_NAMES.get(kind, kind)}: {type(error).__name__}: {said}")
+                # A header may break any rule: the film was judged all the same, and its other answers stand. The
+                # error's own text may quote the header, and results.csv need not hold identifiers.
+                film.warn(f"no DICOM {_NAMES.get(kind, kind)}: the film's header gives none ({where(error)})")
         return out
 
 

@@ -28,6 +28,11 @@ class FhirBundles(Output):
     def __init__(self, headers: HeaderTable | None = None) -> None:
         self.headers = headers
 
+    @property
+    def key(self) -> str:
+        """The name, and which table: with another one, films may be another patient's."""
+        return self.name if self.headers is None else f"{self.name} {self.headers.digest}"
+
     @classmethod
     def check(cls) -> None:
         """See `Output.check`."""
@@ -43,6 +48,7 @@ class FhirBundles(Output):
         from cxr_pipeline.dicom.headers import HeaderError
         from cxr_pipeline.results.drawing import sentences
         from cxr_pipeline.results.outputs.headers import header_of, maker_of
+        from cxr_pipeline.stages.apply import where
 
         if not judged_so_far(film.record):
             return {}
@@ -51,11 +57,20 @@ class FhirBundles(Output):
         except HeaderError as error:
             film.warn(f"no FHIR Bundle: {error}")
             return {}
-        made = bundle(film.record, sentences(film.record)[0], header, maker_of(film))
         try:
+            made = bundle(film.record, sentences(film.record)[0], header, maker_of(film))
             Bundle.model_validate(made)  # R4B: what is used here is the same in R4
-        except ValueError as error:
-            said = " ".join(str(error).split())[:200]
-            film.warn(f"no FHIR Bundle: the film's header gives none that is valid: {said}")
+        except Exception as error:  # as with the DICOM answers; the error's own text may quote the header
+            film.warn(f"no FHIR Bundle: the film's header gives none that is valid ({_places(error) or where(error)})")
             return {}
         return {".json": (json.dumps(made, indent=1, ensure_ascii=False) + "\n").encode()}
+
+
+def _places(error: Exception) -> str:
+    """Which elements a validator found wrong, without their values."""
+    from pydantic import ValidationError
+
+    if not isinstance(error, ValidationError):
+        return ""
+    found = error.errors(include_url=False, include_context=False, include_input=False)
+    return ", ".join(dict.fromkeys(".".join(str(part) for part in one["loc"]) for one in found))[:200]

@@ -34,8 +34,9 @@ class Identifiers(Output):
 
     @property
     def key(self) -> str:
-        """The name, and whether they are pseudonyms."""
-        return f"{self.name} {PLAIN if self._secret is None else PSEUDONYM}"
+        """The name, whether they are pseudonyms, and which table they are of."""
+        table = "" if self.headers is None else f" {self.headers.digest}"
+        return f"{self.name} {PLAIN if self._secret is None else PSEUDONYM}{table}"
 
     def cells(self, film: JudgedFilm) -> Mapping[str, str]:
         """The columns; empty where the film has no header."""
