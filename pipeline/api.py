@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import html
 import json
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,11 +25,12 @@ import numpy as np
 from cxr_pipeline.about import NOTICE
 from cxr_pipeline.configs.extras import require
 from cxr_pipeline.data.files import PRIVATE, plain_cell
-from cxr_pipeline.data.radiograph import Radiograph, read
+from cxr_pipeline.data.radiograph import Radiograph
 from cxr_pipeline.results.identity import ResultsError
 from cxr_pipeline.results.outputs.asked import asked, for_films
 from cxr_pipeline.results.reader import ResultsReader
 from cxr_pipeline.run.inputs import LeftOut, find_inputs, marked_equal
+from cxr_pipeline.run.isolation import IsolatedReader
 from cxr_pipeline.run.listing import about_inputs, write_left_out
 from cxr_pipeline.run.runner import Runner
 from cxr_pipeline.run.spec import ChainSpec
@@ -176,6 +178,8 @@ class Pipeline:
             language=language,
         )
         self._chain = spec.open({"api": True, "stage": stage})
+        self._reader = IsolatedReader()  # starts no process before it is asked for a film
+        weakref.finalize(self, self._reader.close)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -237,6 +241,10 @@ class Pipeline:
     def analyze(self, film: str | Path | np.ndarray) -> Record:
         """One film through the chain, nothing written.
 
+        A file is decoded in a process of its own, as by `run`: one that crashes its decoder, or takes too long or too
+        much memory, raises here and does no harm to the caller. That process stays for the next film, and ends with
+        this object.
+
         Args:
             film: a file, or pixels (H, W) with bright = dense: floats in [0, 1], or whole numbers of
                 the full range of their type.
@@ -247,10 +255,10 @@ class Pipeline:
             is "failed" and `crash` says where and why.
 
         Raises:
-            data.radiograph.RadiographError: the file cannot be read.
+            data.radiograph.RadiographError: the file cannot be read, or is no film.
             ValueError: an array that is no grey picture.
         """
-        record = Record(_of_array(film) if isinstance(film, np.ndarray) else read(film))
+        record = Record(_of_array(film) if isinstance(film, np.ndarray) else self._reader(film))
         (judged,) = apply(self._chain.stages, [record])
         return judged
 

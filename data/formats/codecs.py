@@ -81,29 +81,11 @@ def decode_jpeg(raw: bytes, *, as_stored: bool = False) -> np.ndarray:
     if header is not None and header.process == 0xF7:
         # CharLS reads on for ever where a stream ends without an end mark; with one, it notices what is missing.
         return imagecodecs.jpegls_decode(raw if raw.endswith(_END_MARK) else raw + _END_MARK)
-    if header is not None and header.process == 0xC3:
-        return _lossless(raw, header)
-    if as_stored and header is not None and header.components == 3:
+    lossless = header is not None and header.process == 0xC3
+    if (as_stored or lossless) and header is not None and header.components == 3:  # lossless ones are never turned
         return imagecodecs.jpeg8_decode(raw, colorspace="YCBCR", outcolorspace="YCBCR")
+    # Lossless ones too: the other decoders that know them, ljpeg and jpegsof3, crash on damaged streams.
     return imagecodecs.jpeg8_decode(raw)
-
-
-def _lossless(raw: bytes, header: StreamHeader) -> np.ndarray:
-    """A lossless JPEG (ITU-T T.81, process 14): by the first of the decoders that takes it."""
-    import imagecodecs
-
-    problems = []
-    for decode in (imagecodecs.ljpeg_decode, imagecodecs.jpegsof3_decode, imagecodecs.jpeg8_decode):
-        if decode is imagecodecs.ljpeg_decode and header.components > 1:
-            continue  # it takes several components for a Bayer pattern
-        try:
-            samples = np.asarray(decode(raw))
-        except Exception as error:  # decoders raise whatever they like
-            problems.append(str(error))
-            continue
-        if samples.shape[:2] == (header.height, header.width):
-            return samples
-    raise ValueError("; ".join(problems) or "no decoder takes this lossless JPEG")
 
 
 def decode_j2k(raw: bytes) -> np.ndarray:

@@ -107,6 +107,8 @@ class Jpeg(_Picture):
         if header is None or not header.unusual:
             return super().decode(raw, name)
         check_size(name, header.height, header.width, header.components, 2)
+        if b"\xff\xd9" not in raw.rstrip(b"\0")[-64:]:  # the decoder would leave the rest of the film black
+            raise RadiographError(name, "this JPEG file is cut off. Copy or export it again", "truncated")
         return grey.film(decode_jpeg(raw), name)
 
     def decode_small(self, raw: bytes, name: str, least: int) -> Decoded | None:

@@ -38,6 +38,7 @@ class Process:
             "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")])),
             "OPENBLAS_NUM_THREADS": "1",  # each thread's buffers would count as memory
             "OMP_NUM_THREADS": "1",
+            "RUST_BACKTRACE": "0",  # of a decoder that panics on a damaged film: 20 s each, and nobody reads it
         }
         name = os.fsdecode(self._listener.address).replace("\0", "@", 1)  # an argument cannot hold a zero byte
         self.process = subprocess.Popen(

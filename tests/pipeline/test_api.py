@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import os
+import signal
 import subprocess
 import sys
 
@@ -10,8 +13,10 @@ import pytest
 
 from cxr_pipeline import Pipeline, open_results
 from cxr_pipeline.cli.main import _call
+from cxr_pipeline.data.radiograph import RadiographError
 from cxr_pipeline.data.synthetic import make_film, write_samples
 from cxr_pipeline.results.folder import ResultsError
+from cxr_pipeline.run.isolation import IsolatedReader
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +80,43 @@ def test_one_film_without_a_folder(films, results):
     assert record.label == row["label"]
     assert record.tb_score == pytest.approx(float(row["tb_score"]), abs=0.06)
     assert chain.classes == ("TB", "NTB", "NORM")
+
+
+def crash(reader):
+    """Have every helper of a reader run code that ends its process, as a decoder does on a damaged film."""
+
+    def take():
+        helper = IsolatedReader._take(reader)
+        os.kill(helper._process.pid, signal.SIGSEGV)
+        helper._process.wait()
+        return helper
+
+    reader._take = take
+
+
+def test_a_film_that_crashes_its_decoder_costs_one_answer(films):
+    chain = Pipeline(stage="segment")
+    film = next(path for path in sorted(films.iterdir()) if path.name != "bad.png")
+    crash(chain._reader)
+    with pytest.raises(RadiographError, match="decoder crashed") as caught:
+        chain.analyze(film)
+    assert caught.value.code == "decoder_crashed"
+    del chain._reader._take
+    assert chain.analyze(film).ok
+    with pytest.raises(RadiographError, match=r"bad\.png"):
+        chain.analyze(films / "bad.png")
+
+
+def test_the_process_that_reads_for_a_chain_ends_with_it(films):
+    chain = Pipeline(stage="segment")
+    assert chain._reader._all == []  # none before there is a film
+    for film in sorted(films.glob("synthetic*"))[:2]:
+        assert chain.analyze(str(film)).ok
+    (helper,) = chain._reader._all
+    assert helper.alive
+    del chain
+    gc.collect()
+    assert not helper.alive
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float64])

@@ -15,8 +15,10 @@ from PIL import Image
 from cxr_pipeline.data import formats
 from cxr_pipeline.data.formats import base
 from cxr_pipeline.data.formats.base import RadiographError
+from cxr_pipeline.data.formats.codecs import decode_jpeg
 from cxr_pipeline.data.radiograph import read
 from cxr_pipeline.data.synthetic import make_film
+from cxr_pipeline.run.isolation import IsolatedReader
 from tests.data.test_dicom import dicom
 
 FILM = np.round(make_film(5, size=(72, 96)).pixels * 255).astype(np.uint8)
@@ -192,6 +194,36 @@ def test_lossless_and_deep_jpeg(tmp_path, bits):
     deep = np.round(FILM / 255 * ((1 << bits) - 1)).astype(np.uint8 if bits == 8 else np.uint16)
     (tmp_path / "a.jpg").write_bytes(imagecodecs.jpeg8_encode(deep, lossless=True, bitspersample=bits))
     np.testing.assert_allclose(read(tmp_path / "a.jpg").pixels, FILM / 255, atol=0.01)
+
+
+@pytest.mark.parametrize("options", [{"lossless": True}, {"level": 95}])
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
+def test_a_cut_off_deep_jpeg_is_no_film_with_a_black_rest(tmp_path, options, share):
+    raw = imagecodecs.jpeg8_encode(FILM.astype(np.uint16) << 4, bitspersample=12, **options)
+    (tmp_path / "a.jpg").write_bytes(raw[: round(share * len(raw))])
+    with pytest.raises(RadiographError) as caught:
+        read(tmp_path / "a.jpg")
+    assert caught.value.code == "truncated"
+
+
+def test_a_lossless_jpeg_without_its_tables_crashes_no_decoder(tmp_path):
+    raw = imagecodecs.jpeg8_encode(FILM.astype(np.uint16) << 8, lossless=True, bitspersample=16)
+    assert raw.count(b"\xff\xc4") == 1
+    (tmp_path / "a.jpg").write_bytes(raw.replace(b"\xff\xc4", b"\xff\xe4"))  # the Huffman table, as a note
+    reader = IsolatedReader(seconds=60)  # a crash would end this process
+    try:
+        with pytest.raises(RadiographError) as caught:
+            reader(tmp_path / "a.jpg")
+    finally:
+        reader.close()
+    assert caught.value.code == "damaged"
+
+
+@pytest.mark.parametrize("space", ["RGB", "YCBCR"])
+def test_a_lossless_jpeg_keeps_its_colours(space):
+    colours = np.stack([FILM, FILM[::-1], FILM[:, ::-1]], -1)
+    raw = imagecodecs.jpeg8_encode(colours, lossless=True, colorspace=space, outcolorspace=space)
+    np.testing.assert_array_equal(decode_jpeg(raw), colours)
 
 
 def test_many_chunks_and_pages_cost_no_time(tmp_path, monkeypatch):
