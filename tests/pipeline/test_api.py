@@ -144,7 +144,8 @@ def test_folders_that_are_none(tmp_path):
 
 
 def test_importing_the_package_is_light():
-    code = "import cxr_pipeline, sys; assert not {'numpy', 'pandas', 'onnxruntime'} & set(sys.modules); cxr_pipeline.Pipeline"
+    code = "import cxr_pipeline, sys; assert not {'numpy', 'pandas', 'onnxruntime'} & set(sys.modules)\n"
+    code += "cxr_pipeline.Pipeline"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
