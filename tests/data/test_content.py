@@ -43,6 +43,40 @@ def test_tints_plates_and_marks_are_no_heat_maps():
     assert codes(marked) == []
 
 
+def one_hue(dark, *, turned=False):
+    """A colour map from white over a full hue to a dark one, applied to the film."""
+    place = FILM[..., None] if not turned else 1 - FILM[..., None]
+    stops = np.array([(1.0, 1.0, 1.0), np.minimum(1, 0.25 + np.array(dark) * 1.2), dark])
+    low, high = stops[0] + (stops[1] - stops[0]) * place * 2, stops[1] + (stops[2] - stops[1]) * (place * 2 - 1)
+    return np.round(np.where(place < 0.5, low, high) * 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("dark", [(0.5, 0.0, 0.05), (0.03, 0.19, 0.42), (0.25, 0.0, 0.49)])
+@pytest.mark.parametrize("turned", [False, True])
+def test_maps_of_one_hue_are_no_tints(dark, turned):
+    assert codes(one_hue(dark, turned=turned)) == ["colour_map"]
+
+
+@pytest.mark.parametrize("base", [(150, 180, 225), (90, 130, 220), (190, 205, 220), (140, 170, 255)])
+@pytest.mark.parametrize("kind", ["thin", "fog", "dense", "noise"])
+def test_film_base_is_a_tint(base, kind):
+    grey, colour = FILM[..., None], np.array(base) / 255
+    noise = np.random.default_rng(0).normal(0, 0.02, RGB.shape)
+    made = {
+        "thin": grey * colour,
+        "fog": colour * (0.05 + 0.95 * grey),
+        "dense": colour * 10 ** (-2.2 * (1 - grey)),
+        "noise": grey * colour + noise,
+    }[kind]
+    assert codes(np.round(np.clip(made, 0, 1) * 255).astype(np.uint8)) == []
+
+
+def test_bone_is_a_tint():
+    bone = cv2.applyColorMap(EIGHT, cv2.COLORMAP_BONE)[..., ::-1]
+    assert codes(bone) == []
+    assert "tinted" in findings(FILM, bone)[1][0]
+
+
 @pytest.mark.parametrize("gap", [0.0, 1.0])
 @pytest.mark.parametrize("level", [False, True])
 def test_two_films_with_a_gap_are_found(tmp_path, gap, level):
