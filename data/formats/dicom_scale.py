@@ -162,7 +162,8 @@ def _range(
     least, most = float(present.min()), float(present.max())
     stored = levels.present(levels.values)
     linear = rescaled is levels.values or abs(np.ptp(rescaled) / max(np.ptp(levels.values), 1e-12)) > 0
-    if 8 < bits <= 16 and stored.min() >= 0 and linear:
+    # Behind a table of another depth, the bits of stored values say nothing of its entries.
+    if 8 < bits <= 16 and bits == levels.bits and stored.min() >= 0 and linear:
         held, marker = _held(levels, rescaled if not np.array_equal(rescaled, levels.values) else levels.values, bits)
         if held < bits:
             table = rescaled[(levels.values >= 0) & (levels.values < 1 << held)]

@@ -61,6 +61,111 @@ def test_any_sound_header(tmp_path_factory, bits, slope, intercept, window, inve
     assert film.warnings == []
 
 
+@given(
+    signed=st.booleans(),
+    bits=st.sampled_from([10, 12, 16]),
+    deep=st.sampled_from([8, 12, 16]),
+    kind=st.sampled_from(["modality", "voi", "both"]),
+    start=st.integers(0, 40),
+    inverted=st.booleans(),
+)
+@settings(max_examples=40, deadline=None)
+def test_any_sound_table(tmp_path_factory, signed, bits, deep, kind, start, inverted):
+    """Lookup tables that start within the film's values; below their first entry and past the last, those count."""
+    low = -(1 << (bits - 1)) if signed else 0
+    stored = np.round(FILM * ((1 << bits) - 1)).astype(np.int64) + low
+    stored[0, :2] = low, low + (1 << bits) - 1
+    top, share = (1 << deep) - 1, np.linspace(0, 1, (1 << bits) - start)
+    bent = np.round(share**1.5 * top)
+    place = np.clip(stored - (low + start), 0, len(bent) - 1)
+    expected = bent[place]
+    # Words of two bytes, also for entries of 8 bits. The first value mapped is unsigned in the header, as are its bits.
+    first = table(bent, [len(bent) % (1 << 16), (low + start) % (1 << 16), deep])
+    first["LUTDescriptor"].VR = "US"
+    tags = {"PhotometricInterpretation": "MONOCHROME1" if inverted else "MONOCHROME2"}
+    if kind == "voi":
+        tags["VOILUTSequence"] = Sequence([first])
+    else:
+        tags["ModalityLUTSequence"] = Sequence([first])
+    if kind == "both":
+        dark = np.round(np.sqrt(np.linspace(0, 1, 1 << deep)) * 4095)
+        tags["VOILUTSequence"] = Sequence([table(dark, [(1 << deep) % (1 << 16), 0, 12])])
+        expected, top = dark[expected.astype(int)], 4095
+    expected = expected / top
+    film = read(dicom(tmp_path_factory.mktemp("d") / "a.dcm", stored.astype("i2" if signed else "u2"), bits, **tags))
+    np.testing.assert_allclose(film.pixels, 1 - expected if inverted else expected, atol=2e-3)
+    assert film.warnings == []
+
+
+@given(
+    bits=st.sampled_from([10, 12, 16]),
+    slope=st.sampled_from([None, 1.0, 0.5, -2.0]),
+    windowed=st.booleans(),
+    padding=st.sampled_from([None, "value", "range", "range downwards"]),
+    inverted=st.booleans(),
+)
+@settings(max_examples=40, deadline=None)
+def test_any_signed_film_and_its_padding(tmp_path_factory, bits, slope, windowed, padding, inverted):
+    half = 1 << (bits - 1)
+    stored = np.round(FILM * (2 * half - 1)).astype(np.int64) - half
+    stored = np.maximum(stored, 20 - half)  # what is lower is padding
+    stored[0, :3] = half - 1, 20 - half, half - 1
+    tags = {"PhotometricInterpretation": "MONOCHROME1" if inverted else "MONOCHROME2"}
+    if padding is not None:
+        stored[:, -9:] = -half
+        stored[:5, -9:] = -half + (0 if padding == "value" else 7)
+        ends = (-half, -half + 7) if padding != "range downwards" else (-half + 7, -half)
+        tags["PixelPaddingValue"] = ends[0] if padding != "value" else -half
+        if padding != "value":
+            tags["PixelPaddingRangeLimit"] = ends[1]
+    low, high = -half, half - 1
+    rescaled = stored.astype(float)
+    if slope is not None:
+        tags |= {"RescaleSlope": slope, "RescaleIntercept": 7}
+        rescaled, low, high = rescaled * slope + 7, *sorted((low * slope + 7, high * slope + 7))
+    expected = (rescaled - low) / (high - low)
+    if windowed:
+        centre, width = round((low + high) / 2), round((high - low) / 2)
+        tags |= {"WindowCenter": centre, "WindowWidth": width, "VOILUTFunction": "LINEAR_EXACT"}
+        expected = np.clip((rescaled - centre) / width + 0.5, 0, 1)
+    if inverted:
+        expected = 1 - expected
+    if padding is not None:
+        expected[:, -9:] = 0
+    film = read(dicom(tmp_path_factory.mktemp("d") / "a.dcm", stored.astype("i2"), bits, **tags))
+    np.testing.assert_allclose(film.pixels, expected, atol=2e-3)
+    assert film.warnings == []
+
+
+@given(
+    row=st.sampled_from(["L", "R", "A", "P", "H", "F", "LF", "RH", "AL", ""]),
+    column=st.sampled_from(["F", "H", "L", "R", "A", "FA", "HP", ""]),
+    spacing=st.sampled_from([None, "PixelSpacing", "ImagerPixelSpacing", "PixelAspectRatio"]),
+    high=st.integers(1, 40),
+    wide=st.integers(1, 40),
+)
+@settings(max_examples=40, deadline=None)
+def test_any_orientation_and_shape_of_pixels(tmp_path_factory, row, column, spacing, high, wide):
+    tags = {"PatientOrientation": [row, column] if row and column else ""}
+    if spacing is not None:
+        tags[spacing] = [high, wide] if spacing == "PixelAspectRatio" else [high / 100, wide / 100]
+    film = read(dicom(tmp_path_factory.mktemp("d") / "a.dcm", TWELVE, **tags))
+    np.testing.assert_allclose(film.pixels, TWELVE / 4095, atol=1e-4)  # neither changes a pixel of the film itself
+    ratio = high / wide if spacing is not None else 1.0
+    if not 0.25 <= ratio <= 4:
+        assert film.aspect == 1.0  # what cannot be is not believed, and named
+    elif abs(ratio - 1) > 0.05:
+        assert film.aspect == pytest.approx(ratio)
+    if film.aspect != 1 or abs(ratio - 1) > 0.05:
+        assert any(spacing.removeprefix("Imager") in warning for warning in film.warnings)
+    known = bool(row and column)
+    from_the_side = known and row[0] in "AP" and column[0] in "FH"
+    upright = known and row[0] == "L" and column[0] == "F"
+    assert bool(film.meta.get("lateral")) == from_the_side
+    turned = any("PatientOrientation" in warning for warning in film.warnings)
+    assert turned == (known and not from_the_side and not upright)
+
+
 ALONE = {"RescaleIntercept": -1024}
 CONTRADICTIONS = [
     (TWELVE, ALONE, "RescaleIntercept"),
