@@ -20,6 +20,7 @@ from cxr_pipeline.reading.labels import agreement, kappa, label_of
 from cxr_pipeline.reading.pictures import Pictures
 from cxr_pipeline.reading.sampling import chances, draw
 from cxr_pipeline.reading.session import Session
+from cxr_pipeline.run import isolation
 from cxr_pipeline.run.inputs import find_inputs
 from cxr_pipeline.run.runner import Runner, identity_of
 from cxr_pipeline.train import weighted
@@ -259,6 +260,22 @@ def test_the_page_asks_for_its_key_and_refuses_what_is_no_answer(results, monkey
             assert client.post(f"/v1/films/{number}/answer", json={"answer": answer}).status_code == 422
         assert not (results / "reading" / "reader.jsonl").exists()
         assert client.get("/v1/films/99").status_code == 404
+    finally:
+        pictures.close()
+
+
+def test_films_are_read_by_one_process_whichever_threads_ask(results, monkeypatch):
+    """Linux ends a helper with the thread that began it; a new one for each film would cost seconds."""
+    monkeypatch.setattr(session, "LEAST", 5)
+    begun, made = [], isolation.Process
+    monkeypatch.setattr(isolation, "take_early", lambda memory: None)
+    monkeypatch.setattr(isolation, "Process", lambda memory: begun.append(memory) or made(memory))
+    reading, client, pictures = serving(results, count=8)
+    try:
+        for number in range(1, 5):  # each request has threads of its own here
+            assert client.get(f"/v1/films/{number}").status_code == 200
+        assert len(reading.sample) == 8
+        assert len(begun) == 1
     finally:
         pictures.close()
 
