@@ -12,6 +12,7 @@ pytest.importorskip("fastapi", reason="the extra [web] is not installed")
 
 from fastapi.testclient import TestClient
 
+from cxr_pipeline.configs.schema import load_config
 from cxr_pipeline.data.manifest import read_manifest
 from cxr_pipeline.reading import ReadingError, session
 from cxr_pipeline.reading.app import create_app
@@ -25,6 +26,7 @@ from cxr_pipeline.run.inputs import find_inputs
 from cxr_pipeline.run.runner import Runner, identity_of
 from cxr_pipeline.train import weighted
 from cxr_pipeline.train.calibration import fit
+from cxr_pipeline.train.training import prepare_manifest
 from cxr_pipeline.web.settings import Settings
 from tests.pipeline.chromium import BROWSER, tab
 from tests.pipeline.fake_chain import chain, write_film
@@ -168,6 +170,15 @@ def test_clicks_survive_a_torn_line(tmp_path):
     again.add("three", "bad")
     assert Clicks(path).answers == {"two": "NORM", "one": "NORM", "three": "bad"}
     assert path.stat().st_mode & 0o077 == 0
+
+
+def test_training_says_that_it_does_not_count_by_weight(tmp_path, caplog):
+    (tmp_path / "labels.csv").write_text("image,label,weight\na.png,TB,3\nb.png,NORM,1\n")
+    for name in "ab":
+        write_film(tmp_path / f"{name}.png", 1)
+    with caplog.at_level("INFO", "cxr.train"):
+        prepare_manifest(tmp_path / "labels.csv", load_config("tb"))
+    assert "'weight' is not used" in caplog.text
 
 
 def test_a_disk_that_takes_half_a_line_keeps_no_answer_and_says_so(tmp_path, monkeypatch):
