@@ -79,4 +79,5 @@ def print_summary(summary: Summary) -> None:
         if (out / name).exists():
             click.echo(f"{name.removesuffix('.json').capitalize():10}{out / name}")
     total = summary.seconds["total"]
-    click.echo(f"{sum(summary.counts.values())} films in {total:.1f} s. {NOTICE}")
+    films = sum(summary.counts.values())
+    click.echo(f"{films} {'film' if films == 1 else 'films'} in {total:.1f} s. {NOTICE}")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 import cv2
@@ -40,12 +40,14 @@ class Pictures:
 
     def __init__(self) -> None:
         self._reader = IsolatedReader()
+        # A helper ends with the thread that began it, and a server's threads come and go: all films by one that stays.
+        self._thread = ThreadPoolExecutor(1, "films")
         self._kept: OrderedDict[str, Shown] = OrderedDict()
-        self._guard = Lock()
 
     def close(self) -> None:
         """End the helper processes."""
         self._reader.close()
+        self._thread.shutdown()
 
     def film(self, film: dict[str, Any]) -> Shown:
         """The pixels of a film of the sample.
@@ -54,9 +56,11 @@ class Pictures:
             ChangedError: its file has changed since it was judged.
             RadiographError: it cannot be read.
         """
-        with self._guard:
-            if film["id"] in self._kept:
-                return self._kept[film["id"]]
+        return self._thread.submit(self._film, film).result()
+
+    def _film(self, film: dict[str, Any]) -> Shown:
+        if film["id"] in self._kept:
+            return self._kept[film["id"]]
         if film["sha256"] and file_hash(film["image"]) != film["sha256"]:
             raise ChangedError("the file of this film has changed since it was judged. Put the first one back")
         pixels = self._reader(film["image"], id=film["id"]).pixels
@@ -66,10 +70,9 @@ class Pictures:
         low, high = np.percentile(pixels[::4, ::4], [0.5, 99.5])
         levels = np.clip(pixels * 65535 + 0.5, 0, 65535).astype("<u2")
         shown = Shown(levels, round(65535 * float(low)), max(round(65535 * float(high)), round(65535 * float(low)) + 1))
-        with self._guard:
-            self._kept[film["id"]] = shown
-            while len(self._kept) > _KEPT:
-                self._kept.popitem(last=False)
+        self._kept[film["id"]] = shown
+        while len(self._kept) > _KEPT:
+            self._kept.popitem(last=False)
         return shown
 
 

@@ -12,6 +12,7 @@ pytest.importorskip("fastapi", reason="the extra [web] is not installed")
 
 from fastapi.testclient import TestClient
 
+from cxr_pipeline.configs.schema import load_config
 from cxr_pipeline.data.manifest import read_manifest
 from cxr_pipeline.reading import ReadingError, session
 from cxr_pipeline.reading.app import create_app
@@ -20,10 +21,12 @@ from cxr_pipeline.reading.labels import agreement, kappa, label_of
 from cxr_pipeline.reading.pictures import Pictures
 from cxr_pipeline.reading.sampling import chances, draw
 from cxr_pipeline.reading.session import Session
+from cxr_pipeline.run import isolation
 from cxr_pipeline.run.inputs import find_inputs
 from cxr_pipeline.run.runner import Runner, identity_of
 from cxr_pipeline.train import weighted
 from cxr_pipeline.train.calibration import fit
+from cxr_pipeline.train.training import prepare_manifest
 from cxr_pipeline.web.settings import Settings
 from tests.pipeline.chromium import BROWSER, tab
 from tests.pipeline.fake_chain import chain, write_film
@@ -169,6 +172,15 @@ def test_clicks_survive_a_torn_line(tmp_path):
     assert path.stat().st_mode & 0o077 == 0
 
 
+def test_training_says_that_it_does_not_count_by_weight(tmp_path, caplog):
+    (tmp_path / "labels.csv").write_text("image,label,weight\na.png,TB,3\nb.png,NORM,1\n")
+    for name in "ab":
+        write_film(tmp_path / f"{name}.png", 1)
+    with caplog.at_level("INFO", "cxr.train"):
+        prepare_manifest(tmp_path / "labels.csv", load_config("tb"))
+    assert "'weight' is not used" in caplog.text
+
+
 def test_a_disk_that_takes_half_a_line_keeps_no_answer_and_says_so(tmp_path, monkeypatch):
     clicks = Clicks(tmp_path / "a.jsonl")
     clicks.add("one", "TB")
@@ -259,6 +271,22 @@ def test_the_page_asks_for_its_key_and_refuses_what_is_no_answer(results, monkey
             assert client.post(f"/v1/films/{number}/answer", json={"answer": answer}).status_code == 422
         assert not (results / "reading" / "reader.jsonl").exists()
         assert client.get("/v1/films/99").status_code == 404
+    finally:
+        pictures.close()
+
+
+def test_films_are_read_by_one_process_whichever_threads_ask(results, monkeypatch):
+    """Linux ends a helper with the thread that began it; a new one for each film would cost seconds."""
+    monkeypatch.setattr(session, "LEAST", 5)
+    begun, made = [], isolation.Process
+    monkeypatch.setattr(isolation, "take_early", lambda memory: None)
+    monkeypatch.setattr(isolation, "Process", lambda memory: begun.append(memory) or made(memory))
+    reading, client, pictures = serving(results, count=8)
+    try:
+        for number in range(1, 5):  # each request has threads of its own here
+            assert client.get(f"/v1/films/{number}").status_code == 200
+        assert len(reading.sample) == 8
+        assert len(begun) == 1
     finally:
         pictures.close()
 
