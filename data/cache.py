@@ -10,6 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
+from cxr_pipeline.data.files import PRIVATE, sweep, whole_files
+
+_DAY = 86_400.0  # seconds
+
 
 def kept_arrays(
     folder: Path,
@@ -39,24 +43,22 @@ def kept_arrays(
     numbers_path = folder / f"{digest}-numbers.npy"
     if not numbers_path.is_file():  # renamed last: where it is, all of them are whole
         folder.mkdir(parents=True, exist_ok=True)
-        parts = {name: path.with_suffix(".part") for name, path in paths.items()}
-        arrays = {
-            name: np.lib.format.open_memmap(parts[name], mode="w+", dtype=np.uint8, shape=(max(count, 1), *shape))
-            for name, shape in shapes.items()
-        }
-        for part in parts.values():
-            _reserve(part)
-        numbers: list[int] = []
-        for number, row in rows():
-            for name, array in arrays.items():
-                array[len(numbers)] = row[name]
-            numbers.append(number)
-        for name, array in arrays.items():
-            array.flush()
-            os.replace(parts[name], paths[name])
-        part = numbers_path.with_name(numbers_path.stem + ".part.npy")
-        np.save(part, np.array(numbers, np.int64))
-        os.replace(part, numbers_path)
+        sweep(folder, idle=_DAY)  # not at once: another training may be making its own
+        with whole_files(*paths.values(), numbers_path, mode=PRIVATE) as parts:
+            arrays = {}
+            for (name, shape), part in zip(shapes.items(), parts, strict=False):
+                arrays[name] = np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=(max(count, 1), *shape))
+                _reserve(part)
+            numbers: list[int] = []
+            for number, row in rows():
+                for name, array in arrays.items():
+                    array[len(numbers)] = row[name]
+                numbers.append(number)
+            for array in arrays.values():
+                array.flush()
+            del arrays  # some systems rename no file that is mapped
+            with parts[-1].open("wb") as file:
+                np.save(file, np.array(numbers, np.int64))
     kept = np.load(numbers_path)
     return {name: np.load(path, mmap_mode="r")[: len(kept)] for name, path in paths.items()}, kept
 
@@ -65,13 +67,9 @@ def _reserve(path: Path) -> None:
     """Have the disk give a file its whole size now: a full disk under a memory map kills the process without a word.
 
     Raises:
-        OSError: the disk is full. The file is removed.
+        OSError: the disk is full.
     """
     if not hasattr(os, "posix_fallocate"):
         return
-    try:
-        with path.open("r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-    except OSError:
-        path.unlink()
-        raise
+    with path.open("r+b") as file:
+        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)

@@ -15,7 +15,9 @@ import math
 import os
 import re
 import secrets
+import shutil
 import stat
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -48,9 +50,9 @@ def whole_file(path: Path, *, durable: bool = False, mode: int = 0o666) -> Itera
     Raises:
         OSError: the disk or the folder takes no more; what was at `path` is still there.
     """
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PART}")
+    part = part_name(path)
     try:
-        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _BINARY, mode), "wb") as file:
+        with _new(part, mode) as file:
             yield file
             if durable:
                 file.flush()
@@ -65,6 +67,74 @@ def whole_file(path: Path, *, durable: bool = False, mode: int = 0o666) -> Itera
 
 
 _BINARY = getattr(os, "O_BINARY", 0)  # Windows
+
+
+def _new(path: Path, mode: int) -> IO[bytes]:
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _BINARY, mode), "wb")
+
+
+def part_name(path: Path) -> Path:
+    """A temporary name beside `path` that no other process takes; `sweep` finds what is left under it."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}{PART}")
+
+
+@contextmanager
+def whole_files(*paths: Path, mode: int = 0o666) -> Iterator[list[Path]]:
+    """Empty files under temporary names, for code that writes by name; they become `paths` when the block ends.
+
+    They are renamed in the order of `paths`, so that where the last one is, all of them are whole.
+
+    Args:
+        paths: in folders that exist.
+        mode: permissions; the umask takes bits away from them.
+
+    Raises:
+        OSError: the disk or a folder takes no more.
+    """
+    parts = [part_name(path) for path in paths]
+    try:
+        for part in parts:
+            _new(part, mode).close()
+        yield parts
+        for part, path in zip(parts, paths, strict=True):
+            os.replace(part, path)
+    finally:
+        for part in parts:
+            with suppress(OSError):
+                part.unlink()
+
+
+def write_new(path: Path, data: bytes, *, mode: int = PRIVATE) -> bool:
+    """Write `data` to `path`, whole and onto the disk, unless something is there: of several writers the first wins.
+
+    Args:
+        path: in a folder that exists.
+
+    Returns:
+        Whether `data` is what lies there now.
+
+    Raises:
+        OSError: the disk or the folder takes no more.
+    """
+    part = part_name(path)
+    try:
+        with _new(part, mode) as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            os.link(part, path)
+        except FileExistsError:
+            return False
+        except OSError:  # a file system without links
+            if os.path.lexists(path):
+                return False
+            os.replace(part, path)
+        sync_folder(path.parent)
+        return True
+    finally:
+        with suppress(OSError):
+            part.unlink()
 
 
 def sync_folder(folder: Path) -> None:
@@ -245,9 +315,18 @@ def mode_like(path: Path, otherwise: int = PRIVATE) -> int:
         return otherwise
 
 
-def sweep(folder: Path) -> None:
-    """Remove the temporary files that a killed process left in `folder`."""
+def sweep(folder: Path, idle: float = 0.0) -> None:
+    """Remove the temporary files and folders that a killed process left in `folder`.
+
+    Args:
+        idle: seconds that nothing was written to them; for folders that several processes write at once.
+    """
     with os.scandir(folder) as entries:
-        leftovers = [e.path for e in entries if e.name.startswith(".") and e.name.endswith(PART)]
-    for leftover in leftovers:
-        os.unlink(leftover)
+        leftovers = [e for e in entries if e.name.startswith(".") and e.name.endswith(PART)]
+        for leftover in leftovers:
+            if time.time() - leftover.stat(follow_symlinks=False).st_mtime < idle:
+                continue
+            if leftover.is_dir(follow_symlinks=False):
+                shutil.rmtree(leftover.path)
+            else:
+                os.unlink(leftover.path)

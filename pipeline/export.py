@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import numpy as np
 
 from cxr_pipeline import stages
 from cxr_pipeline.configs.errors import CxrError
+from cxr_pipeline.data.files import PART, part_name
 from cxr_pipeline.models.runtimes import Network
 from cxr_pipeline.models.store import KERAS_FILE, SERVING_FILE, bundle_of, find, load_keras, open_network
 
@@ -58,7 +61,7 @@ def export(weights: str, to: str, out: Path) -> list[Exported]:
 
     Raises:
         WeightsError: there are no such weights. ExportError: a package is missing, or a written network does not
-            answer like the Keras model; that file is removed.
+            answer like the Keras model: it is not left there, and an earlier file stays.
     """
     if to not in FORMATS:
         raise ExportError(f"--to must be one of {', '.join(FORMATS)}. Received: {to!r}")
@@ -68,13 +71,41 @@ def export(weights: str, to: str, out: Path) -> list[Exported]:
     for name, batch in seen.items():
         bundle = bundle_of(folder, name)
         path = out / FORMATS[to].name.format(stage=name)
-        try:
-            FORMATS[to].write(bundle, path)
-            written = FORMATS[to].open(path)
-        except ModuleNotFoundError as error:
-            raise ExportError(f"--to {to} needs a package that is not installed ({error}). Install it first") from error
-        done.append(Exported(name, path, _compared(open_network(bundle, "keras"), written, batch, path)))
+        with _aside(path) as folder_aside:
+            made = folder_aside / path.name
+            try:
+                FORMATS[to].write(bundle, made)
+                written = FORMATS[to].open(made)
+            except ModuleNotFoundError as error:
+                raise ExportError(
+                    f"--to {to} needs a package that is not installed ({error}). Install it first"
+                ) from error
+            differences = _compared(open_network(bundle, "keras"), written, batch, path.name)
+            del written  # some systems move no file that is open
+        done.append(Exported(name, path, differences))
     return done
+
+
+@contextmanager
+def _aside(path: Path) -> Iterator[Path]:
+    """A folder beside `path`, whose files move to where `path` lies when the block ends without an error.
+
+    Nothing is there before it is known to be right, and what lay there stays until then. `path` itself comes last, as
+    some formats keep what it names in further files.
+    """
+    for left in path.parent.glob(f".{path.name}.*{PART}"):  # of a killed process
+        shutil.rmtree(left, ignore_errors=True)
+    folder = part_name(path)
+    folder.mkdir()
+    try:
+        yield folder
+        for made in sorted(folder.iterdir(), key=lambda one: one.name == path.name):
+            target = path.parent / made.name
+            if target.is_dir():  # no system puts a folder over another
+                shutil.rmtree(target)
+            os.replace(made, target)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _batches(chain: list[Any]) -> dict[str, np.ndarray]:
@@ -101,18 +132,17 @@ def _batches(chain: list[Any]) -> dict[str, np.ndarray]:
     return seen
 
 
-def _compared(keras: Network, written: Network, batch: np.ndarray, path: Path) -> dict[str, float]:
+def _compared(keras: Network, written: Network, batch: np.ndarray, name: str) -> dict[str, float]:
     wanted, found = keras(batch), written(batch)
     differences = {}
-    for name, value in wanted.items():
+    for output, value in wanted.items():
         bound = TOLERANCE * max(1.0, float(np.abs(value).max()))
-        difference = float(np.abs(found[name] - value).max()) if name in found else float("inf")
-        differences[name] = difference
+        difference = float(np.abs(found[output] - value).max()) if output in found else float("inf")
+        differences[output] = difference
         if not difference <= bound:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
             raise ExportError(
-                f"{path.name} does not answer like the Keras model: {name} differs by {difference:.2g}, at most "
-                f"{bound:.2g} is allowed. The file is removed; take another format, and report this"
+                f"{name} does not answer like the Keras model: {output} differs by {difference:.2g}, at most "
+                f"{bound:.2g} is allowed. Nothing is written; take another format, and report this"
             )
     return differences
 

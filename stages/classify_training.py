@@ -12,6 +12,7 @@ import numpy as np
 
 from cxr_pipeline.data.augment import classify_augmentation
 from cxr_pipeline.data.batches import Batches
+from cxr_pipeline.data.files import whole_file
 from cxr_pipeline.data.progress import progress_bar
 from cxr_pipeline.models.backend import keras, replicas
 from cxr_pipeline.models.classifier import build_classifier, free_encoder, has_encoder, network_settings, with_prior
@@ -133,7 +134,8 @@ class ClassifyTraining:
                 task,
                 on_batch=lambda done, total: update(done, f"{NAME} head", total),
             )
-        np.save(self.out / LEFT_OUT, left_out)  # beside the checkpoint: a training that goes on calibrates on them too
+        with whole_file(self.out / LEFT_OUT) as file:  # a training that goes on calibrates on them too
+            np.save(file, left_out)
         return {"loss": loss}
 
     def fine_tune(self) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from cxr_pipeline.configs.errors import CxrError
+from cxr_pipeline.data.files import PRIVATE, write_new
 
 SECRET, SECRET_FILE = "CXR_SITE_SECRET", "CXR_SITE_SECRET_FILE"
 _LEAST = 16  # characters of a secret that nobody guesses
@@ -40,7 +41,8 @@ def site_secret() -> bytes:
     try:
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
-            _made(path)
+            # On the disk before it is used: with another secret, patients would get other pseudonyms.
+            write_new(path, f"{secrets.token_hex(32)}\n".encode(), mode=PRIVATE)
         if os.name == "posix" and stat.S_IMODE(path.stat().st_mode) & 0o077:
             raise SecretError(f"others may read the site's secret {path}. Take that from them: chmod 600 {path}")
         return _checked(path.read_text(encoding="utf-8").strip(), str(path))
@@ -48,22 +50,6 @@ def site_secret() -> bytes:
         raise SecretError(
             f"the site's secret {path} cannot be read or made ({error}). Set {SECRET_FILE} to another file, or {SECRET}"
         ) from error
-
-
-def _made(path: Path) -> None:
-    """Write a new secret; where two processes do so at once, the first one's stands."""
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(secrets.token_hex(32) + "\n")
-    try:
-        os.link(part, path)
-    except FileExistsError:
-        pass
-    except OSError:  # a file system without links
-        os.replace(part, path)
-        return
-    part.unlink()
 
 
 def _checked(secret: str, where: str) -> bytes:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 
@@ -108,3 +110,30 @@ class TestKeptArrays:
         arrays, numbers = self.keep(tmp_path)
         assert (self.read, len(numbers)) == (3, 3)
         assert arrays["image"][2, 0, 0] == 3
+
+    def test_it_is_for_its_owner_and_nothing_else_is_left(self, tmp_path):
+        with pytest.raises(KeyboardInterrupt):
+            self.keep(tmp_path, fail_at=3)
+        assert list(tmp_path.iterdir()) == []
+        (tmp_path / ".new.0123abcd.part").touch()  # another training's, at work
+        (tmp_path / ".old.0123abcd.part").touch()  # a killed one's
+        os.utime(tmp_path / ".old.0123abcd.part", (0, 0))
+        self.keep(tmp_path)
+        (tmp_path / ".new.0123abcd.part").unlink()
+        assert {path.suffix for path in tmp_path.iterdir()} == {".npy"}
+        assert os.name != "posix" or {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o600}
+
+    def test_two_trainings_at_once_do_not_write_into_one_file(self, tmp_path):
+        inner, begun = [], []
+
+        def rows():
+            begun.append(1)
+            yield 0, {"image": np.full((4, 4), 7, np.uint8)}
+            if len(begun) == 1:  # the second one starts, and ends first
+                inner.append(kept_arrays(tmp_path, "a", 2, {"image": (4, 4)}, rows))
+            yield 1, {"image": np.full((4, 4), 9, np.uint8)}
+
+        arrays, numbers = kept_arrays(tmp_path, "a", 2, {"image": (4, 4)}, rows)
+        for kept in (arrays["image"], inner[0][0]["image"]):
+            assert kept[:, 0, 0].tolist() == [7, 9]
+        assert numbers.tolist() == [0, 1]

@@ -28,16 +28,33 @@ def test_the_written_networks_answer_like_the_keras_model(to, tmp_path, capsys):
     assert "maps" in printed
 
 
-def test_a_network_that_answers_otherwise_is_removed(tmp_path, monkeypatch, capsys):
+def test_a_network_that_answers_otherwise_is_not_left_and_an_earlier_one_stays(tmp_path, monkeypatch, capsys):
     def spoiled(path):
         network = export.FORMATS["onnx"].open(path)
         return lambda batch: {name: value + 0.01 for name, value in network(batch).items()}
 
     bad = export.Format("{stage}.onnx", export.FORMATS["onnx"].write, spoiled)
     monkeypatch.setitem(export.FORMATS, "openvino", bad)
+    (tmp_path / "segment.onnx").write_text("earlier")
+    (tmp_path / ".segment.onnx.0123abcd.part").mkdir()  # of a killed process
     assert _call(["export", "--to", "openvino", "--out", str(tmp_path)]) == 2
     assert "segment.onnx does not answer like the Keras model: lungs differs by 0.01" in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["segment.onnx"]
+    assert (tmp_path / "segment.onnx").read_text() == "earlier"
+
+
+def test_files_and_folders_of_an_earlier_export_are_replaced_and_the_named_one_comes_last(tmp_path, monkeypatch):
+    moved = []
+    monkeypatch.setattr(export.os, "replace", lambda a, b, inner=export.os.replace: (moved.append(b.name), inner(a, b)))
+    for content in ("one", "two"):
+        with export._aside(tmp_path / "a.xml") as folder:
+            (folder / "a.xml").write_text(content)
+            (folder / "a.bin").write_text(content)
+            (folder / "more").mkdir()
+            (folder / "more" / "x").write_text(content)
+    assert moved[2] == moved[5] == "a.xml"
+    assert (tmp_path / "more" / "x").read_text() == (tmp_path / "a.bin").read_text() == "two"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.bin", "a.xml", "more"]
 
 
 def test_the_bound_is_a_share_of_the_values():
@@ -46,4 +63,4 @@ def test_the_bound_is_a_share_of_the_values():
     def network(values):
         return lambda _: {"logits": np.array(values, np.float32)}
 
-    assert export._compared(network([1000.0]), network([1000.9]), batch, None)["logits"] == pytest.approx(0.9, abs=1e-3)
+    assert export._compared(network([1000.0]), network([1000.9]), batch, "a")["logits"] == pytest.approx(0.9, abs=1e-3)
