@@ -21,6 +21,12 @@ SPLIT_NAMES = {
     **dict.fromkeys(("valid", "validation", "dev"), "val"),
     **dict.fromkeys(("testing", "tst"), "test"),
 }
+# A word for a split as the name of a folder: `training_set`, `Test-Data`, `val2017`, `images_train`, `01 train`.
+_SPLIT = re.compile(
+    r"(?:\d+[ _.-]+)?(?:(?:images?|imgs?|films?|data|dataset|set)[ _.-]+)?"
+    rf"({'|'.join(sorted(SPLIT_NAMES, key=len, reverse=True))})"
+    r"(?:[ _.-]*(?:data ?sets?|sets?|data|images?|imgs?|films?|xrays?|splits?|folders?))*(?:[ _.-]*\d+)?"
+)
 _PLAIN = frozenset(
     {"image", "images", "img", "imgs", "film", "films", "png", "jpg", "jpeg", "dicom", "dcm", "xray", "xrays"}
 )
@@ -37,6 +43,15 @@ CLASS_WORDS = frozenset(
         *("abnormal", "positive", "negative", "control", "nofinding", "0", "1", "disease"),
     )
 )
+
+
+def split_of(name: str) -> str | None:
+    """The split that the name of a folder, or a word in a table, means; None where it means none.
+
+    Case, numbers and words such as `_set`, `-data` or `_images` behind the split's do not count.
+    """
+    match = _SPLIT.fullmatch(name.strip().casefold())
+    return SPLIT_NAMES[match[1]] if match else None
 
 
 def rows_of(root: Path, classes: Sequence[str] | None = None) -> list[dict[str, str]]:
@@ -57,8 +72,8 @@ def rows_of(root: Path, classes: Sequence[str] | None = None) -> list[dict[str, 
         parts = path.relative_to(home).parts[:-1]
         if any(_OTHER_ORGANS.search(part) for part in parts if _within_masks(parts)):
             continue
-        kept = [part for part in parts if part.casefold() not in SPLIT_NAMES and part.casefold() not in _PLAIN]
-        split = next((SPLIT_NAMES[part.casefold()] for part in parts if part.casefold() in SPLIT_NAMES), "")
+        kept = [part for part in parts if split_of(part) is None and part.casefold() not in _PLAIN]
+        split = next((name for part in parts if (name := split_of(part)) is not None), "")
         if _within_masks(parts):
             label = next((part for part in kept if not _MASKS.fullmatch(part)), "")
             masks[_stem(path)].append((f"{split}/{label}".casefold(), path))
@@ -108,12 +123,12 @@ def _unwrapped(root: Path) -> Path:
         if len(folders) != 1 or any(looks_like_image(path) for path in entries if path.is_file()):
             return home
         inner = folders[0].name.casefold()
-        if inner in SPLIT_NAMES or inner in CLASS_WORDS or inner in _PLAIN:
+        if split_of(inner) or inner in CLASS_WORDS or inner in _PLAIN:
             return home
         names = [
             "".join(c for c in path.name.casefold() if c.isalnum()) for path in folders[0].iterdir() if path.is_dir()
         ]
-        if not any(name in SPLIT_NAMES or name in CLASS_WORDS for name in names) and len(names) != 1:
+        if not any(split_of(name) or name in CLASS_WORDS for name in names) and len(names) != 1:
             return home
         home = folders[0]
     return home

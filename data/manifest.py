@@ -27,7 +27,7 @@ from typing import Any
 import pandas as pd
 
 from cxr_pipeline.configs.errors import CxrError
-from cxr_pipeline.data.classfolders import SPLIT_NAMES, rows_of
+from cxr_pipeline.data.classfolders import rows_of, split_of
 from cxr_pipeline.data.geometry import Box
 from cxr_pipeline.data.names import FileIndex, brief, printable
 from cxr_pipeline.data.tables import Table, TableError, column_named, read_table, row_dicts
@@ -213,7 +213,7 @@ def _normal(read: Table) -> pd.DataFrame:
             table[column] = ""
     for column in {"findings", "negative", "uncertain"} & set(table.columns):
         table[column] = ["|".join(filter(None, map(str.strip, text.split("|")))) for text in table[column]]
-    table["split"] = [SPLIT_NAMES.get(text.casefold(), text) for text in table["split"]]
+    table["split"] = [split_of(text) or text for text in table["split"]]
     table["source"] = table["source"].where(table["source"] != "", "unknown")
     table["mask"] = [masks_in(row) for row in row_dicts(table)]
     return table
