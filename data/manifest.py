@@ -18,6 +18,7 @@ A mask may also lie in two files (columns `mask_left` and `mask_right`), or be g
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,11 +28,12 @@ from typing import Any
 import pandas as pd
 
 from cxr_pipeline.configs.errors import CxrError
-from cxr_pipeline.data.classfolders import rows_of, split_of
+from cxr_pipeline.data.classfolders import rows_of, split_of, unclear_masks
 from cxr_pipeline.data.geometry import Box
 from cxr_pipeline.data.names import FileIndex, brief, printable
 from cxr_pipeline.data.tables import Table, TableError, column_named, read_table, row_dicts
 
+log = logging.getLogger("cxr.manifest")
 COLUMNS = ("image", "mask", "label", "patient", "source", "split", "findings")
 SPLITS = ("train", "val", "test", "external")
 # Further columns that give masks: files beside `mask`, and run lengths with the size that they are of.
@@ -342,7 +344,10 @@ def _read_boxes(
 
 
 def _from_folders(root: Path, classes: Sequence[str] | None) -> Manifest:
-    rows = rows_of(root, classes)
+    unclear: list[str] = []
+    rows = rows_of(root, classes, unclear)
+    if unclear:
+        log.warning("%s: %s", root, unclear_masks(unclear))
     if not any(row["label"] for row in rows):
         found = ", ".join(sorted(brief(p.name, 40) for p in root.iterdir())[:10]) or "nothing"
         what = "films lie in no folder of a class" if rows else "no films found"

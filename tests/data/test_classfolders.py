@@ -91,6 +91,32 @@ def test_a_class_that_begins_like_a_split_stays_one(name):
     assert split_of(name) is None
 
 
+@pytest.mark.parametrize(
+    ("names", "expected", "unclear"),
+    [
+        (["TB/1.png", "NORM/1.png", "masks/1.png"], {}, ["masks/1.png"]),
+        (["TB/1.png", "NORM/1.png", "masks/TB/1.png"], {"TB/1.png": "masks/TB/1.png"}, []),
+        (
+            ["TB/1.png", "NORM/1.png", "masks/TB/1.png", "masks/1.png"],
+            {"TB/1.png": "masks/TB/1.png", "NORM/1.png": "masks/1.png"},
+            [],
+        ),
+        (["train/TB/1.png", "test/TB/1.png", "masks/train/1.png"], {"train/TB/1.png": "masks/train/1.png"}, []),
+        (["TB/1.png", "masks/a/1.png", "masks/b/1.png"], {}, ["masks/a/1.png", "masks/b/1.png"]),
+        (
+            ["TB/p1/1.png", "TB/p1/1_mask.png", "TB/p2/1.png", "TB/p2/1_mask.png"],
+            {"TB/p1/1.png": "TB/p1/1_mask.png", "TB/p2/1.png": "TB/p2/1_mask.png"},
+            [],
+        ),
+    ],
+)
+def test_a_mask_that_fits_several_films_is_given_to_none_and_named(tmp_path, caplog, names, expected, unclear):
+    put(tmp_path, *names)
+    assert {image: row[2] for image, row in read(tmp_path).items() if row[2]} == expected
+    assert ("given to none" in caplog.text) == bool(unclear)
+    assert all(name in caplog.text for name in unclear)
+
+
 def test_links_to_folders_are_followed_once(tmp_path):
     put(tmp_path, "far/1.png", "set/NORM/2.png")
     (tmp_path / "set" / "TB").symlink_to(tmp_path / "far")

@@ -176,6 +176,25 @@ def test_class_folders_with_masks_of_both_lungs(tmp_path, capsys):
     assert "segment.weights" not in step
 
 
+def test_a_mask_of_two_films_is_given_to_none_and_named(tmp_path, capsys):
+    put(tmp_path / "set", "sick/1.png", "well/1.png", "well/2.png", "sick/3.png", "well/3.png")
+    put(tmp_path / "masks", "1.png", "2_mask.png", "sick/3.png", "well/3.png")
+    out = tmp_path / "m" / "m.csv"
+    assert call("data", "import", "table", tmp_path / "set", "--masks", tmp_path / "masks", "--out", out) == 0
+    masks = {image[len(str(tmp_path)) :]: mask for image, mask in read_manifest(out).table[["image", "mask"]].values}
+    assert masks == {
+        "/set/sick/1.png": "",
+        "/set/well/1.png": "",
+        "/set/well/2.png": f"{tmp_path}/masks/2_mask.png",
+        "/set/sick/3.png": f"{tmp_path}/masks/sick/3.png",
+        "/set/well/3.png": f"{tmp_path}/masks/well/3.png",
+    }
+    printed = capsys.readouterr().err
+    assert "1 mask(s) fit several films" in printed
+    assert str(tmp_path / "masks" / "1.png") in printed
+    assert "2 of 5 films have no mask" in printed
+
+
 @pytest.mark.parametrize(
     ("counts", "expected"),
     [
