@@ -303,7 +303,7 @@ def _add_boxes(films: list[ManifestRow], path: Path, job: Job) -> None:
         film = by_name.get(name.casefold())
         return size_of_film(film.image) if film is not None else None
 
-    boxes = read_boxes(path, size_of)
+    boxes = read_boxes(path, size_of, by_name)
     strangers = [name for name in boxes if name not in by_name]
     for name, found in boxes.items():
         if name in by_name:

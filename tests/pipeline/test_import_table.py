@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -140,6 +141,25 @@ def test_boxes_of_every_form_are_the_same(tmp_path, form):
     (image,) = set(manifest.boxes["image"])
     assert image.endswith("films/a.png")
     assert manifest.boxes_of(image) == [("Cavity", Box(20, 10, 40, 20))]
+
+
+def test_an_xml_named_as_a_film_is_of_that_film_whatever_it_names(tmp_path, capsys):
+    put(tmp_path, "films/p1.png", "films/p2.png", "films/b.png")
+    (tmp_path / "t.csv").write_text("image,label\nfilms/p1.png,TB\nfilms/p2.png,TB\nfilms/b.png,TB\n")
+    boxes = tmp_path / "boxes"
+    boxes.mkdir()
+    (boxes / "p1.xml").write_text(VOC)  # names a.png, as does the next
+    (boxes / "p2.xml").write_text(VOC.replace("<xmin>20<", "<xmin>30<"))
+    (boxes / "case7.xml").write_text(VOC.replace("a.png", "b.png"))
+    out = tmp_path / "m" / "m.csv"
+    assert call("data", "import", "table", tmp_path / "t.csv", "--boxes", boxes, "--out", out) == 0
+    manifest = read_manifest(out)
+    found = {Path(image).stem: [box for _, box in manifest.boxes_of(image)] for image in set(manifest.boxes["image"])}
+    assert found == {"p1": [Box(20, 10, 40, 20)], "p2": [Box(30, 10, 30, 20)], "b": [Box(20, 10, 40, 20)]}
+    assert "left out" not in capsys.readouterr().err
+    (boxes / "case8.xml").write_text(VOC)
+    assert call("data", "import", "table", tmp_path / "t.csv", "--boxes", boxes, "--out", tmp_path / "n" / "m.csv") == 0
+    assert "boxes of 1 films that the table does not hold are left out: a" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
