@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -34,19 +34,27 @@ class BoxFileError(CxrError, ValueError):
     """Boxes that cannot be read; names the file and what is wrong."""
 
 
-def read_boxes(path: Path, size_of: Callable[[str], tuple[int, int] | None]) -> Boxes:
+def read_boxes(
+    path: Path, size_of: Callable[[str], tuple[int, int] | None], films: Container[str] = frozenset()
+) -> Boxes:
     """All boxes of a file, or of the files in a folder.
 
     Args:
         path: a JSON (COCO), a table, or a folder of XML (Pascal VOC) or TXT (YOLO).
         size_of: (height, width) in pixels of a film by its name, which YOLO needs.
+        films: names of the known films, as `name_of` gives them. The boxes of an XML are those of the film with the
+            XML's name where there is one, whatever film it names: tools keep the first name of a renamed film.
 
     Raises:
         BoxFileError: the form is none of these, or a file is damaged.
     """
     if path.is_dir():
         files = list(files_below(path, (".xml", ".txt", ".json")))
-        for suffix, read in ((".xml", _voc), (".txt", lambda some: _yolo(path, some, size_of)), (".json", _coco_files)):
+        for suffix, read in (
+            (".xml", lambda some: _voc(some, films)),
+            (".txt", lambda some: _yolo(path, some, size_of)),
+            (".json", _coco_files),
+        ):
             some = [file for file in files if file.suffix.lower() == suffix]
             if some:
                 return read(some)
@@ -54,7 +62,7 @@ def read_boxes(path: Path, size_of: Callable[[str], tuple[int, int] | None]) -> 
     if path.suffix.lower() == ".json":
         return _coco_files([path])
     if path.suffix.lower() == ".xml":
-        return _voc([path])
+        return _voc([path], films)
     if path.suffix.lower() in SUFFIXES:
         return _table(path)
     raise BoxFileError(f"{path} is no file of boxes. Give a COCO .json, a table, or a folder of .xml or YOLO .txt")
@@ -103,7 +111,7 @@ def _small(path: Path) -> bytes:
         raise BoxFileError(f"{path} cannot be read ({error.strerror})") from None
 
 
-def _voc(paths: list[Path]) -> Boxes:
+def _voc(paths: list[Path], films: Container[str]) -> Boxes:
     boxes: Boxes = {}
     for path in paths:
         raw = _small(path)
@@ -113,15 +121,14 @@ def _voc(paths: list[Path]) -> Boxes:
             tree = ElementTree.fromstring(raw)
         except (ElementTree.ParseError, ValueError) as error:
             raise BoxFileError(f"{path} is no XML ({brief(error)})") from None
-        film = tree.findtext("filename") or path.stem
+        named = tree.findtext("filename")
+        film = path.name if not named or name_of(path.name) in films else named
         for item in tree.iter("object"):
             corners = []
             for name in ("xmin", "ymin", "xmax", "ymax"):
                 corners.append(_number(item.findtext(f"bndbox/{name}"), path))
             left, top, right, bottom = corners
             _add(boxes, film, (item.findtext("name") or "").strip(), [left, top, right - left, bottom - top], path)
-            if name_of(film) != name_of(path.name):  # tools keep the first name of a film that was renamed
-                boxes.setdefault(name_of(path.name), boxes.get(name_of(film), []))
     return boxes
 
 

@@ -7,10 +7,11 @@ in a folder of masks, or is named as the mask of a film beside it, is a mask and
 from __future__ import annotations
 
 import re
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 
+from cxr_pipeline.data.names import brief
 from cxr_pipeline.data.radiograph import looks_like_image
 from cxr_pipeline.data.walk import files_below
 
@@ -21,6 +22,12 @@ SPLIT_NAMES = {
     **dict.fromkeys(("valid", "validation", "dev"), "val"),
     **dict.fromkeys(("testing", "tst"), "test"),
 }
+# A word for a split as the name of a folder: `training_set`, `Test-Data`, `val2017`, `images_train`, `01 train`.
+_SPLIT = re.compile(
+    r"(?:\d+[ _.-]+)?(?:(?:images?|imgs?|films?|data|dataset|set)[ _.-]+)?"
+    rf"({'|'.join(sorted(SPLIT_NAMES, key=len, reverse=True))})"
+    r"(?:[ _.-]*(?:data ?sets?|sets?|data|images?|imgs?|films?|xrays?|splits?|folders?))*(?:[ _.-]*\d+)?"
+)
 _PLAIN = frozenset(
     {"image", "images", "img", "imgs", "film", "films", "png", "jpg", "jpeg", "dicom", "dcm", "xray", "xrays"}
 )
@@ -39,12 +46,22 @@ CLASS_WORDS = frozenset(
 )
 
 
-def rows_of(root: Path, classes: Sequence[str] | None = None) -> list[dict[str, str]]:
+def split_of(name: str) -> str | None:
+    """The split that the name of a folder, or a word in a table, means; None where it means none.
+
+    Case, numbers and words such as `_set`, `-data` or `_images` behind the split's do not count.
+    """
+    match = _SPLIT.fullmatch(name.strip().casefold())
+    return SPLIT_NAMES[match[1]] if match else None
+
+
+def rows_of(root: Path, classes: Sequence[str] | None = None, unclear: list[str] | None = None) -> list[dict[str, str]]:
     """Rows with image, label, split and mask (paths relative to `root`), in the order of their paths.
 
     Args:
         root: the folder.
         classes: labels that are expected: folders that differ in case alone get their spelling.
+        unclear: takes the masks (relative to `root`) that may be of several films, which none of them gets.
     """
     home = _unwrapped(root)
     films: list[tuple[Path, str, str, str]] = []
@@ -57,8 +74,8 @@ def rows_of(root: Path, classes: Sequence[str] | None = None) -> list[dict[str, 
         parts = path.relative_to(home).parts[:-1]
         if any(_OTHER_ORGANS.search(part) for part in parts if _within_masks(parts)):
             continue
-        kept = [part for part in parts if part.casefold() not in SPLIT_NAMES and part.casefold() not in _PLAIN]
-        split = next((SPLIT_NAMES[part.casefold()] for part in parts if part.casefold() in SPLIT_NAMES), "")
+        kept = [part for part in parts if split_of(part) is None and part.casefold() not in _PLAIN]
+        split = next((name for part in parts if (name := split_of(part)) is not None), "")
         if _within_masks(parts):
             label = next((part for part in kept if not _MASKS.fullmatch(part)), "")
             masks[_stem(path)].append((f"{split}/{label}".casefold(), path))
@@ -67,16 +84,22 @@ def rows_of(root: Path, classes: Sequence[str] | None = None) -> list[dict[str, 
         else:
             films.append((path, kept[0] if kept else "", split, f"{split}/{kept[0] if kept else ''}".casefold()))
     spelled = {name.casefold(): name for name in reversed([*(classes or ()), *(label for _, label, _, _ in films)])}
+    chosen = _chosen([(path, place) for path, _, _, place in films], masks)
+    uses = Counter(mask for found in chosen.values() for mask in found)
+    for found in chosen.values():
+        if len(found) > 1 and not _are_two_lungs(found):
+            uses.update(found)  # several masks for one film are as unclear as one mask for several films
+    clear = {path: found if all(uses[mask] == 1 for mask in found) else [] for path, found in chosen.items()}
+    if unclear is not None:
+        unclear += sorted(mask.relative_to(root).as_posix() for mask, films_of in uses.items() if films_of > 1)
     return [
         {
             "image": path.relative_to(root).as_posix(),
             "label": spelled.get(label.casefold(), label),
             "split": split,
-            "mask": "|".join(
-                mask.relative_to(root).as_posix() for mask in _masks_of(masks.get(_stem(path), []), place)
-            ),
+            "mask": "|".join(mask.relative_to(root).as_posix() for mask in clear[path]),
         }
-        for path, label, split, place in sorted(films)
+        for path, label, split, _ in sorted(films)
     ]
 
 
@@ -90,13 +113,40 @@ def _stem(path: Path) -> str:
     return (match[1] if match and _IS_MASK.fullmatch(path.stem) else path.stem).casefold()
 
 
-def _masks_of(found: list[tuple[str, Path]], place: str) -> list[Path]:
-    """The masks of a film: of its own split and class where there are any; both lungs' where they are two."""
-    own = [path for where, path in found if where == place] or [path for _, path in found]
-    if len(own) == 1:
-        return own
-    sides = {side for path in own for side in ("left", "right") if side in str(path.parent).casefold()}
-    return own if len(own) == 2 and sides == {"left", "right"} else []
+def _chosen(films: Sequence[tuple[Path, str]], masks: Mapping[str, list[tuple[str, Path]]]) -> dict[Path, list[Path]]:
+    """The masks that each film may have: beside it, of its own split and class, or else those of no other film's."""
+    labels = {place.partition("/")[2] for _, place in films}
+    chosen = {}
+    for path, place in films:
+        own = [mask for where, mask in masks.get(_stem(path), []) if where == place]
+        chosen[path] = [mask for mask in own if mask.parent == path.parent] or own
+    taken = {mask for found in chosen.values() for mask in found}
+    for path, place in films:
+        if not chosen[path]:
+            found = masks.get(_stem(path), [])
+            chosen[path] = [m for where, m in found if m not in taken and _may_belong(where, place, labels)]
+    return chosen
+
+
+def _may_belong(where: str, place: str, labels: Set[str]) -> bool:
+    """Whether a mask from another folder may be of a film: its split and class are the film's, or are none."""
+    split, _, label = where.partition("/")
+    own_split, _, own_label = place.partition("/")
+    return (not split or not own_split or split == own_split) and (label == own_label or label not in labels - {""})
+
+
+def _are_two_lungs(masks: Sequence[Path]) -> bool:
+    sides = {side for path in masks for side in ("left", "right") if side in str(path.parent).casefold()}
+    return len(masks) == 2 and sides == {"left", "right"}
+
+
+def unclear_masks(names: Sequence[str]) -> str:
+    """A sentence on masks that no film gets, by name."""
+    shown = ", ".join(brief(name, 80) for name in names[:5]) + (", ..." if len(names) > 5 else "")
+    return (
+        f"{len(names)} mask(s) fit several films, or share one film with other masks, and are given to none: {shown}. "
+        "Put masks into folders named as those of their films, or name them in a column `mask`"
+    )
 
 
 def _unwrapped(root: Path) -> Path:
@@ -108,12 +158,12 @@ def _unwrapped(root: Path) -> Path:
         if len(folders) != 1 or any(looks_like_image(path) for path in entries if path.is_file()):
             return home
         inner = folders[0].name.casefold()
-        if inner in SPLIT_NAMES or inner in CLASS_WORDS or inner in _PLAIN:
+        if split_of(inner) or inner in CLASS_WORDS or inner in _PLAIN:
             return home
         names = [
             "".join(c for c in path.name.casefold() if c.isalnum()) for path in folders[0].iterdir() if path.is_dir()
         ]
-        if not any(name in SPLIT_NAMES or name in CLASS_WORDS for name in names) and len(names) != 1:
+        if not any(split_of(name) or name in CLASS_WORDS for name in names) and len(names) != 1:
             return home
         home = folders[0]
     return home

@@ -18,6 +18,7 @@ A mask may also lie in two files (columns `mask_left` and `mask_right`), or be g
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,11 +28,12 @@ from typing import Any
 import pandas as pd
 
 from cxr_pipeline.configs.errors import CxrError
-from cxr_pipeline.data.classfolders import SPLIT_NAMES, rows_of
+from cxr_pipeline.data.classfolders import rows_of, split_of, unclear_masks
 from cxr_pipeline.data.geometry import Box
 from cxr_pipeline.data.names import FileIndex, brief, printable
 from cxr_pipeline.data.tables import Table, TableError, column_named, read_table, row_dicts
 
+log = logging.getLogger("cxr.manifest")
 COLUMNS = ("image", "mask", "label", "patient", "source", "split", "findings")
 SPLITS = ("train", "val", "test", "external")
 # Further columns that give masks: files beside `mask`, and run lengths with the size that they are of.
@@ -213,7 +215,7 @@ def _normal(read: Table) -> pd.DataFrame:
             table[column] = ""
     for column in {"findings", "negative", "uncertain"} & set(table.columns):
         table[column] = ["|".join(filter(None, map(str.strip, text.split("|")))) for text in table[column]]
-    table["split"] = [SPLIT_NAMES.get(text.casefold(), text) for text in table["split"]]
+    table["split"] = [split_of(text) or text for text in table["split"]]
     table["source"] = table["source"].where(table["source"] != "", "unknown")
     table["mask"] = [masks_in(row) for row in row_dicts(table)]
     return table
@@ -342,7 +344,10 @@ def _read_boxes(
 
 
 def _from_folders(root: Path, classes: Sequence[str] | None) -> Manifest:
-    rows = rows_of(root, classes)
+    unclear: list[str] = []
+    rows = rows_of(root, classes, unclear)
+    if unclear:
+        log.warning("%s: %s", root, unclear_masks(unclear))
     if not any(row["label"] for row in rows):
         found = ", ".join(sorted(brief(p.name, 40) for p in root.iterdir())[:10]) or "nothing"
         what = "films lie in no folder of a class" if rows else "no films found"

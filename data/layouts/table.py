@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cxr_pipeline.data.boxfiles import name_of, read_boxes
-from cxr_pipeline.data.classfolders import rows_of
+from cxr_pipeline.data.classfolders import rows_of, unclear_masks
 from cxr_pipeline.data.filmmasks import size_of_film
 from cxr_pipeline.data.layouts.base import Job, LayoutError, ManifestRow
 from cxr_pipeline.data.names import FileIndex, brief
@@ -62,7 +62,7 @@ def own_films(given: Path, job: Job, options: TableOptions) -> list[ManifestRow]
         BoxFileError: the boxes cannot be read.
     """
     source = options.source or (given.name if given.is_dir() else given.stem)
-    films = _of_folders(given, source) if given.is_dir() else _of_table(given, job, options, source)
+    films = _of_folders(given, source, job) if given.is_dir() else _of_table(given, job, options, source)
     if not films:
         raise LayoutError(f"no film of {given} was found. " + "; ".join(job.notes))
     _map_labels(films, options.classes, job)
@@ -73,9 +73,13 @@ def own_films(given: Path, job: Job, options: TableOptions) -> list[ManifestRow]
     return films
 
 
-def _of_folders(root: Path, source: str) -> list[ManifestRow]:
+def _of_folders(root: Path, source: str, job: Job) -> list[ManifestRow]:
     films = []
-    for row in rows_of(root):
+    unclear: list[str] = []
+    rows = rows_of(root, unclear=unclear)
+    if unclear:
+        job.note(unclear_masks(unclear))
+    for row in rows:
         masks = [root / part for part in row["mask"].split("|") if part]
         films.append(
             ManifestRow(
@@ -236,26 +240,60 @@ def _map_labels(films: list[ManifestRow], classes: Mapping[str, str], job: Job) 
 
 
 def _add_masks(films: list[ManifestRow], folders: Sequence[Path], job: Job) -> None:
-    names = [_mask_names(folder) for folder in folders]
+    unclear: list[str] = []
+    by_folder = [_masks_in(folder, films, unclear) for folder in folders]
     without = 0
     for film in films:
-        parts = [found for by_name in names if (found := by_name.get(film.image.stem.casefold())) is not None]
+        parts = [found[film.image] for found in by_folder if film.image in found]
         if len(parts) == len(folders):
             film.mask, film.other_masks = parts[0], parts[1:]
         without += film.mask is None
+    if unclear:
+        job.note(unclear_masks(sorted(set(unclear))))
     if without:
         job.note(f"{without} of {len(films)} films have no mask in {', '.join(map(str, folders))}")
 
 
-def _mask_names(folder: Path) -> dict[str, Path]:
-    """Masks in a folder by the name of their film."""
-    found: dict[str, Path] = {}
+def _masks_in(folder: Path, films: Sequence[ManifestRow], unclear: list[str]) -> dict[Path, Path]:
+    """The mask of each film in a folder, by name; `unclear` takes those that may be of several films."""
+    masks = _mask_names(folder)
+    alike: dict[str, list[Path]] = defaultdict(list)
+    for film in films:
+        alike[film.image.stem.casefold()].append(film.image)
+    chosen: dict[Path, Path] = {}
+    for stem, images in alike.items():
+        found = masks.get(stem, [])
+        if len(images) == len(found) == 1:
+            chosen[images[0]] = found[0]
+            continue
+        # Of several, those in folders of the same name belong together: TB/1.png and masks/TB/1.png.
+        for mask in found:
+            same = [image for image in images if _folder_name(image) == _folder_name(mask)]
+            rivals = [other for other in found if _folder_name(other) == _folder_name(mask)]
+            if len(same) == len(rivals) == 1 and mask.parent != folder:
+                chosen[same[0]] = mask
+            elif images:
+                unclear.append(str(mask))
+    return chosen
+
+
+def _folder_name(path: Path) -> str:
+    return path.parent.name.casefold()
+
+
+def _mask_names(folder: Path) -> dict[str, list[Path]]:
+    """Masks in a folder by the name of their film: those of just that name, else those with an ending such as _mask."""
+    exact: dict[str, list[Path]] = defaultdict(list)
+    ended: dict[str, list[Path]] = defaultdict(list)
     for path in files_below(folder):
+        if not looks_like_image(path):
+            continue
         stem = path.stem.casefold()
+        exact[stem].append(path)
         for ending in ("_mask", "-mask", "_seg", "_lung", "_lungs"):
-            found.setdefault(stem.removesuffix(ending), path)
-        found[stem] = path
-    return found
+            if stem.endswith(ending):
+                ended[stem.removesuffix(ending)].append(path)
+    return {**ended, **exact}
 
 
 def _add_boxes(films: list[ManifestRow], path: Path, job: Job) -> None:
@@ -265,7 +303,7 @@ def _add_boxes(films: list[ManifestRow], path: Path, job: Job) -> None:
         film = by_name.get(name.casefold())
         return size_of_film(film.image) if film is not None else None
 
-    boxes = read_boxes(path, size_of)
+    boxes = read_boxes(path, size_of, by_name)
     strangers = [name for name in boxes if name not in by_name]
     for name, found in boxes.items():
         if name in by_name:

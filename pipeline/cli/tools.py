@@ -259,13 +259,16 @@ def data() -> None:
 def summary(manifest: Path, out: Path | None) -> int:
     """Count the films of a manifest by source, class and split, and by finding."""
     from cxr_pipeline.data.manifest import read_manifest
-    from cxr_pipeline.manifests.summary import as_text, write
+    from cxr_pipeline.manifests.summary import as_text, missing, write
 
     faults: list[str] = []
     read = read_manifest(manifest, check_files=False, faults_into=faults)
     click.echo(as_text(read))
     if faults:
         click.echo(f"{len(faults)} fault(s) in the table; see: pipeline data check {manifest}", err=True)
+    gone = missing(read)
+    if gone:
+        click.echo(f"{gone} of these {len(read)} films are missing; see: pipeline data check {manifest}", err=True)
     if out is not None:
         click.echo("\n".join(f"Written: {path}" for path in write(read, out)))
     return DONE

@@ -8,6 +8,7 @@ import pandas as pd
 
 from cxr_pipeline.data.files import csv_text, write_text
 from cxr_pipeline.data.manifest import SPLITS, Manifest
+from cxr_pipeline.data.names import FileIndex
 from cxr_pipeline.data.tables import row_dicts
 
 _FINDINGS_SHOWN = 20
@@ -35,6 +36,12 @@ def findings(manifest: Manifest) -> pd.DataFrame:
     ).explode("finding")
     table = table[table["finding"].fillna("") != ""]
     return table.groupby(["finding", "split"]).size().rename("films").reset_index()
+
+
+def missing(manifest: Manifest) -> int:
+    """How many films of the table are no files, by any of the names that `read_manifest` would mend."""
+    index = FileIndex(manifest.root)
+    return sum(bool(index.find(image)[1]) for image in manifest.table["image"] if image)
 
 
 def as_text(manifest: Manifest) -> str:

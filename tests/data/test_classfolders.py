@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
+from cxr_pipeline.data.classfolders import split_of
 from cxr_pipeline.data.manifest import ManifestError, read_manifest
 from cxr_pipeline.data.walk import files_below
 
@@ -59,6 +60,61 @@ def test_forms_of_trees(tmp_path, names, expected):
         assert rows[image] == row
     assert not any("mask" in image for image in rows)
     assert len(rows) == sum("mask" not in name.lower() for name in names)
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        ("training_set", "test_set"),
+        ("Train-Data", "TEST-Data"),
+        ("train_images", "testing images"),
+        ("train2017", "test2017"),
+        ("trainset", "testset"),
+        ("training dataset", "test dataset 2"),
+        ("01_train", "02_test"),
+        ("images_train", "images_test"),
+    ],
+)
+def test_words_around_a_split_do_not_make_it_a_class(tmp_path, train, test):
+    put(tmp_path, *(f"{split}/{label}/{n}.png" for n, split in enumerate((train, test)) for label in ("TB", "NORM")))
+    splits = {image: row[:2] for image, row in read(tmp_path).items()}
+    assert splits == {
+        f"{train}/TB/0.png": ("TB", "train"),
+        f"{train}/NORM/0.png": ("NORM", "train"),
+        f"{test}/TB/1.png": ("TB", "test"),
+        f"{test}/NORM/1.png": ("NORM", "test"),
+    }
+
+
+@pytest.mark.parametrize("name", ["test positive", "tested", "trained", "value", "set", "data", "2017", "device"])
+def test_a_class_that_begins_like_a_split_stays_one(name):
+    assert split_of(name) is None
+
+
+@pytest.mark.parametrize(
+    ("names", "expected", "unclear"),
+    [
+        (["TB/1.png", "NORM/1.png", "masks/1.png"], {}, ["masks/1.png"]),
+        (["TB/1.png", "NORM/1.png", "masks/TB/1.png"], {"TB/1.png": "masks/TB/1.png"}, []),
+        (
+            ["TB/1.png", "NORM/1.png", "masks/TB/1.png", "masks/1.png"],
+            {"TB/1.png": "masks/TB/1.png", "NORM/1.png": "masks/1.png"},
+            [],
+        ),
+        (["train/TB/1.png", "test/TB/1.png", "masks/train/1.png"], {"train/TB/1.png": "masks/train/1.png"}, []),
+        (["TB/1.png", "masks/a/1.png", "masks/b/1.png"], {}, ["masks/a/1.png", "masks/b/1.png"]),
+        (
+            ["TB/p1/1.png", "TB/p1/1_mask.png", "TB/p2/1.png", "TB/p2/1_mask.png"],
+            {"TB/p1/1.png": "TB/p1/1_mask.png", "TB/p2/1.png": "TB/p2/1_mask.png"},
+            [],
+        ),
+    ],
+)
+def test_a_mask_that_fits_several_films_is_given_to_none_and_named(tmp_path, caplog, names, expected, unclear):
+    put(tmp_path, *names)
+    assert {image: row[2] for image, row in read(tmp_path).items() if row[2]} == expected
+    assert ("given to none" in caplog.text) == bool(unclear)
+    assert all(name in caplog.text for name in unclear)
 
 
 def test_links_to_folders_are_followed_once(tmp_path):

@@ -119,6 +119,17 @@ def test_summary_counts_a_table_with_faults_and_says_so(manifest, capsys):
     assert "1 fault(s)" in warned
 
 
+def test_summary_says_how_many_films_are_missing(manifest, capsys):
+    (manifest.parent / "a.png").touch()
+    (manifest.parent / "B.PNG").touch()  # which reading mends
+    assert _call(["data", "summary", str(manifest)]) == 0
+    assert f"2 of these 4 films are missing; see: pipeline data check {manifest}" in capsys.readouterr().err
+    for name in "cd":
+        (manifest.parent / f"{name}.png").touch()
+    assert _call(["data", "summary", str(manifest)]) == 0
+    assert capsys.readouterr().err == ""
+
+
 def test_summary_of_an_import_has_every_film(tmp_path):
     out = tmp_path / "m.csv"
     assert _call(["data", "import", "rsna", str(rsna(tmp_path)), "--out", str(out)]) == 0

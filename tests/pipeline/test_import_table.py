@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -142,6 +143,25 @@ def test_boxes_of_every_form_are_the_same(tmp_path, form):
     assert manifest.boxes_of(image) == [("Cavity", Box(20, 10, 40, 20))]
 
 
+def test_an_xml_named_as_a_film_is_of_that_film_whatever_it_names(tmp_path, capsys):
+    put(tmp_path, "films/p1.png", "films/p2.png", "films/b.png")
+    (tmp_path / "t.csv").write_text("image,label\nfilms/p1.png,TB\nfilms/p2.png,TB\nfilms/b.png,TB\n")
+    boxes = tmp_path / "boxes"
+    boxes.mkdir()
+    (boxes / "p1.xml").write_text(VOC)  # names a.png, as does the next
+    (boxes / "p2.xml").write_text(VOC.replace("<xmin>20<", "<xmin>30<"))
+    (boxes / "case7.xml").write_text(VOC.replace("a.png", "b.png"))
+    out = tmp_path / "m" / "m.csv"
+    assert call("data", "import", "table", tmp_path / "t.csv", "--boxes", boxes, "--out", out) == 0
+    manifest = read_manifest(out)
+    found = {Path(image).stem: [box for _, box in manifest.boxes_of(image)] for image in set(manifest.boxes["image"])}
+    assert found == {"p1": [Box(20, 10, 40, 20)], "p2": [Box(30, 10, 30, 20)], "b": [Box(20, 10, 40, 20)]}
+    assert "left out" not in capsys.readouterr().err
+    (boxes / "case8.xml").write_text(VOC)
+    assert call("data", "import", "table", tmp_path / "t.csv", "--boxes", boxes, "--out", tmp_path / "n" / "m.csv") == 0
+    assert "boxes of 1 films that the table does not hold are left out: a" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("name", "content", "match"),
     [
@@ -174,6 +194,25 @@ def test_class_folders_with_masks_of_both_lungs(tmp_path, capsys):
     step = capsys.readouterr().out
     assert """--set 'classes=["sick", "well"]' --set 'positive="sick"' --set 'normal="well"'""" in step
     assert "segment.weights" not in step
+
+
+def test_a_mask_of_two_films_is_given_to_none_and_named(tmp_path, capsys):
+    put(tmp_path / "set", "sick/1.png", "well/1.png", "well/2.png", "sick/3.png", "well/3.png")
+    put(tmp_path / "masks", "1.png", "2_mask.png", "sick/3.png", "well/3.png")
+    out = tmp_path / "m" / "m.csv"
+    assert call("data", "import", "table", tmp_path / "set", "--masks", tmp_path / "masks", "--out", out) == 0
+    masks = {image[len(str(tmp_path)) :]: mask for image, mask in read_manifest(out).table[["image", "mask"]].values}
+    assert masks == {
+        "/set/sick/1.png": "",
+        "/set/well/1.png": "",
+        "/set/well/2.png": f"{tmp_path}/masks/2_mask.png",
+        "/set/sick/3.png": f"{tmp_path}/masks/sick/3.png",
+        "/set/well/3.png": f"{tmp_path}/masks/well/3.png",
+    }
+    printed = capsys.readouterr().err
+    assert "1 mask(s) fit several films" in printed
+    assert str(tmp_path / "masks" / "1.png") in printed
+    assert "2 of 5 films have no mask" in printed
 
 
 @pytest.mark.parametrize(
