@@ -7,8 +7,9 @@ are needed by its first row, before the rest is read.
 from __future__ import annotations
 
 import csv
+import re
 import zipfile
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -25,6 +26,7 @@ MAX_BYTES = 1 << 30  # tables with run lengths of 200,000 films stay below
 MAX_COLUMNS = 1000
 _CELL = 1 << 24  # characters of one cell; run lengths of a large mask take a hundred thousand
 _HEAD = 1 << 16  # bytes that hold the first row of any table
+_TITLE_ROWS = 20  # among which the header is looked for
 _SHEET_BYTES = 1 << 29  # of an Excel file, unpacked
 # What a file is that starts like this, and what to do with it.
 _NO_TABLES = (
@@ -42,6 +44,9 @@ _NO_TABLES = (
 
 # The number of each row as a spreadsheet shows it, and its cells; the header comes first.
 Records = Generator[tuple[int, list[str]], None, None]
+
+
+HeaderTest = Callable[[Sequence[str]], bool]
 
 
 class TableError(CxrError, ValueError):
@@ -65,17 +70,22 @@ class Table:
     faults: list[str] = field(default_factory=list)
 
 
-def read_table(path: Path, needed: Sequence[str] = ()) -> Table:
+def read_table(path: Path, needed: Sequence[str] = (), likely: Sequence[str] = ()) -> Table:
     """A table, its header matched to `needed` without regard to case.
 
+    The header is the first row, or a later one of the first `_TITLE_ROWS` where only that has the columns asked for: a
+    title may stand above. Of an Excel file, the first sheet with such a row counts, or else the first sheet.
+
     Args:
-        path: a CSV (comma, semicolon, tab or bar; UTF-8 or UTF-16) or an Excel file, of which the first sheet counts.
+        path: a CSV (comma, semicolon, tab or bar; UTF-8 or UTF-16) or an Excel file.
         needed: columns that must be there; checked before the body is read.
+        likely: names of columns by one of which the header is known, the best first; none of them must be there.
 
     Raises:
         TableError: there is no such file, it is no table, is too large, or lacks a column.
     """
-    records = _excel(path) if _is_excel(path) else _text(path)
+    tests = _header_tests(needed, likely)
+    records = _excel(path, tests) if _is_excel(path) else _text(path, tests)
     try:
         header = [name.strip() for name in next(records, (1, []))[1]]
         columns, places = _header(header, needed)
@@ -121,6 +131,23 @@ IMAGE_NAMES = (
 
 def _plain(name: str) -> str:
     return "".join(letter for letter in name.casefold() if letter.isalnum())
+
+
+def _header_tests(needed: Sequence[str], likely: Sequence[str]) -> Sequence[HeaderTest]:
+    """Whether the cells of a row are those of the header: the strictest test first, which all rows get before the next.
+
+    The last knows a header by what others call the column of films; so an error names the columns that are there.
+    """
+    loose = likely or (IMAGE_NAMES if "image" in needed else ())
+
+    def has_all(cells: Sequence[str]) -> bool:
+        return all(column_named(name, cells) for name in (*needed, *likely[:1]))
+
+    def has_any(cells: Sequence[str]) -> bool:
+        return sum(map(bool, cells)) > 1 and any(column_named(name, cells) for name in loose)
+
+    tests: list[tuple[object, HeaderTest]] = [(needed or likely, has_all), (loose, has_any)]
+    return [test for asked, test in tests if asked]
 
 
 def _is_excel(path: Path) -> bool:
@@ -173,7 +200,7 @@ def _body(records: Records, columns: list[str], places: list[int], width: int) -
     return table
 
 
-def _text(path: Path) -> Records:
+def _text(path: Path, tests: Sequence[HeaderTest]) -> Records:
     try:
         size = path.stat().st_size if path.is_file() else -1
         if size < 0:
@@ -190,7 +217,28 @@ def _text(path: Path) -> Records:
             f"it cannot be read ({error.strerror or error}). Check the path and the access rights"
         ) from None
     start, separator = _separator(first, len(head) == _HEAD and size > _HEAD)
+    start, separator = _below_titles(first, start, separator, tests)
     return _records(path, encoding, start, separator)
+
+
+def _below_titles(head: str, start: int, separator: str, tests: Sequence[HeaderTest]) -> tuple[int, str]:
+    """How many lines come before the header, where a title stands above it; and what separates its cells."""
+    lines = re.split(r"\r\n|\r|\n", head.lstrip("\ufeff"))
+    named = any("sep=" in line.lower() for line in lines[:start])  # the separator, by a line for spreadsheets
+    for is_header in tests:
+        for number, line in enumerate(lines[start : start + _TITLE_ROWS]):
+            by = separator if named or not number else _commonest(line)
+            try:
+                cells = next(csv.reader([line], delimiter=by, skipinitialspace=True), [])
+            except csv.Error:
+                continue
+            if is_header([cell.strip() for cell in cells]):
+                return start + number, by
+    return start, separator
+
+
+def _commonest(line: str) -> str:
+    return max(",;\t|", key=line.count)
 
 
 def _records(path: Path, encoding: str, skip: int, separator: str) -> Records:
@@ -249,11 +297,11 @@ def _separator(head: str, cut: bool) -> tuple[int, str]:
         return skip + 1, hint[4]
     if hint == "sep=":  # a tab, stripped
         return skip + 1, "\t"
-    return skip, max(",;\t|", key=line.count)
+    return skip, _commonest(line)
 
 
-def _excel(path: Path) -> Records:
-    """Rows of the first sheet of an Excel file, as text."""
+def _excel(path: Path, tests: Sequence[HeaderTest]) -> Records:
+    """Rows of the sheet of an Excel file that has the header, from there on, as text."""
     try:
         import openpyxl
     except ImportError:
@@ -268,20 +316,31 @@ def _excel(path: Path) -> Records:
             if sum(member.file_size for member in archive.infolist()) > _SHEET_BYTES:
                 raise TableError(f"it unpacks to over {_SHEET_BYTES >> 20} MB. Save the table as CSV UTF-8")
         book = openpyxl.load_workbook(path, read_only=True, data_only=True)
-        rows = book.worksheets[0].iter_rows(values_only=True)
+        sheet, begin = _sheet(book, tests)
+        rows = sheet.iter_rows(min_row=begin, values_only=True)
     except TableError:
         raise
     except OSError as error:
         raise TableError(f"it cannot be read ({error.strerror or brief(error)})") from None
     except Exception as error:  # openpyxl raises whatever it likes on damaged files
         raise TableError(f"the Excel file is damaged ({type(error).__name__}). Save the table as CSV UTF-8") from None
-    return _excel_rows(book, rows)
+    return _excel_rows(book, rows, begin)
 
 
-def _excel_rows(book: Any, rows: Iterator[tuple[Any, ...]]) -> Records:
+def _sheet(book: Any, tests: Sequence[HeaderTest]) -> tuple[Any, int]:
+    """The sheet that holds the table, and the number of the row to begin at."""
+    for is_header in tests:
+        for sheet in book.worksheets:
+            for number, cells in enumerate(sheet.iter_rows(max_row=_TITLE_ROWS, values_only=True), 1):
+                if is_header([_cell(cell).strip() for cell in cells]):
+                    return sheet, number
+    return book.worksheets[0], 1
+
+
+def _excel_rows(book: Any, rows: Iterator[tuple[Any, ...]], begin: int) -> Records:
     begun = False
     try:
-        for number, cells in enumerate(rows, 1):
+        for number, cells in enumerate(rows, begin):
             texts = [_cell(cell) for cell in cells]
             while texts and not texts[-1]:  # sheets are as wide as their widest formatted row
                 texts.pop()

@@ -98,7 +98,8 @@ def _of_folders(root: Path, source: str, job: Job) -> list[ManifestRow]:
 
 def _of_table(path: Path, job: Job, options: TableOptions, source: str) -> list[ManifestRow]:
     try:
-        table = read_table(path)
+        named = options.image or options.join
+        table = read_table(path, likely=[named] if named else _GUESSES["image"])
     except TableError as error:
         raise LayoutError(f"{path}: {error}") from None
     job.notes.extend(table.faults[:3])

@@ -59,6 +59,11 @@ FORMS = {
     "a path of another computer": PLAIN.replace("films/", "/home/me/set/films/").encode(),
     "without endings": PLAIN.replace(".png", "").encode(),
     "endings in capitals": PLAIN.replace(".png", ".PNG").encode(),
+    "a title above": b"Films of 2020\n" + PLAIN.encode(),
+    "a title and comments above": b"Films; of the clinic, 2020\n# by hand, twice\n\n"
+    + PLAIN.replace(",", ";").encode(),
+    "a sep line and a title": b"sep=;\nFilms, of, 2020, ours\n" + PLAIN.replace(",", ";").encode(),
+    "a title in UTF-16": ("Films of 2020\r\n" + PLAIN).encode("utf-16"),
     "an index column": b",image,label,split\n0,films/a.png,TB,train\n1,films/b.png,NORM,test\n",
     "other words for splits": PLAIN.replace(",train", ",Training").replace(",test", ",TEST").encode(),
 }
@@ -88,6 +93,36 @@ def test_excel(folder):
     (folder / "m.xlsx").write_bytes((folder / "m.xlsx").read_bytes()[:900])
     with pytest.raises(TableError, match="damaged"):
         read_table(folder / "m.xlsx", ["image"])
+
+
+def test_excel_with_a_title_above_or_the_table_on_another_sheet(folder):
+    import openpyxl
+
+    rows = [line.split(",") for line in PLAIN.splitlines()]
+    excel(folder / "title.xlsx", [["Films of 2020"], [], *rows])
+    read = read_table(folder / "title.xlsx", ["image"])
+    assert [row["image"] for row in read.rows] == ["films/a.png", "films/b.png"]
+    assert read.numbers == [4, 5]
+    book = openpyxl.Workbook()
+    book.active.append(["About", "file"])  # nearly a header: the sheet with the very column wins
+    sheet = book.create_sheet("films")
+    for row in rows:
+        sheet.append(row)
+    book.save(folder / "second.xlsx")
+    assert list(read_manifest(folder / "second.xlsx").table["label"]) == ["TB", "NORM"]
+
+
+def test_numbers_and_errors_below_a_title(folder):
+    (folder / "m.csv").write_text("Films of 2020\n\nimage,label\nfilms/a.png,TB\nfilms,TB\n")
+    with pytest.raises(ManifestError, match="row 5: image films is a folder"):
+        read_manifest(folder / "m.csv")
+    (folder / "m.csv").write_text("Films of 2020\nfilename,label\na.png,TB\n")
+    with pytest.raises(ManifestError, match="Columns there: filename, label. Did you mean `filename`"):
+        read_manifest(folder / "m.csv")
+    (folder / "m.csv").write_text("Study\nFile;Diagnosis\na.png;TB\n")
+    assert read_table(folder / "m.csv", likely=["image", "file", "study"]).columns == ["File", "Diagnosis"]
+    (folder / "m.csv").write_text("name,label\na.png,TB\n")  # no row is like a header: the first counts
+    assert read_table(folder / "m.csv", likely=["image", "file"]).columns == ["name", "label"]
 
 
 def test_boxes_follow_their_films_to_the_mended_names(folder):

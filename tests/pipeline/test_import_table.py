@@ -65,6 +65,17 @@ def test_columns_are_named_and_labels_mapped(tmp_path, capsys):
     assert "classes=" in printed.out
 
 
+def test_a_title_above_the_header_is_passed_over(tmp_path):
+    put(tmp_path, "a.png")
+    (tmp_path / "t.csv").write_text("Our films, 2020\nPicture;Diagnosis\na.png;TB\n")
+    given = ("data", "import", "table", tmp_path / "t.csv", "--out", tmp_path / "m" / "m.csv")
+    assert call(*given, "--image", "picture") == 0
+    assert list(read_manifest(tmp_path / "m" / "m.csv").table["label"]) == ["TB"]
+    (tmp_path / "t.csv").write_text("Our films, 2020\nFile;Diagnosis\na.png;NORM\n")
+    assert call(*given, "--overwrite") == 0
+    assert list(read_manifest(tmp_path / "m" / "m.csv").table["label"]) == ["NORM"]
+
+
 def test_a_column_that_is_not_there_is_answered_with_the_nearest(tmp_path, capsys):
     put(tmp_path, "a.png")
     (tmp_path / "t.csv").write_text("picture,Diagnosis\na.png,x\n")
