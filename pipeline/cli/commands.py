@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from cxr_pipeline.about import PROGRAM, RUNTIMES, version
+from cxr_pipeline.configs.errors import CxrError
 from cxr_pipeline.run import engines
 from cxr_pipeline.stages import registry
 
@@ -187,3 +188,19 @@ def log_to_stderr() -> None:
         handler.setFormatter(_Printable("%(message)s"))
         log.addHandler(handler)
     log.setLevel(logging.INFO)
+
+
+def explained(error: Exception) -> str:
+    """An error as the user is to read it: our own as it is, others with what to do next."""
+    from cxr_pipeline.data.names import printable
+
+    if isinstance(error, ModuleNotFoundError):
+        from cxr_pipeline.configs.extras import explained as missing
+
+        error = missing(error) or error
+    if isinstance(error, CxrError):
+        return printable(str(error))
+    text = printable(" ".join(str(error).split())) or "no message"
+    if isinstance(error, OSError):
+        return f"{text}. Run again with --debug for the traceback"
+    return f"unexpected {type(error).__name__}: {text}. Run again with --debug for the traceback, and report it"

@@ -14,6 +14,7 @@ import click
 from cxr_pipeline.cli import (  # noqa: F401  (their commands join the group)
     deidentify,
     export,
+    folders,
     hospital,
     imports,
     read,
@@ -24,13 +25,13 @@ from cxr_pipeline.cli import (  # noqa: F401  (their commands join the group)
 from cxr_pipeline.cli.commands import (
     DONE,
     INTERRUPTED,
-    SOME_FAILED,
     STAGES,
     WRONG,
     cli,
     command,
     debugging,
     engine_options,
+    explained,
     language_option,
     parsed_mode,
     runtime_option,
@@ -39,8 +40,8 @@ from cxr_pipeline.cli.commands import (
     weights_option,
     workers_option,
 )
+from cxr_pipeline.cli.folders import report_at_end
 from cxr_pipeline.cli.hospital import check_source, pulled
-from cxr_pipeline.configs.errors import CxrError
 
 if TYPE_CHECKING:
     from cxr_pipeline.run.engines.base import RunnerOptions
@@ -283,79 +284,8 @@ def run(
     elif summary.unchanged and has_report(out):
         click.echo(f"Report    {out / REPORT}")
     else:
-        _report_at_end(out, sum(summary.counts.values()) + summary.others, report)
+        report_at_end(out, sum(summary.counts.values()) + summary.others, report)
     return summary.exit_code
-
-
-def _report_at_end(out: Path, films: int, wanted: bool | None) -> None:
-    """The report that ends a run. It is made from the results, which are there whatever becomes of it."""
-    from cxr_pipeline.data.progress import progress_bar
-    from cxr_pipeline.report.report import EMBEDDED, write_report
-
-    again = f"pipeline report {out}"
-    if wanted is None and films > EMBEDDED:
-        click.echo(f"No report.html by default for more than {EMBEDDED} films. Make it: {again}", err=True)
-    elif wanted is not False:
-        try:
-            with progress_bar("report", films) as progress:
-                click.echo(f"Report    {write_report(out, progress=progress)}")
-        except KeyboardInterrupt:
-            click.echo(f"\nStopped. The results are complete, without report.html. Make it: {again}", err=True)
-        except Exception as error:
-            if debugging():
-                traceback.print_exc()
-            message = f"The results are complete, but report.html could not be written ({_explained(error)})."
-            click.echo(f"{message} Try again: {again}", err=True)
-
-
-@command
-@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path), metavar="DIR")
-@threshold_option
-@site_option
-@click.option(
-    "--report/--no-report",
-    default=None,
-    help="Write report.html at the end.  [default: up to 2000 films in the folder]",
-)
-def screen(folder: Path, threshold: float | None, site: Path | None, report: bool | None) -> int:
-    """Decide the films of a finished folder again, in seconds: no network runs, and no film is read.
-
-    Labels, screening answers, scores, warnings of doubt, the worklist and the overlays' captions are made anew. Masks,
-    heat maps and boxes stay as the run drew them.
-
-    \b
-    Examples:
-      pipeline screen results --threshold 40        positive from a score of 40 on
-      pipeline screen results --site ours.yaml      as the site file of `pipeline calibrate` decides
-    """
-    from cxr_pipeline.run.screen import screen as decide
-    from cxr_pipeline.run.screen import summary
-
-    screened = decide(folder, threshold=threshold, site=site)
-    click.echo(summary(screened, folder))
-    _report_at_end(folder, screened.films, report)
-    return DONE
-
-
-@command
-@click.argument("folders", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path), metavar="DIR...")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for all results.")
-@click.option("--mode", callback=parsed_mode, metavar="OCTAL", help="Permissions of the results.  [default: 600]")
-def merge(folders: tuple[Path, ...], out: Path, mode: int) -> int:
-    """Join the folders of all shards of a run, as if one run had judged all inputs.
-
-    Every part is checked first: its list of films, and the checksums of its files. If anything is missing, nothing is
-    written.
-
-    \b
-    Example:
-      pipeline merge part1 part2 --out results
-    """
-    from cxr_pipeline.results.merge import merge as join
-
-    counts = join(folders, out, mode=mode)
-    click.echo(f"{sum(counts.values())} films in {out}: " + ", ".join(f"{n} {status}" for status, n in counts.items()))
-    return SOME_FAILED if counts["refused"] or counts["failed"] else DONE
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -386,23 +316,8 @@ def _call(arguments: list[str] | None) -> int:
     except Exception as error:
         if debugging():
             traceback.print_exc()
-        click.echo(f"Error: {_explained(error)}", err=True)
+        click.echo(f"Error: {explained(error)}", err=True)
         return WRONG
-
-
-def _explained(error: Exception) -> str:
-    from cxr_pipeline.data.names import printable
-
-    if isinstance(error, ModuleNotFoundError):
-        from cxr_pipeline.configs.extras import explained
-
-        error = explained(error) or error
-    if isinstance(error, CxrError):
-        return printable(str(error))
-    text = printable(" ".join(str(error).split())) or "no message"
-    if isinstance(error, OSError):
-        return f"{text}. Run again with --debug for the traceback"
-    return f"unexpected {type(error).__name__}: {text}. Run again with --debug for the traceback, and report it"
 
 
 if __name__ == "__main__":

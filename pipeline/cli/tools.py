@@ -16,7 +16,6 @@ from cxr_pipeline.cli.commands import (
     cli,
     command,
     data_option,
-    language_option,
     log_to_stderr,
     mask_labels_option,
     print_figures,
@@ -194,8 +193,9 @@ def plan(
     from cxr_pipeline.configs.extras import require
 
     require("figures", "pipeline plan")
-    from cxr_pipeline.report.plan import Costs, summary_lines, write_plan, write_site
+    from cxr_pipeline.report.plan import Costs, write_site
     from cxr_pipeline.report.plan import plan as make_plan
+    from cxr_pipeline.report.plan_files import summary_lines, write_plan
 
     costs = Costs(prevalence, film_cost, test_cost)
     made = make_plan(
@@ -298,37 +298,6 @@ def check(manifest: Path, images: bool, out: Path | None, mask_labels: list[str]
         write_pairs(findings, out)
         click.echo(f"All pairs: {out}")
     return DONE if findings.clean else SOME_FAILED
-
-
-@command
-@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path), metavar="DIR")
-@workers_option
-@language_option
-def report(folder: Path, workers: int | None, language: str | None) -> int:
-    """Make report.html of a folder that `run`, `merge` or `train` left: one page, which needs no other file.
-
-    \b
-    For a run:       counts, scores, reasons, a table to sort and filter, every film with its lungs, heat map and boxes.
-    For a training:  curves, figures with intervals, confusion matrix, ROC, reliability, worst cases, settings.
-
-    A run's page holds small copies of the films, so treat it like the films themselves. With more than 2000 films, the
-    page holds those with the highest scores, about 20 KB each, and links to the overlays of the others.
-
-    \b
-    Example:
-      pipeline report results
-    """
-    from cxr_pipeline.data.progress import progress_bar
-    from cxr_pipeline.report.report import write_report
-    from cxr_pipeline.report.training import is_training, write_training_report
-
-    if is_training(folder):
-        path = write_training_report(folder)
-    else:
-        with progress_bar("report", None) as progress:
-            path = write_report(folder, workers=workers, progress=progress, language=language)
-    click.echo(f"Report    {path}")
-    return DONE
 
 
 @command

@@ -14,6 +14,7 @@ import pytest
 from cxr_pipeline import stages
 from cxr_pipeline.about import EXIT_CODES
 from cxr_pipeline.cli import commands
+from cxr_pipeline.cli import commands
 from cxr_pipeline.cli import main as cli
 from cxr_pipeline.models.store import RUNTIMES
 from cxr_pipeline.results.folder import rows, run_info
@@ -29,7 +30,7 @@ def call(*arguments):
 
 def test_stage_names_are_those_of_the_stages():
     assert stages.names() == cli.STAGES
-    assert {cli.DONE, cli.SOME_FAILED, cli.WRONG, cli.INTERRUPTED} == set(EXIT_CODES)
+    assert {commands.DONE, commands.SOME_FAILED, commands.WRONG, commands.INTERRUPTED} == set(EXIT_CODES)
 
 
 def test_all_done_is_0_and_says_where_and_what_for(films, tmp_path, weights, capsys):
