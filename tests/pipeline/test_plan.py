@@ -13,7 +13,8 @@ import yaml
 from cxr_pipeline.about import PROGRAM
 from cxr_pipeline.cli.main import _call
 from cxr_pipeline.data.files import csv_line
-from cxr_pipeline.report.plan import Costs, PlanError, plan, sample_size, sample_sizes, table_of, write_plan, yields
+from cxr_pipeline.report.plan import Costs, PlanError, plan, sample_size, sample_sizes, table_of, yields
+from cxr_pipeline.report.plan_files import write_plan
 from cxr_pipeline.results.identity import ResultsError
 from cxr_pipeline.results.outputs import columns
 from cxr_pipeline.stages.decisions import Rules
