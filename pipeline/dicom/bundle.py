@@ -16,6 +16,7 @@ from cxr_pipeline.dicom.report import (
     CHEST_FILM,
     CTR,
     LABEL,
+    LUNG_MEASURES,
     PIXELS,
     REGION,
     SCHEME,
@@ -198,12 +199,7 @@ def _measures(made: _Bundle, measures: Mapping[str, Any], about: Mapping[str, An
             made.observe(name, code, about, valueQuantity=_quantity(float(measures[name]), one))
     for side, lung in (("right", RIGHT_LUNG), ("left", LEFT_LUNG)):
         organ = lung if made.header.sides_known else codes.SCT.Lung
-        for suffix, code, unit in (
-            ("lung_mm2", codes.SCT.Area, codes.UCUM.SquareMillimeter),
-            ("lung_px", codes.SCT.Area, PIXELS),
-            ("lung_height_mm", codes.DCM.Height, codes.UCUM.Millimeter),
-            ("lung_height_px", codes.DCM.Height, PIXELS),
-        ):
+        for suffix, code, unit in LUNG_MEASURES:
             value = measures.get(f"{side}_{suffix}")
             if value is not None:
                 where = {"bodySite": _concept(organ), "valueQuantity": _quantity(float(value), unit)}

@@ -31,6 +31,13 @@ REGION_SCORE = Code("REGION_SCORE", SCHEME, "Score of the region, 0 to 1")
 CTR = Code("CTR", SCHEME, "Cardiothoracic ratio")
 AREA_RATIO = Code("LUNG_AREA_RATIO", SCHEME, "Area of the left lung by that of the right one")
 PIXELS = Code("{pixels}", "UCUM", "pixels")
+# What the stage `measure` says of a lung, without its side, with the concept and unit of each.
+LUNG_MEASURES = (
+    ("lung_mm2", codes.SCT.Area, codes.UCUM.SquareMillimeter),
+    ("lung_px", codes.SCT.Area, PIXELS),
+    ("lung_height_mm", codes.DCM.Height, codes.UCUM.Millimeter),
+    ("lung_height_px", codes.DCM.Height, PIXELS),
+)
 SCREENS = {
     "positive": codes.SCT.Positive,
     "negative": codes.SCT.Negative,
@@ -221,12 +228,7 @@ def _organ(
 
     film = header.dataset
     numbers = []
-    for suffix, name, unit in (
-        ("lung_mm2", codes.SCT.Area, codes.UCUM.SquareMillimeter),
-        ("lung_px", codes.SCT.Area, PIXELS),
-        ("lung_height_mm", codes.DCM.Height, codes.UCUM.Millimeter),
-        ("lung_height_px", codes.DCM.Height, PIXELS),
-    ):
+    for suffix, name, unit in LUNG_MEASURES:
         value = measures.get(f"{segment.key}_{suffix}")
         if value is not None:
             numbers.append(Measurement(name, float(value), unit))
