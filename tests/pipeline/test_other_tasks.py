@@ -223,16 +223,13 @@ def test_a_training_judges_its_classes_on_test(unsplit):
     assert {name: one["support"] for name, one in metrics["per_class"].items()} == {"LIQUID": 2, "SICK": 2, "WELL": 2}
 
 
+def judged_into(unsplit, out):
+    return ["--data", str(unsplit / "manifest.csv"), "--weights", str(unsplit / "w"), "--out", str(out)]
+
+
 @pytest.mark.slow
 def test_films_are_dealt_out_again_as_in_the_training(unsplit, tmp_path):
-    at = [
-        "--data",
-        str(unsplit / "manifest.csv"),
-        "--weights",
-        str(unsplit / "w"),
-        "--out",
-        str(tmp_path),
-    ]
+    at = judged_into(unsplit, tmp_path)
     assert _call(["evaluate", "--stage", "classify", *at]) == 0
     own = unsplit / "w" / "classify" / "evaluation" / "test" / "films.csv"
     judged, trained = ({row["image"] for row in csv.DictReader(path.open())} for path in (tmp_path / "films.csv", own))
@@ -267,14 +264,7 @@ def test_a_refused_training_leaves_the_finished_one_alone(unsplit, capsys):
 
 @pytest.mark.slow
 def test_all_films_of_a_training_are_known_as_such(unsplit, tmp_path):
-    at = [
-        "--data",
-        str(unsplit / "manifest.csv"),
-        "--weights",
-        str(unsplit / "w"),
-        "--out",
-        str(tmp_path),
-    ]
+    at = judged_into(unsplit, tmp_path)
     assert _call(["evaluate", "--stage", "classify", *at, "--split", "all"]) == 0
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert metrics["n_films"] == 18
