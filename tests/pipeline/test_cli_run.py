@@ -14,7 +14,6 @@ import pytest
 from cxr_pipeline import stages
 from cxr_pipeline.about import EXIT_CODES
 from cxr_pipeline.cli import commands
-from cxr_pipeline.cli import commands
 from cxr_pipeline.cli import main as cli
 from cxr_pipeline.models.store import RUNTIMES
 from cxr_pipeline.results.folder import rows, run_info
