@@ -141,8 +141,9 @@ def _are_two_lungs(masks: Sequence[Path]) -> bool:
 
 
 def unclear_masks(names: Sequence[str]) -> str:
-    """A sentence on masks that no film gets, by name."""
-    shown = ", ".join(brief(name, 80) for name in names[:5]) + (", ..." if len(names) > 5 else "")
+    """A sentence on masks that no film gets, by name and folder."""
+    ends = ["/".join(Path(name).parts[-2:]) for name in names[:5]]
+    shown = ", ".join(brief(end, 80) for end in ends) + (", ..." if len(names) > 5 else "")
     return (
         f"{len(names)} mask(s) fit several films, or share one film with other masks, and are given to none: {shown}. "
         "Put masks into folders named as those of their films, or name them in a column `mask`"

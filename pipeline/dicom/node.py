@@ -216,12 +216,15 @@ class Node:
         if type(event.pdu).__name__ != "P_DATA_TF":
             return
         with self._guard:
+            if event.assoc in self._cut:
+                return
             size = self._arriving.get(event.assoc, 0) + event.pdu.pdu_length
             self._arriving[event.assoc] = size
             together = sum(self._arriving.values())
-            if event.assoc in self._cut or (size <= _LARGEST and together <= _TOGETHER):
+            if size <= _LARGEST and together <= _TOGETHER:
                 return
             self._cut.add(event.assoc)
+            del self._arriving[event.assoc]  # its end takes a moment, in which it must not count against others
         if size > _LARGEST:
             _log.error("an object of more than %d MB was not taken", _LARGEST // 1_000_000)
         else:
