@@ -95,7 +95,7 @@ def _write(
     progress: Callable[[int], None],
     say: Texts,
 ) -> Path:
-    tally = Tally.of(entry["row"] for entry in journal)
+    tally = Tally.of((entry["row"] for entry in journal), say)
     linked = sum(tally.counts.values()) > embed
     chosen = set(_best(journal, embed)) if linked else None
     config = run.get("config", {})
@@ -121,7 +121,7 @@ def _write(
         file.write(b'<script type="application/json" id="rows">[')
         for place, entry in enumerate(journal):
             embedded = chosen is None or place in chosen
-            file.write(((",\n" if place else "\n") + as_json(_row(entry, embedded))).encode())
+            file.write(((",\n" if place else "\n") + as_json(_row(entry, embedded, say))).encode())
         file.write(b"\n]</script>\n")
         reader = IsolatedReader()
         try:
@@ -171,15 +171,18 @@ def _best(journal: JournalReader, count: int) -> list[int]:
     return [-place for _, place in heapq.nlargest(count, scores)]
 
 
-def _row(entry: dict[str, Any], embedded: bool) -> dict[str, Any]:
-    """A film as the page's table has it; what is empty is left out."""
+def _row(entry: dict[str, Any], embedded: bool, say: Texts) -> dict[str, Any]:
+    """A film as the page's table has it; what is empty is left out. `said` and `noted` are translations."""
     row = entry["row"]
     size = size_of(row)
+    error, warnings = row.get("error") or "", row.get("warnings") or ""
+    said, noted = say.reason(error), say.reasons(warnings)
     out = {
         "id": row["id"],
         "image": row["image"],
         "status": row["status"],
-        "error": row.get("error"),
+        "error": error,
+        "said": said if said != error else None,
         "size": [size[1], size[0]] if size else None,
         "lungs": float(row["lung_fraction"]) if row.get("lung_fraction") else None,
         "label": row.get("label"),
@@ -188,7 +191,8 @@ def _row(entry: dict[str, Any], embedded: bool) -> dict[str, Any]:
         "p": probabilities_of(row),
         "heatmap_label": entry.get("heatmap_label"),
         "regions": entry.get("regions"),
-        "warnings": row.get("warnings"),
+        "warnings": warnings,
+        "noted": noted if noted != warnings else None,
         "sha256": row.get("sha256"),
         "further": {k: v for k, v in row.items() if k not in _KNOWN and not k.startswith("p_") and v},
         "embedded": embedded,

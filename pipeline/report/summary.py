@@ -65,8 +65,8 @@ class Tally:
     folders: Counter = field(default_factory=Counter)
 
     @classmethod
-    def of(cls, rows: Iterable[dict[str, str]]) -> Tally:
-        """The tally of rows."""
+    def of(cls, rows: Iterable[dict[str, str]], say: Texts = ENGLISH) -> Tally:
+        """The tally of rows; reasons and warnings in the language of `say`, where they have a code."""
         tally = cls()
         for row in rows:
             tally.counts[row["status"]] += 1
@@ -79,9 +79,9 @@ class Tally:
             else:
                 tally._spread(row)
             if row["status"] != OK:
-                tally._note(tally.reasons[row["status"]], row["error"], row["image"])
+                tally._note(tally.reasons[row["status"]], say.reason(row["error"]), row["image"])
             for text in filter(None, row.get("warnings", "").split("; ")):
-                tally._note(tally.warnings, text, row["image"])
+                tally._note(tally.warnings, say.reason(text), row["image"])
             tally.warned += bool(row.get("warnings"))
         return tally
 

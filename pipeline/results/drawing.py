@@ -244,7 +244,7 @@ def _scale(strip: np.ndarray, of: str, y: int, size: int, say: Texts, room: int)
 def sentences(record: Record, say: Texts = ENGLISH) -> list[str]:
     """What the caption says, the longest form first."""
     if not record.ok:
-        return [f"{say(record.status)}: {record.error}"]
+        return [f"{say(record.status)}: {say.reason(record.error or '')}"]
     if record.label is None:
         return [say("lungs {share} % of the film", share=f"{100 * (record.lung_fraction or 0):.0f}")]
     if record.tb_score is None:

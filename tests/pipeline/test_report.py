@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import html
 import json
 import re
 import shutil
@@ -23,6 +24,7 @@ from cxr_pipeline.report.summary import Tally, reason
 from cxr_pipeline.results.journal import JournalReader
 from cxr_pipeline.run.inputs import find_inputs
 from cxr_pipeline.run.runner import Runner
+from cxr_pipeline.texts import REASONS, Texts
 from tests.pipeline.chromium import BROWSER, tab
 from tests.pipeline.fake_chain import chain, tree, write_film
 from tests.pipeline.report_reader import Page, films_in, opened
@@ -247,6 +249,26 @@ def test_reasons_are_grouped_without_names_and_numbers():
     assert tally.counts == {"refused": 3}
     assert sorted(tally.reasons["refused"].values()) == [1, 2]
     assert reason("c 7.png: 20x30 pixels are too few", "x\\c 7.png") == "…x… pixels are too few"
+
+
+def test_reasons_are_said_in_the_reports_language_and_kept_in_english(out):
+    entries = [json.loads(line) for line in (out / "journal.jsonl").read_text().splitlines()]
+    for entry in entries:
+        if "row" in entry and entry["row"]["status"] == "refused":
+            entry["row"]["error"] = "no_lungs: lungs cover 1.3 % of the film, at least 4 % are needed"
+        elif "row" in entry and entry["row"]["id"] == "f0":
+            entry["row"]["warnings"] = "unsure: with a score of 47.9, read the film; a marker was not counted"
+    (out / "journal.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    say = Texts("fr")
+    text = write_report(out, language="fr").read_text()
+    rows = {row["id"]: row for row in json.loads(re.search(r'id="rows">(.*?)</script>', text, re.DOTALL)[1])}
+    assert rows["bright"]["said"] == f"no_lungs: {say(REASONS['no_lungs'])}"
+    assert rows["bright"]["error"].startswith("no_lungs: lungs cover 1.3 %")
+    assert rows["f0"]["noted"] == f"unsure: {say(REASONS['unsure'])}; a marker was not counted"
+    assert "said" not in rows["text"]  # no code: English
+    assert f"no_lungs: {say(REASONS['no_lungs'])}</th>" in html.unescape(text)
+    rows = opened(write_report(out, language="en")).json("rows")
+    assert not any({"said", "noted"} & set(row) for row in rows)
 
 
 def test_the_histogram_counts_every_score():

@@ -14,9 +14,10 @@ pytest.importorskip("fastapi", reason="the extra [web] is not installed")
 
 from cxr_pipeline.run.chain import Chain
 from cxr_pipeline.run.runner import identity_of
+from cxr_pipeline.texts import REASONS, Texts
 from tests.pipeline.chromium import BROWSER, tab
 from tests.pipeline.fake_chain import findings_chain, write_film
-from tests.pipeline.web_server import KEY, listening
+from tests.pipeline.web_server import KEY, listening, serving
 
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed: apt-get install chromium")
 
@@ -166,6 +167,29 @@ def test_a_page_in_the_language_of_the_browser():
     assert accepted("pt-BR,pt;q=0.9,en;q=0.8") == "pt"
     assert accepted("de, hi;q=0.3, fr;q=0.7") == "fr"
     assert accepted("de, ;q=x, ,fr;q=0") == "en"
+
+
+def test_reasons_come_in_the_language_of_the_page():
+    with serving() as asked:
+        french = asked.get("/pages/texts.json", headers={"Accept-Language": "fr"}).json()
+        english = asked.get("/pages/texts.json").json()
+    assert french["reasons"]["lateral"] == Texts("fr")(REASONS["lateral"])
+    assert set(french["reasons"]) == set(REASONS)
+    assert english["reasons"] == {}
+
+
+def test_a_reason_with_a_code_is_said_above_the_english_one(page):
+    page.run("reasons = { lateral: 'de profil' }; texts['tinted'] = 'teint\\u00e9'")
+    try:
+        assert page.run("short('lateral: its view is LL; tinted; a marker; lateral: again')") == (
+            "lateral: de profil; teint\u00e9; a marker"
+        )
+        page.run("job.films[0].result.warnings = 'lateral: its view is LL'")
+        show(page, 0)
+        assert text(page, "#film-said") == "lateral: de profil\nlateral: its view is LL"
+        assert page.run("document.querySelector('#film-said .original').lang") == "en"
+    finally:
+        page.run("reasons = {}; delete texts['tinted']; job.films[0].result.warnings = ''")
 
 
 def test_a_bad_file_says_why(page):

@@ -21,7 +21,9 @@
     const more = row.labels.length > 1 ? ` +${row.labels.length - 1}` : "";
     row.answer = row.labels.length ? row.labels[0] + more : facts.several && row.p ? t("none") : undefined;
     if (row.screen && row.label) row.answer = `${t(row.screen)}; ${t("likeliest {label}", { label: row.label })}`;
-    row.text = [row.image, row.id, row.status, row.label, row.error, row.warnings].join(" ").toLowerCase();
+    row.said = row.said || row.error; // in the page's language, where they have a code; results.csv says more
+    row.noted = row.noted || row.warnings;
+    row.text = [row.image, row.id, row.status, row.label, row.error, row.warnings, row.said, row.noted].join(" ").toLowerCase();
   });
   const scoreName = t("{name} score", { name: facts.positive });
   const folders = new Set(rows.map((row) => row.folder));
@@ -54,7 +56,7 @@
       const where = row.regions.map((one) => `${one.category}: ${place(one)}`).join("; ");
       parts.push(row.regions.length ? `${t("Regions to look at")}: ${where}` : t("no regions to look at"));
     }
-    if (row.error) parts.push(row.error);
+    if (row.said) parts.push(row.said);
     return parts.join(", ");
   }
 
@@ -114,8 +116,8 @@
     open.addEventListener("click", () => choose(row, true));
     const name = make("th", { scope: "row", class: "name", role: "rowheader" }, open);
     if (folders.size > 1) name.append(make("span", { class: "folder" }, row.folder || "."));
-    if (row.error || row.warnings) {
-      const why = [row.error, row.warnings].filter(Boolean).join("; ");
+    if (row.said || row.noted) {
+      const why = [row.said, row.noted].filter(Boolean).join("; ");
       name.append(make("span", { class: "why", title: why }, why)); // two lines of it; all of it is with the film
     }
     const cell = (title, text) => make("td", { "data-name": title, role: "cell" }, text);
@@ -227,7 +229,7 @@
     return `, ${row.labels.length ? t("the likeliest label of the answer") : t("the likeliest label")}`;
   }
   function verdict(row) {
-    if (row.status !== "ok") return `${t(row.status)}: ${row.error || t("no reason given")}`;
+    if (row.status !== "ok") return `${t(row.status)}: ${row.said || t("no reason given")}`;
     const lungs = row.lungs === undefined ? "" : `${t("Lungs found: {share} % of the film.", { share: fixed(100 * row.lungs, 1) })} `;
     if (!row.p) return lungs + t("Not classified.");
     if (facts.several) {
@@ -398,7 +400,7 @@
     return make("figure", {}, picture, make("figcaption", {}, ...lines));
   }
   function entry(row) {
-    const said = row.status === "ok" ? `${fixed(row.score, 1)} ${row.answer || ""}` : `${t(row.status)}: ${row.error || ""}`;
+    const said = row.status === "ok" ? `${fixed(row.score, 1)} ${row.answer || ""}` : `${t(row.status)}: ${row.said || ""}`;
     const same = /same file as [^;]*/.exec(row.warnings || "");
     return make("li", {}, make("strong", {}, row.name), ` ${said}${same ? ` (${same[0]})` : ""}`);
   }

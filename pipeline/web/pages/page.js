@@ -4,6 +4,7 @@
 const $ = (id) => document.getElementById(id);
 const STATES = { waiting: "waiting", running: "running" };
 let texts = {}; // of the page's language; English where there is none
+let reasons = {}; // what a reason or warning says in short, by its code; empty in English
 const t = (english, values = {}) =>
   Object.entries(values).reduce((text, [name, value]) => text.replaceAll(`{${name}}`, value), texts[english] || english);
 let key = sessionStorage.getItem("cxr-key") || "";
@@ -284,11 +285,28 @@ function show(id, move) {
   const result = film.result;
   $("detail").hidden = false;
   $("film-name").textContent = film.name;
-  $("film-said").textContent = !result ? t(STATES[film.state]) : result.error || result.warnings || "";
+  const english = (result && (result.error || result.warnings)) || "";
+  const said = result ? short(english) : t(STATES[film.state]);
+  $("film-said").textContent = said;
+  if (result && said !== english) $("film-said").append(original(english));
   $("film-said").className = result && result.error ? "fault" : "small";
   facts(film);
   if (move && matchMedia("(max-width: 52rem)").matches) $("detail").scrollIntoView();
   pictures(film).catch(fault);
+}
+
+// Reasons and warnings in the page's language where they have a code, each once.
+function short(joined) {
+  const one = (text) => {
+    const code = Object.keys(reasons).find((name) => text.startsWith(`${name}: `));
+    return code ? `${code}: ${reasons[code]}` : t(text);
+  };
+  return [...new Set(joined.split("; ").map(one))].join("; ");
+}
+function original(text) {
+  const out = element("span", text, "original"); // what was measured, and what a search finds
+  out.lang = "en";
+  return out;
 }
 
 function facts(film) {
@@ -540,8 +558,9 @@ document.addEventListener("drop", (event) => {
   hand([...event.dataTransfer.files]);
 });
 async function begin() {
-  const said = await fetch("pages/texts.json").then((answer) => answer.json()).catch(() => ({ language: "en", texts: {} }));
+  const said = await fetch("pages/texts.json").then((answer) => answer.json()).catch(() => ({ language: "en", texts: {}, reasons: {} }));
   texts = said.texts;
+  reasons = said.reasons;
   document.documentElement.lang = said.language;
   for (const one of document.querySelectorAll("[data-t]")) one.textContent = t(one.textContent);
   await start();

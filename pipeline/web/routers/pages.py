@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import FileResponse
 
-from cxr_pipeline.texts import LANGUAGES, Texts
+from cxr_pipeline.texts import LANGUAGES, REASONS, Texts
 
 PAGES = Path(__file__).parent.parent / "pages"
 
@@ -28,7 +28,8 @@ def router(language: str | None = None) -> APIRouter:
     @routes.get("/pages/texts.json")
     def get_texts(request: Request) -> dict[str, Any]:
         say = Texts(language or accepted(request.headers.get("accept-language", "")))
-        return {"language": say.language, "texts": say.table}
+        reasons = {code: say(text) for code, text in REASONS.items() if say.table}
+        return {"language": say.language, "texts": say.table, "reasons": reasons}
 
     @routes.get("/docs")
     def get_docs() -> FileResponse:
