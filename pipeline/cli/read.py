@@ -21,7 +21,12 @@ from cxr_pipeline.cli.commands import DONE, command, language_option
 @click.option(
     "--blind/--not-blind", default=True, show_default=True, help="Whether score, answer, heat and boxes are hidden."
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Another number draws other films.")
+@click.option(
+    "--seed",
+    type=int,
+    metavar="N",
+    help="Another draws other films.  [default: 0, or that of before]",
+)
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="Of the page, on this machine.  [default: free]")
 @click.option("--labels", is_flag=True, help="Only write the labels of what was read, and how far readers agree.")
 @language_option
@@ -30,7 +35,7 @@ def read(
     reader: str,
     films: int | None,
     blind: bool,
-    seed: int,
+    seed: int | None,
     port: int,
     labels: bool,
     language: str | None,
@@ -64,6 +69,9 @@ def read(
         from cxr_pipeline.reading.server import serve
 
         click.echo(f"{len(session.sample)} films, {len(session.clicks.answers)} of them read by {reader}.")
+        if session.gone:
+            first = next(film["image"] for film in session.sample if film["id"] in session.gone)
+            click.echo(f"{len(session.gone)} of them are not where they were and are skipped, such as {first}.")
         serve(session, port=port, language=language or "en", tell=lambda page: click.echo(f"Page      {page}"))
     path = session.write()
     click.echo(f"{len(session.clicks.answers)} of {len(session.sample)} films read by {reader}.")

@@ -73,6 +73,7 @@ def _state(app: FastAPI, session: Session, language: str) -> None:
             "done": sum(film["id"] in answers for film in session.sample),
             "next": session.next,
             "answered": [answers.get(film["id"]) for film in session.sample],
+            "skipped": [n for n, film in enumerate(session.sample, 1) if film["id"] in session.gone],
         }
 
     @app.get("/v1/reading")
@@ -107,15 +108,22 @@ def _films(app: FastAPI, session: Session, pictures: Pictures) -> None:
     def shown(number: int) -> tuple[dict[str, Any], Any]:
         try:
             film = session.film(number)
-            return film, pictures.film(film)
         except ReadingError as error:
             raise ApiError(404, "no_such_film", str(error)) from None
-        except ChangedError as error:
-            raise ApiError(409, "changed", str(error)) from None
-        except RadiographError as error:
-            raise ApiError(422, error.code, error.reason) from None
-        except OSError as error:
-            raise ApiError(409, "gone", f"film {number} cannot be read ({error.strerror}). Put it back") from None
+        try:
+            picture = pictures.film(film)
+        except (ChangedError, RadiographError, OSError) as error:
+            session.gone.add(film["id"])  # the page goes on with the next one
+            raise why(number, error) from None
+        session.gone.discard(film["id"])
+        return film, picture
+
+    def why(number: int, error: Exception) -> ApiError:
+        if isinstance(error, RadiographError):
+            return ApiError(422, error.code, error.reason)
+        if isinstance(error, OSError):
+            return ApiError(409, "gone", f"film {number} cannot be read ({error.strerror}). Put it back")
+        return ApiError(409, "changed", str(error))
 
     @app.get("/v1/films/{number}")
     def get_film(number: int) -> dict[str, Any]:

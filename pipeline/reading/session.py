@@ -42,14 +42,21 @@ class Session:
         reader: name of who reads: letters, digits, `-` and `_`.
         count: films to draw; with an older sample, that one is taken up again.
         blind: whether score, answer, heat and boxes are kept from the reader.
+        seed: of the draw, 0 where there is none; with an older sample, that one's, or None.
 
     Raises:
-        ReadingError: no results, no scores, films that are not where they were, or another sample.
+        ReadingError: no results, no scores, over half of the films not where they were, or another sample.
         OSError: the folder cannot be read or written.
     """
 
     def __init__(
-        self, results: Path, reader: str = "reader", *, count: int | None = None, blind: bool = True, seed: int = 0
+        self,
+        results: Path,
+        reader: str = "reader",
+        *,
+        count: int | None = None,
+        blind: bool = True,
+        seed: int | None = None,
     ) -> None:
         if not re.fullmatch(r"[A-Za-z0-9_-]{1,40}", reader) or reader in (Path(SAMPLE).stem, Path(AGREEMENT).stem):
             raise ReadingError(
@@ -72,18 +79,26 @@ class Session:
         self.sample = self._sample(count, seed)
         wanted = {film["id"] for film in self.sample}
         self._entries = {entry["row"]["id"]: entry for entry in self._results if entry["row"]["id"] in wanted}
+        self.gone: set[str] = set()  # ids of films of the sample that cannot be shown
         self._check()
         self.clicks = Clicks(self.folder / f"{reader}.jsonl")
 
-    def _sample(self, count: int | None, seed: int) -> list[dict[str, Any]]:
+    def _sample(self, count: int | None, seed: int | None) -> list[dict[str, Any]]:
         path = self.folder / SAMPLE
-        if not path.exists():
-            self._draw(path, count or ASKED, seed)
+        found = path.exists()
+        if not found:
+            self._draw(path, count or ASKED, seed or 0)
         said = json.loads(path.read_text(encoding="utf-8"))
         if count is not None and count != said["asked"]:
             raise ReadingError(
                 f"{path} holds a sample of {said['asked']} films, and {count} are asked for. Leave --films out, or "
                 "move that folder away to draw anew"
+            )
+        # Of two readers who begin at once, one gets the sample of the other.
+        if found and seed is not None and seed != said["seed"]:
+            raise ReadingError(
+                f"{path} was drawn with the seed {said['seed']}, and {seed} is asked for. Leave --seed out, or move "
+                "that folder away to draw anew"
             )
         return said["films"]
 
@@ -124,12 +139,14 @@ class Session:
                 f"{len(lost)} films of the sample are not in the results any more, such as {lost[0]}. Move "
                 f"{self.folder} away to draw anew"
             )
-        gone = [film["image"] for film in self.sample if not os.path.isfile(film["image"])]
-        if gone:
+        gone = {film["id"]: film["image"] for film in self.sample if not os.path.isfile(film["image"])}
+        if len(gone) > len(self.sample) / 2:
             raise ReadingError(
-                f"{len(gone)} of {len(self.sample)} films are not where they were, such as {gone[0]}. Call this from "
-                "the folder that the run was called from, or put the films back"
+                f"{len(gone)} of {len(self.sample)} films are not where they were, such as "
+                f"{next(iter(gone.values()))}. Call this from the folder that the run was called from, or put the "
+                "films back"
             )
+        self.gone |= set(gone)
 
     @property
     def answers(self) -> list[dict[str, str]]:
@@ -142,8 +159,9 @@ class Session:
 
     @property
     def next(self) -> int | None:
-        """The number, from 1, of the first film without an answer; None where all have one."""
-        open_ = (n for n, film in enumerate(self.sample, 1) if film["id"] not in self.clicks.answers)
+        """The number, from 1, of the first film without an answer that can be shown; None where there is none."""
+        closed = self.gone | set(self.clicks.answers)
+        open_ = (n for n, film in enumerate(self.sample, 1) if film["id"] not in closed)
         return next(open_, None)
 
     def film(self, number: int) -> dict[str, Any]:

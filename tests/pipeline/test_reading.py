@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import threading
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -24,6 +27,7 @@ from tests.pipeline.chromium import BROWSER, tab
 from tests.pipeline.fake_chain import chain, write_film
 
 KEY = "0123456789abcdefSECRET"
+PRESS = "document.dispatchEvent(new KeyboardEvent('keydown', {{key: '{}'}}))"
 
 
 # ---- a folder, and its page ----
@@ -46,6 +50,27 @@ def serving(results, **options):
     client = TestClient(create_app(made, Settings(api_key=KEY), pictures), base_url="http://127.0.0.1")
     client.headers["X-API-Key"] = KEY
     return made, client, pictures
+
+
+@contextmanager
+def page_of(made, pictures, folder):
+    """The reading page in a browser."""
+    import uvicorn
+
+    from cxr_pipeline.web.server import listen, server_config
+
+    settings = Settings(port=0, api_key=KEY)
+    with listen(settings) as socket, tab(folder / "profile", width=1200, height=800) as page:
+        server = uvicorn.Server(server_config(settings, create_app(made, settings, pictures)))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]}, daemon=True)
+        thread.start()
+        try:
+            page.open(f"http://127.0.0.1:{socket.getsockname()[1]}/#{KEY}")
+            yield page
+        finally:
+            server.should_exit = True
+            thread.join(30)
+            pictures.close()
 
 
 def test_two_readers_read_apart_and_end_in_a_manifest(results, monkeypatch):
@@ -176,6 +201,63 @@ def test_two_windows_of_one_reader_lose_no_answer(results, monkeypatch):
     assert one.everyone() == {"asha": {one.sample[0]["id"]: "NORM", one.sample[1]["id"]: "NORM"}}
 
 
+def test_a_film_that_vanished_is_skipped_and_the_reading_goes_on(results, tmp_path, monkeypatch):
+    monkeypatch.setattr(session, "LEAST", 5)
+    sample = Session(results, count=8).sample
+    paths = [tmp_path / "films" / f"{film['id']}.png" for film in sample]
+    paths[1].unlink()  # before this call
+    made, client, pictures = serving(results)
+    answer = {"answer": "TB"}
+    try:
+        assert client.get("/v1/reading").json()["skipped"] == [2]
+        assert client.post("/v1/films/1/answer", json=answer).json()["next"] == 3
+        paths[2].unlink()  # while it is read
+        assert client.get("/v1/films/3").status_code in (409, 422)
+        said = client.get("/v1/reading").json()
+        assert (said["skipped"], said["next"]) == ([2, 3], 4)
+        write_film(paths[2], int(sample[2]["id"][1:]), lungs=0.02 + 0.016 * int(sample[2]["id"][1:]))  # and back again
+        assert client.get("/v1/films/3").status_code == 200
+        assert client.get("/v1/reading").json()["skipped"] == [2]
+        for number in range(3, 9):
+            said = client.post(f"/v1/films/{number}/answer", json=answer).json()
+        assert (said["done"], said["next"]) == (7, None)
+        with (made.write()).open(newline="") as file:
+            assert len(list(csv.DictReader(file))) == 7
+    finally:
+        pictures.close()
+
+
+def test_another_seed_than_that_of_the_sample_is_refused(results, monkeypatch):
+    monkeypatch.setattr(session, "LEAST", 5)
+    sample = Session(results, count=8, seed=3).sample
+    assert Session(results, count=8, seed=3).sample == Session(results).sample == sample
+    with pytest.raises(ReadingError, match="seed 3, and 0 is asked for"):
+        Session(results, seed=0)
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed: apt-get install chromium")
+def test_the_page_goes_past_films_that_vanished(results, tmp_path, monkeypatch):
+    monkeypatch.setattr(session, "LEAST", 5)
+    made, pictures = Session(results, count=4), Pictures()
+    paths = [tmp_path / "films" / f"{film['id']}.png" for film in made.sample]
+    with page_of(made, pictures, tmp_path) as page:
+        page.wait("document.querySelector('#said').textContent.includes('Film 1 of 4')")
+        paths[1].unlink()
+        page.run(PRESS.format("n"))
+        page.wait("document.querySelector('#said').textContent.includes('Film 3 of 4')")
+        assert "shown: 1." in page.run("document.querySelector('#said').textContent")
+        page.run(PRESS.format("ArrowLeft"))
+        page.wait("document.querySelector('#said').textContent.includes('Film 1 of 4')")
+        paths[2].unlink()
+        paths[3].unlink()
+        page.run(PRESS.format("ArrowRight"))  # the third is in memory still
+        page.wait("document.querySelector('#said').textContent.includes('Film 3 of 4')")
+        page.run(PRESS.format("t"))
+        page.wait("document.querySelector('#said').textContent.includes('All films are read')")
+        assert list(made.clicks.answers.values()) == ["NORM", "TB"]
+        assert all("Failed to load resource" in one for one in page.errors)  # the browser's own word of a 409
+
+
 def test_a_blind_reader_does_not_meet_file_names_in_errors(results, tmp_path, monkeypatch):
     """Films of class folders are named by their answer."""
     monkeypatch.setattr(session, "LEAST", 5)
@@ -200,40 +282,23 @@ def test_a_blind_reader_does_not_meet_file_names_in_errors(results, tmp_path, mo
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed: apt-get install chromium")
 def test_a_person_reads_by_keys(results, tmp_path, monkeypatch):
-    import threading
-
-    import uvicorn
-
-    from cxr_pipeline.web.server import listen, server_config
-
     monkeypatch.setattr(session, "LEAST", 5)
     made, pictures = Session(results, count=6, blind=False), Pictures()
-    settings = Settings(port=0, api_key=KEY)
-    with listen(settings) as socket, tab(tmp_path / "profile", width=1200, height=800) as page:
-        server = uvicorn.Server(server_config(settings, create_app(made, settings, pictures)))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]}, daemon=True)
-        thread.start()
-        try:
-            page.open(f"http://127.0.0.1:{socket.getsockname()[1]}/#{KEY}")
-            page.wait("document.querySelector('#said').textContent.includes('Film 1 of 6')")
-            assert page.run("location.hash") == ""
-            grey = "document.querySelector('#film').getContext('2d').getImageData(20, 20, 1, 1).data[0]"
-            before = page.run(grey)
-            key = "document.dispatchEvent(new KeyboardEvent('keydown', {{key: '{}'}}))"
-            page.run(key.format("i"))
-            page.wait(f"{grey} === {255 - before}")
-            page.run(key.format("m"))
-            assert page.run("document.querySelectorAll('#drawn .lungs').length") == 1
-            for number, pressed in enumerate("tonub", 2):
-                page.run(key.format(pressed))
-                page.wait(f"document.querySelector('#said').textContent.includes('Film {number} of 6')")
-            assert list(made.clicks.answers.values()) == ["TB", "NTB", "NORM", "unsure", "bad"]
-            page.run(key.format("ArrowLeft"))
-            page.wait("document.querySelector('[aria-pressed=true]')?.dataset.value === 'bad'")
-            page.run("document.querySelector('#finish').click()")
-            page.wait("document.querySelector('#end').textContent.includes('labels.csv')")
-            assert page.errors == []
-        finally:
-            server.should_exit = True
-            thread.join(30)
-            pictures.close()
+    with page_of(made, pictures, tmp_path) as page:
+        page.wait("document.querySelector('#said').textContent.includes('Film 1 of 6')")
+        assert page.run("location.hash") == ""
+        grey = "document.querySelector('#film').getContext('2d').getImageData(20, 20, 1, 1).data[0]"
+        before = page.run(grey)
+        page.run(PRESS.format("i"))
+        page.wait(f"{grey} === {255 - before}")
+        page.run(PRESS.format("m"))
+        assert page.run("document.querySelectorAll('#drawn .lungs').length") == 1
+        for number, pressed in enumerate("tonub", 2):
+            page.run(PRESS.format(pressed))
+            page.wait(f"document.querySelector('#said').textContent.includes('Film {number} of 6')")
+        assert list(made.clicks.answers.values()) == ["TB", "NTB", "NORM", "unsure", "bad"]
+        page.run(PRESS.format("ArrowLeft"))
+        page.wait("document.querySelector('[aria-pressed=true]')?.dataset.value === 'bad'")
+        page.run("document.querySelector('#finish').click()")
+        page.wait("document.querySelector('#end').textContent.includes('labels.csv')")
+        assert page.errors == []

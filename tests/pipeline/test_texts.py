@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 import cxr_pipeline
-from cxr_pipeline.texts import LANGUAGES, WORDS, LanguageError, Texts, table
+from cxr_pipeline.texts import LANGUAGES, REASONS, WORDS, LanguageError, Texts, table
 
 ROOT = Path(cxr_pipeline.__file__).parent
 SCRIPTS = ("report/templates/report.js", "web/pages/page.js", "reading/pages/reading.js")
+TINTED = "the film is tinted: its brightness was judged"  # a warning without a code
 SAY = ("say",)  # what an instance of Texts is called in code
 
 
@@ -37,7 +38,7 @@ def in_python(path):
 
 def shown():
     """All texts, by where they are."""
-    out = {word: "WORDS" for word in WORDS}
+    out = {word: "WORDS" for word in WORDS} | {text: "REASONS" for text in REASONS.values()} | {TINTED: "data.content"}
     for path in [*(ROOT / "report").glob("*.py"), *(ROOT / "results").glob("*.py")]:
         out |= {text: path.name for text in in_python(path)}
     for name in SCRIPTS:
@@ -80,6 +81,30 @@ def test_a_missing_text_shows_english_and_names_are_filled_in():
     assert Texts()("{n} films", n=3) == "3 films"
     with pytest.raises(LanguageError, match="'de'.*en, fr"):
         Texts("de")
+
+
+def test_reasons_are_said_by_their_code_with_no_figures_of_the_film():
+    say = Texts("fr")
+    lateral = "lateral: its view is Left lateral by ViewCodeSequence (0054,0220). Give the frontal film, PA or AP"
+    assert say.reason(lateral) == f"lateral: {say(REASONS['lateral'])}" != f"lateral: {REASONS['lateral']}"
+    assert Texts().reason(lateral) == lateral
+    assert say.reason("broken.png: its content is no image") == "broken.png: its content is no image"
+    two = f"unsure: with a score of 47.9, films differ. Read the film; {TINTED}; unsure: and once more"
+    assert say.reasons(two) == f"unsure: {say(REASONS['unsure'])}; {say(TINTED)}"
+    assert say.reasons("") == ""
+
+
+def test_every_code_that_a_film_may_be_given_has_words():
+    from cxr_pipeline.data import content
+    from cxr_pipeline.stages.decisions import DOUBTS
+    from cxr_pipeline.stages.quality import CODES
+
+    of_readers = set()
+    for path in (ROOT.parent / "data" / "formats").glob("*.py"):
+        of_readers |= set(re.findall(r'"(\w+)",\s*refused=True', path.read_text(encoding="utf-8")))
+    assert of_readers >= {"not_a_radiograph", "not_a_chest", "multi_frame"}
+    assert set(REASONS) == set(CODES) | of_readers | {one.rstrip(": ") for one in DOUBTS}
+    assert TINTED in Path(content.__file__).read_text(encoding="utf-8")
 
 
 def test_the_command_offers_the_languages_that_there_are():

@@ -58,28 +58,46 @@ async function start() {
       return button;
     })
   );
-  await show(reading.next || reading.films);
+  const number = reading.next || beside(reading.films + 1, -1);
+  if (number) await show(number);
+  else fault(new Error(skipped())); // none can be shown
 }
+
+// The nearest film before (-1) or after (1) that can be shown and is open to the reader; null where there is none.
+function beside(number, by) {
+  const most = Math.min(reading.films, reading.next || reading.films);
+  for (let to = number + by; to >= 1 && to <= reading.films; to += by) {
+    if (to <= most && !reading.skipped.includes(to)) return to;
+  }
+  return null;
+}
+const skipped = () => t("Films skipped, as they cannot be shown: {n}.", { n: reading.skipped.length });
 
 function progress() {
   $("bar").max = reading.films;
   $("bar").value = reading.done;
   const end = reading.next === null ? ` ${t("All films are read. Write the labels, or go back to change an answer.")}` : "";
-  $("said").textContent = t("Film {n} of {m}; {done} read.", { n: film.number, m: reading.films, done: reading.done }) + end;
+  $("said").textContent = t("Film {n} of {m}; {done} read.", { n: film.number, m: reading.films, done: reading.done }) + end + (reading.skipped.length ? ` ${skipped()}` : "");
   for (const button of $("answers").children) {
     button.setAttribute("aria-pressed", String(reading.answered[film.number - 1] === button.dataset.value));
   }
-  $("before").disabled = film.number <= 1;
-  $("after").disabled = film.number >= Math.min(reading.films, reading.next || reading.films);
+  $("before").disabled = !beside(film.number, -1);
+  $("after").disabled = !beside(film.number, 1);
 }
 
 async function show(number) {
   const mine = ++loading;
   fault(null);
-  const [facts, bytes] = await Promise.all([
-    ask(`v1/films/${number}`).then((answer) => answer.json()),
-    ask(`v1/films/${number}/levels`).then((answer) => answer.arrayBuffer()),
-  ]);
+  let facts, bytes;
+  try {
+    [facts, bytes] = await Promise.all([
+      ask(`v1/films/${number}`).then((answer) => answer.json()),
+      ask(`v1/films/${number}/levels`).then((answer) => answer.arrayBuffer()),
+    ]);
+  } catch (error) {
+    if (mine === loading) await skip(number, error);
+    return;
+  }
   const picture = facts.heat ? await load(number) : null;
   if (mine !== loading) return; // another film was asked for meanwhile
   [film, levels, heat] = [facts, new Uint16Array(bytes), picture];
@@ -91,6 +109,17 @@ async function show(number) {
   draw();
   network();
   progress();
+}
+
+// A film that is gone, or is another one by now, stays unread: on with the next, and a word of it.
+async function skip(number, error) {
+  Object.assign(reading, await (await ask("v1/reading")).json());
+  if (film) progress();
+  if (reading.skipped.includes(number)) {
+    const to = reading.next || (film ? null : beside(reading.films + 1, -1));
+    if (to && to !== number) await show(to);
+  }
+  fault(error);
 }
 
 async function load(number) {
@@ -109,7 +138,7 @@ async function answer(value) {
     const seconds = (performance.now() - begun) / 1000;
     Object.assign(reading, await (await post(`v1/films/${film.number}/answer`, { answer: value, seconds })).json());
     progress();
-    const next = film.number < reading.films && film.number + 1 <= (reading.next || reading.films) ? film.number + 1 : null;
+    const next = beside(film.number, 1);
     if (next) await show(next);
   } catch (error) {
     fault(error);
@@ -225,8 +254,8 @@ function network() {
 
 // ---- hands ----
 const step = (by) => {
-  const to = film.number + by;
-  if (to >= 1 && to <= Math.min(reading.films, reading.next || reading.films)) show(to).catch(fault);
+  const to = beside(film.number, by);
+  if (to) show(to).catch(fault);
 };
 $("before").addEventListener("click", () => step(-1));
 $("after").addEventListener("click", () => step(1));
