@@ -112,7 +112,7 @@ def calibrate(
         click.echo(
             f"Only {fitted['films']['n']} films: the intervals are wide. With {MANY} or more they narrow.", err=True
         )
-    click.echo(f"Use it: pipeline run INPUT --out DIR --site {path}")
+    click.echo(f"Use it: pipeline run INPUT --out DIR --site {path}, or pipeline screen DIR --site {path}")
     return DONE
 
 
