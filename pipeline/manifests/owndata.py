@@ -43,7 +43,7 @@ def settings_of(
     """What a training's settings should be for a manifest, where the user did not say.
 
     Classes follow only where the manifest has labels that `config` does not know; the lungs are taken from the shipped
-    weights where no film has a mask.
+    weights where no film has a mask; and the last layer is solved at once where its two steps could not be calibrated.
 
     Args:
         config: the settings so far, with the user's.
@@ -55,6 +55,7 @@ def settings_of(
     overrides: list[str] = []
     messages: list[str] = []
     counts = Counter(label for label in manifest.table["label"] if label)
+    normal = config.normal
     free = config.class_of is None and not config.multi_label and "classes" not in keys and not own_config
     if free and 2 <= len(counts) <= _MOST_CLASSES and not set(counts) <= set(config.classes):
         positive, normal = roles(counts)
@@ -76,11 +77,33 @@ def settings_of(
             + (f"{normal!r} is the one without disease" if normal is not None else "none is known as the normal one")
             + ". Others: --set positive=NAME --set normal=NAME"
         )
+    plain = not config.multi_label and config.class_of is None and stage in (None, "classify")
+    two_steps = config.classify.head == "two_steps" and "classify.head" not in keys and not own_config
+    if plain and two_steps and not _can_leave_out(manifest, normal, config.classify.fit.leave_out):
+        overrides.append("classify.head=solved")
+        messages.append(
+            "no source of the films can be left out to calibrate on (that takes each class from two sources): the "
+            "films of val calibrate (classify.head=solved)"
+        )
     lungs = config.classify.lungs != "none" and config.segment.weights is None and "segment.weights" not in keys
     if lungs and stage != "segment" and not own_config and not (manifest.table["mask"] != "").any():
         overrides.append("segment.weights=tb")
         messages.append("no film has a lung mask: the lungs are found by the shipped weights (segment.weights=tb)")
     return Follows(tuple(overrides), tuple(messages))
+
+
+def _can_leave_out(manifest: Manifest, normal: str | None, unused: Sequence[str]) -> bool:
+    """Whether the films of train without those of some source still hold its classes, the normal and another one.
+
+    A head in two steps (`models.training.two_steps`) calibrates on such films.
+    """
+    table = manifest.table
+    used = table[(table["label"] != "") & table["split"].isin(["", "train"]) & ~table["source"].isin(list(unused))]
+    for _, here in used.groupby("source"):
+        others = set(used.loc[~used.index.isin(here.index), "label"])
+        if set(here["label"]) <= others and normal in others and len(others) > 1:
+            return True
+    return False
 
 
 def roles(counts: Counter[str]) -> tuple[str, str | None]:

@@ -262,7 +262,29 @@ def test_settings_follow_from_two_folders(tmp_path):
 
 def test_known_classes_keep_the_presets(tmp_path):
     put(tmp_path / "set", "TB/1.png", "NORM/2.png")
-    assert settings_of(read_manifest(tmp_path / "set"), load_config("tb")).overrides == ("segment.weights=tb",)
+    overrides = settings_of(read_manifest(tmp_path / "set"), load_config("tb")).overrides
+    assert overrides == ("classify.head=solved", "segment.weights=tb")
+
+
+def test_a_head_in_two_steps_needs_films_of_two_sources(tmp_path):
+    names = ("a1", "a2", "b1", "b2", "c1")
+    put(tmp_path, *(f"{name}.png" for name in names))
+    rows = {"a1": "TB,a", "a2": "NORM,a", "b1": "TB,b", "b2": "NORM,b", "c1": "NTB,a"}
+
+    def follow(*left, split="", **options):
+        lines = [f"{name}.png,{rows[name]},{split}" for name in names if name not in left]
+        (tmp_path / "m.csv").write_text("\n".join(["image,label,source,split", *lines]) + "\n")
+        follows = settings_of(read_manifest(tmp_path / "m.csv"), load_config("tb"), **options)
+        return "classify.head=solved" in follows.overrides
+
+    assert not follow()  # source b can be left out: a has all that b has
+    assert not follow("c1")
+    assert follow("b1", "b2")  # one source
+    assert follow("a1", "b2")  # the others lack the normal class, or the abnormal ones
+    assert follow(split="val")  # no film of train
+    assert not follow("b1", "b2", given=["classify.head=two_steps"])
+    assert not follow("b1", "b2", own_config=True)
+    assert not follow("b1", "b2", stage="segment")
 
 
 def test_training_says_what_it_concluded(tmp_path, monkeypatch, capsys):
