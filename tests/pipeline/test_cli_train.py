@@ -51,6 +51,15 @@ def test_train_gets_what_was_asked(tmp_path, films, monkeypatch, capsys):
     assert f"--weights {out}" in capsys.readouterr().out
 
 
+def test_calibrate_says_what_to_do_with_a_finished_folder(tmp_path, films, monkeypatch, capsys):
+    import cxr_pipeline.train.calibration
+
+    fitted = {"threshold": 0.2, "threshold_ci95": [0.1, 0.3], "films": {"n": 120}, "figures": {}}
+    monkeypatch.setattr(cxr_pipeline.train.calibration, "calibrate", lambda *_, **__: fitted)
+    assert call("calibrate", "--data", films, "--out", tmp_path / "ours.yaml") == 0
+    assert f"pipeline screen DIR --site {tmp_path / 'ours.yaml'}" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("split", "asked_split"), [([], "test"), (["--split", "all"], None), (["--split", "val"], "val")]
 )
