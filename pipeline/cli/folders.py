@@ -32,7 +32,7 @@ def report_at_end(out: Path, films: int, wanted: bool | None) -> None:
     elif wanted is not False:
         try:
             with progress_bar("report", films) as progress:
-                click.echo(f"Report    {write_report(out, progress=progress)}")
+                path = write_report(out, progress=progress)
         except KeyboardInterrupt:
             click.echo(f"\nStopped. The results are complete, without report.html. Make it: {again}", err=True)
         except Exception as error:
@@ -40,6 +40,8 @@ def report_at_end(out: Path, films: int, wanted: bool | None) -> None:
                 traceback.print_exc()
             message = f"The results are complete, but report.html could not be written ({explained(error)})."
             click.echo(f"{message} Try again: {again}", err=True)
+        else:
+            click.echo(f"Report    {path}")  # outside: a pipe that is closed is no fault of the report
 
 
 @command

@@ -102,6 +102,22 @@ def test_a_report_that_fails_does_not_fail_the_run(arguments, films, tmp_path, m
     assert call(*arguments) == 1
 
 
+def test_a_closed_pipe_is_no_fault_of_the_report(tmp_path, monkeypatch, capsys):
+    """As in `pipeline screen results | head -1`."""
+    from cxr_pipeline.cli.folders import report_at_end
+
+    def closed(text, err=False):
+        if not err:
+            raise BrokenPipeError
+        print(text)
+
+    monkeypatch.setattr(report, "write_report", lambda out, progress: out / "report.html")
+    monkeypatch.setattr("click.echo", closed)
+    with pytest.raises(BrokenPipeError):
+        report_at_end(tmp_path, 1, True)
+    assert "could not be written" not in capsys.readouterr().out
+
+
 def test_interrupted_while_it_is_written_the_run_is_done(arguments, tmp_path, monkeypatch, capsys):
     def interrupted(*_):
         raise KeyboardInterrupt
