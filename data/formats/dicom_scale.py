@@ -21,6 +21,7 @@ _INSIDE = 0.05  # share of the film that a window must leave between black and w
 _WHITE = 0.8  # share of the film that a window may leave all white: more, and it is that of another depth
 _LEVELS = 16  # of the film that a window must keep apart
 _NARROW = 0.25  # of the range by the header; values that span less of it contradict it
+_SMOOTH = 16.0  # mean step from entry to entry of a table of bytes; words that are read as bytes step by far more
 _MOST_PADDING = 0.95  # share of the film; a padding value that covers more is none
 
 
@@ -273,7 +274,8 @@ def _entries(item: pydicom.Dataset, dataset: pydicom.Dataset, count: int, bits: 
     else:
         words = np.atleast_1d(np.asarray(data, np.int64)) & 0xFFFF
         raw = words.astype(">u2" if big else "<u2").view(np.uint8)
-    if (bits <= 8 and count <= len(raw) < 2 * count) or len(raw) == count + count % 2:
+    half = len(raw) == count + count % 2 and np.abs(np.diff(raw.astype(int))).mean() < _SMOOTH  # no bytes of words
+    if (bits <= 8 and count <= len(raw) < 2 * count) or half:
         return raw[:count].astype(np.float64)
     words = raw[: len(raw) // 2 * 2].view(">u2" if big else "<u2")[:count]
     return words.astype(np.float64) if len(words) else None

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+_FEW_LEVELS = 8  # of a mask: its steps say nothing of the sign
 _SAMPLED = 256  # rows on which the roughness of two readings is compared
 
 
@@ -100,7 +101,8 @@ def _sign(values: np.ndarray, bits: int, signed: bool, notes: list[str]) -> bool
         notes.append("PixelRepresentation (0028,0103) says signed, the values are unsigned")
         return False
     span = int(values.max()) - int(values.min()), int(as_signed.max()) - int(as_signed.min())
-    if not signed and turned < 0.5 * plain and span[1] <= 0.5 * span[0]:
+    few = len(np.unique(values[:: max(1, values.shape[0] // _SAMPLED)])) <= _FEW_LEVELS
+    if not signed and not few and turned < 0.5 * plain and span[1] <= 0.5 * span[0]:
         notes.append("PixelRepresentation (0028,0103) says unsigned, the values are signed")
         return True
     return signed

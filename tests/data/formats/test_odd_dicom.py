@@ -105,6 +105,7 @@ HEADERS = {
     "Modality LUT of 10 bits that says 16": (V, {"ModalityLUTSequence": lut(A // 4, [4096, 0, 16])}),
     "Modality LUT of bytes in words": (V, {"ModalityLUTSequence": lut(A // 16, [4096, 0, 8])}),
     "Modality LUT shorter than it says": (V, {"ModalityLUTSequence": lut(A * 16, [5000, 0, 16])}),
+    "Modality LUT half as long as it says": (V, {"ModalityLUTSequence": lut(A * 16, [8192, 0, 16])}),
     "Modality LUT that inverts": (4095 - V, {"ModalityLUTSequence": lut((4095 - A) * 16, [4096, 0, 16])}),
     "Modality LUT without data": (V, {"ModalityLUTSequence": lut(None, [4096, 0, 16])}),
     "Modality LUT without descriptor": (V, {"ModalityLUTSequence": lut(A * 16, None)}),
