@@ -246,7 +246,7 @@ def _snapped_colours(rgb: np.ndarray, index: np.ndarray) -> Values | None:
     boxes = np.zeros((16, 16, 16))
     np.add.at(boxes, tuple(coarse.T), np.bincount(index.ravel(), minlength=len(rgb)) / index.size)
     wide = np.pad(boxes, 1)
-    near = sum(wide[x : x + 16, y : y + 16, z : z + 16] for x, y, z in product(range(3), repeat=3))
+    near = np.sum([wide[x : x + 16, y : y + 16, z : z + 16] for x, y, z in product(range(3), repeat=3)], axis=0)
     peaks: list[np.ndarray] = []
     for place in np.argwhere(near >= _LEAST_LABEL)[np.argsort(-near[near >= _LEAST_LABEL], kind="stable")]:
         if all(np.abs(place - peak).max() > 3 for peak in peaks):

@@ -152,6 +152,29 @@ def write_more(folder: Path) -> dict[str, Path]:
     blank.save(folder / "blank_palette.png")
     save(folder / "labels.jpg", (127 * right + 255 * left).astype(np.uint8))
     (folder / "runs.json").write_text(json.dumps({"counts": counts(right | left), "size": list(SIZE)}))
+    files = {
+        "a plane for each lung": folder / "planes.npy",
+        "planes last": folder / "planes_last.npy",
+        "one plane is the outside": folder / "one_hot.npy",
+        "a batch of one": folder / "batch.npy",
+        "archive of one array": folder / "array.npz",
+        "palette of one colour": folder / "blank_palette.png",
+        "labels as jpeg": folder / "labels.jpg",
+        "counts alone": folder / "runs.json",
+    }
+    if importlib.util.find_spec("nibabel"):
+        import nibabel
+
+        volume = np.ascontiguousarray((right + 2 * left).astype(np.int16)[::-1].T)[..., None]
+        nibabel.save(nibabel.Nifti1Image(volume, np.eye(4)), folder / "labels.nii.gz")
+        files["NIfTI"] = folder / "labels.nii.gz"
+    return files | write_odd(folder)
+
+
+def write_odd(folder: Path) -> dict[str, Path]:
+    """Kinds that are easily taken for another mask, or for none."""
+    right, left = lungs()
+    both = (right | left).astype(np.uint8)
     colours = np.zeros((256, 240, 3), np.uint8)
     for area, colour in zip((*lungs((256, 240)), heart((256, 240))), np.eye(3, dtype=np.uint8) * 255, strict=True):
         colours[area] = colour
@@ -189,7 +212,7 @@ def write_more(folder: Path) -> dict[str, Path]:
     coco_elsewhere = coco(lambda area: [[value for point in box_outline(area) for value in point]])
     coco_elsewhere["images"][1]["file_name"] = "C:\\films\\A.PNG"
     (folder / "elsewhere.json").write_text(json.dumps(coco_elsewhere))
-    files = {
+    return {
         "WebP, lossy as jpeg": folder / "lossy.webp",
         "colours as jpeg": folder / "colours.jpg",
         "an outline in label 255": folder / "void.png",
@@ -200,22 +223,7 @@ def write_more(folder: Path) -> dict[str, Path]:
         "VIA export": folder / "via_export.json",
         "COCO of another computer": folder / "elsewhere.json",
         "DICOM": dicom(folder / "mask.dcm", both.astype(np.uint16) * 255, 8),
-        "a plane for each lung": folder / "planes.npy",
-        "planes last": folder / "planes_last.npy",
-        "one plane is the outside": folder / "one_hot.npy",
-        "a batch of one": folder / "batch.npy",
-        "archive of one array": folder / "array.npz",
-        "palette of one colour": folder / "blank_palette.png",
-        "labels as jpeg": folder / "labels.jpg",
-        "counts alone": folder / "runs.json",
     }
-    if importlib.util.find_spec("nibabel"):
-        import nibabel
-
-        volume = np.ascontiguousarray((right + 2 * left).astype(np.int16)[::-1].T)[..., None]
-        nibabel.save(nibabel.Nifti1Image(volume, np.eye(4)), folder / "labels.nii.gz")
-        files["NIfTI"] = folder / "labels.nii.gz"
-    return files
 
 
 def coco(drawn) -> dict:
