@@ -31,11 +31,18 @@ _SPLIT = re.compile(
 _PLAIN = frozenset(
     {"image", "images", "img", "imgs", "film", "films", "png", "jpg", "jpeg", "dicom", "dcm", "xray", "xrays"}
 )
-_MASKS = re.compile(r".*mask(s|_png)?|segmentations?|.*[ _-]segmentations?", re.IGNORECASE)
-_OF_A_FILM = re.compile(
-    r"(?:mask[ _-])?(.+?)(?:[ _-](?:lungs?[ _-])?(?:mask|masks|seg|segmentation|label))?", re.IGNORECASE
+# A folder of masks: `lung_masks`, `Masks_png`, `masks (lungs)`, `maskLungs`, `segmentation`, `ground truth`, `gt`.
+_MASKS = re.compile(
+    r".*masks?|(?:.*[ _.-])?masks?[ _.-].*|masks?(?:lungs?|left|right|png)|(?:.*[ _-])?segmentations?|segs?|gt|"
+    r"ground[ _-]?truths?|labels?|annotations?",
+    re.IGNORECASE,
 )
-_IS_MASK = re.compile(r"mask[ _-].+|.+[ _-](?:mask|masks|seg|segmentation)", re.IGNORECASE)
+# A mask's own name: `mask_a`, `a_mask`, `a.mask`, `12mask`, `a_lungmask`, `a_mask_lungs`, `a_seg`, `a_gt`, `a_lung`.
+_IS_MASK = re.compile(
+    r"mask[ _-](?P<after>.+)|(?P<before>.+?)(?:[ _.-]|(?<=\d)(?=mask))(?:lungs?[ _-]?)?"
+    r"(?:masks?|seg|segmentation|label|gt|lungs?)(?:[ _-]lungs?)?",
+    re.IGNORECASE,
+)
 _OTHER_ORGANS = re.compile(r"heart|clavicle|trachea|spine|lesion|nodule", re.IGNORECASE)
 # Words by which a folder inside another is taken for one of classes, and the outer one for a wrapping.
 CLASS_WORDS = frozenset(
@@ -109,8 +116,8 @@ def _within_masks(parts: Sequence[str]) -> bool:
 
 def _stem(path: Path) -> str:
     """A film's name, by its own file or by that of its mask."""
-    match = _OF_A_FILM.fullmatch(path.stem)
-    return (match[1] if match and _IS_MASK.fullmatch(path.stem) else path.stem).casefold()
+    match = _IS_MASK.fullmatch(path.stem)
+    return (match["after"] or match["before"] if match else path.stem).casefold()
 
 
 def _chosen(films: Sequence[tuple[Path, str]], masks: Mapping[str, list[tuple[str, Path]]]) -> dict[Path, list[Path]]:
@@ -142,7 +149,7 @@ def _are_two_lungs(masks: Sequence[Path]) -> bool:
 
 def unclear_masks(names: Sequence[str]) -> str:
     """A sentence on masks that no film gets, by name and folder."""
-    ends = ["/".join(Path(name).parts[-2:]) for name in names[:5]]
+    ends = ["/".join(Path(name).parts[-3:]) for name in names[:5]]
     shown = ", ".join(brief(end, 80) for end in ends) + (", ..." if len(names) > 5 else "")
     return (
         f"{len(names)} mask(s) fit several films, or share one film with other masks, and are given to none: {shown}. "

@@ -37,7 +37,10 @@ log = logging.getLogger("cxr.manifest")
 COLUMNS = ("image", "mask", "label", "patient", "source", "split", "findings")
 SPLITS = ("train", "val", "test", "external")
 # Further columns that give masks: files beside `mask`, and run lengths with the size that they are of.
-_MASK_FILES = ("mask_left", "mask_right", "left_mask", "right_mask")
+_MASK_FILES = (
+    *("mask_left", "mask_right", "left_mask", "right_mask", "mask_l", "mask_r"),
+    *("left_lung_mask", "right_lung_mask", "mask_left_lung", "mask_right_lung"),
+)
 RUN_COLUMNS = ("mask_rle", "mask_rle_left", "mask_rle_right", "left_lung", "right_lung")
 MASK_COLUMNS = (*_MASK_FILES, *RUN_COLUMNS, "mask_height", "mask_width", "rle_order", "mask_labels", "heart_mask")
 IN_COLUMN = "column:"  # in `mask`: what follows is the name of the column that holds the mask

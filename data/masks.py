@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import cv2
@@ -22,6 +23,7 @@ log = logging.getLogger("cxr.masks")
 
 _FEW_LABELS = 8  # a label map that was saved as JPEG holds so many, and grey levels around each
 _SNAP, _LEAST_LABEL, _MEANT = 0.04, 0.01, 0.95  # of the range; of the picture; of the picture that lies near a label
+_GREYISH = 4  # by which the channels of a grey picture of lossy WebP or JPEG may differ
 _MOST_LABELS = 64  # a picture with more values is no label map
 _FILE_BYTES = 256 * 1024 * 1024  # larger than any mask; a JSON of polygons of a whole data set is the largest kind
 # Masks of lungs, 827 of three public sets: the lower lung is at least 0.29 of the film high, and the smaller one 0.4 of
@@ -148,18 +150,22 @@ def _coloured(samples: np.ndarray, palette: np.ndarray | None) -> Values:
     if alpha is not None and alpha.min() < alpha.max():
         opaque = alpha > alpha.max() / 2
         inside = colour[opaque]
-        if len(inside) and np.ptp(inside.reshape(-1, 3), axis=0).max() == 0:  # the alpha is the mask
+        uniform = len(inside) and np.ptp(inside.reshape(-1, 3), axis=0).max() == 0
+        if uniform or len(np.unique(inside[:, 0])) > _MOST_LABELS:  # the alpha is the mask, maybe of a film cut out
             return _grey(np.where(opaque, 255, 0))
         colour = np.where(opaque[..., None], colour, 0)
-    if (colour[..., 0] == colour[..., 1]).all() and (colour[..., 1] == colour[..., 2]).all():
-        return _grey(colour[..., 0])
+    unlike = np.ptp(colour, axis=2).max()
+    if unlike == 0 or (colour.max() > 64 and unlike <= _GREYISH):
+        return _grey(colour[..., 1])
     if colour.dtype.kind == "f":
         colour = np.round(colour * 255)
     packed = (colour[..., 0].astype(np.int64) << 32) | (colour[..., 1].astype(np.int64) << 16) | colour[..., 2]
     found, index = np.unique(packed, return_inverse=True)
     rgb = np.stack([found >> 32, (found >> 16) & 65535, found & 65535], axis=1)
     names = ["#" + "".join(f"{value:02x}" for value in colour) for colour in rgb[: _MOST_LABELS + 1]]
-    if len(found) > _MOST_LABELS:  # soft edges or JPEG: brightness decides
+    if len(found) > _MOST_LABELS:  # soft edges or JPEG: brightness decides, unless there are a few clear colours
+        if rgb.max() < 256 and (clear := _snapped_colours(rgb, index.reshape(colour.shape[:2]))) is not None:
+            return clear
         return _grey(rgb[index.reshape(colour.shape[:2])].max(axis=2))
     return _sorted(index.reshape(colour.shape[:2]), names, rgb @ np.array([0.299, 0.587, 0.114]), colours=True)
 
@@ -187,6 +193,11 @@ def lung_of(values: Values, path: str | Path, labels: Sequence[str | int] | None
     if count == 2:
         return (values.index != background).astype(np.uint8)
     if not values.colours:
+        low, high = values.levels[0], values.levels[-1]
+        far = np.minimum(values.levels - low, high - values.levels)
+        bright = values.levels[values.index] > (low + high) / 2
+        if high - low > 64 and far.max() <= _SNAP * (high - low) and side_by_side(bright) and not _thin(bright):
+            return bright.astype(np.uint8)  # black and white that lossy WebP moved a little
         middle = (values.index > 0) & (values.index < count - 1)
         if _thin(middle):  # soft edges between two values
             return (values.levels[values.index] > values.levels[[0, -1]].mean()).astype(np.uint8)
@@ -229,6 +240,28 @@ def _snapped(values: Values) -> Values | None:
     return Values(index.astype(np.int32), tuple(f"{level:g}" for level in levels), levels)
 
 
+def _snapped_colours(rgb: np.ndarray, index: np.ndarray) -> Values | None:
+    """A map of colours (N, 3) that was saved as JPEG, with the few that it was drawn in; None where it is none."""
+    coarse = rgb // 16
+    boxes = np.zeros((16, 16, 16))
+    np.add.at(boxes, tuple(coarse.T), np.bincount(index.ravel(), minlength=len(rgb)) / index.size)
+    wide = np.pad(boxes, 1)
+    near = np.sum([wide[x : x + 16, y : y + 16, z : z + 16] for x, y, z in product(range(3), repeat=3)], axis=0)
+    peaks: list[np.ndarray] = []
+    for place in np.argwhere(near >= _LEAST_LABEL)[np.argsort(-near[near >= _LEAST_LABEL], kind="stable")]:
+        if all(np.abs(place - peak).max() > 3 for peak in peaks):
+            peaks.append(place)
+    if not 2 < len(peaks) <= _FEW_LABELS or sum(near[tuple(peak)] for peak in peaks) < _MEANT:
+        return None
+    nearest = np.abs(coarse[:, None] - np.array(peaks)[None]).sum(axis=2).argmin(axis=1)
+    places = cv2.medianBlur(nearest[index].astype(np.uint8), 5).astype(np.int32)
+    if any(_thin(places == number) for number in range(len(peaks))):
+        return None
+    levels = np.array(peaks) * 16 @ np.array([0.299, 0.587, 0.114])
+    names = ["#" + "".join(f"{16 * value:02x}" for value in peak) for peak in peaks]
+    return _sorted(places, names, levels, colours=True)
+
+
 def _named(values: Values, path: str | Path, labels: Sequence[str | int]) -> np.ndarray:
     wanted = {str(label).strip().lower() for label in labels}
     numbers = [number for number, name in enumerate(values.names) if name in wanted]
@@ -264,11 +297,12 @@ def _obvious(values: Values, path: str | Path, background: int) -> np.ndarray:
     """
     numbers = [number for number in range(len(values.names)) if number != background and (values.index == number).any()]
     areas = {number: values.index == number for number in numbers}
+    names = [values.names[number] for number in numbers]
+    numbers = [number for number in numbers if not _thin(areas[number])] or numbers  # VOC draws outlines in label 255
     found: list[tuple[int, ...]] = [(number,) for number in numbers if _two_lungs(*_parts(areas[number]))]
     if not found:
         pairs = [(a, b) for at, a in enumerate(numbers) for b in numbers[at + 1 :]]
         found = _tallest([pair for pair in pairs if _two_lungs(areas[pair[0]], areas[pair[1]])], areas)
-    names = [values.names[number] for number in numbers]
     if len(found) != 1:
         raise RadiographError(
             path,

@@ -34,8 +34,8 @@ def brief(text: object, limit: int = 80) -> str:
 class FileIndex:
     """Finds the files that a table names. Each folder is listed once: one look per file is slow on network drives.
 
-    A name is tried as it stands; then with slashes for back slashes; in another case or Unicode form; with the ending
-    that it lacks; and, for a path of another computer, by its last parts below the table's folder.
+    A name is tried as it stands; then with slashes for back slashes; in another case or Unicode form, its folders too;
+    with the ending that it lacks; and, for a path of another computer, by its last parts below the table's folder.
 
     Args:
         root: the folder that relative names start from.
@@ -60,6 +60,10 @@ class FileIndex:
                 found, problem = self._here(spelling)
                 if found or problem:
                     return found or spelling, problem
+            if (folder := self._spelled_folder(spelled[-1])) is not None:
+                found, problem = self._here(folder)
+                if found or problem:
+                    return found or spelled[-1], problem
             tail = self._tail(spelled[-1])
             if tail:
                 self.moved += 1
@@ -85,6 +89,22 @@ class FileIndex:
         if matches:
             return "", f"may be any of {', '.join(brief(match, 40) for match in matches[:4])}. Give the whole name"
         return "", ""
+
+    def _spelled_folder(self, name: str) -> str | None:
+        """A relative name with its folders in the case that the disk has them; None where one of them is not there."""
+        *folders, last = name.split("/")
+        if not folders or name.startswith("/") or ".." in folders:
+            return None
+        here: list[str] = []
+        for part in folders:
+            at = str(self._root.joinpath(*here))
+            entries = self._listing(at)
+            alike = [part] if part in entries else self._folded[at].get(_folded(part), [])
+            alike = [one for one in alike if entries[one]]
+            if part not in ("", ".") and len(alike) != 1:
+                return None
+            here += alike[:1] if part not in ("", ".") else []
+        return "/".join([*here, last])
 
     def _tail(self, name: str) -> str:
         """The longest end of a path of another computer that is a file below the root; "" where none is."""

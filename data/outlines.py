@@ -5,11 +5,13 @@
     run lengths    "start length start length ..."   from 1, down the columns (Kaggle) or along the rows (CheXmask)
     COCO           images, annotations with `segmentation`: polygons, or {"counts": ..., "size": [height, width]}
                    {"counts": ..., "size": ...} alone too
-    LabelMe        shapes with `points`, imageHeight, imageWidth
+    LabelMe        shapes with `points`, or with a picture in a box; imageHeight, imageWidth
+    VIA            regions with all_points_x and all_points_y, of each file
 """
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
@@ -22,6 +24,7 @@ import numpy as np
 from cxr_pipeline.data.radiograph import MAX_PIXELS, RadiographError
 
 _JSON_BYTES = 256 * 1024 * 1024
+_UNKNOWN = "the JSON is neither COCO (images, annotations), nor LabelMe (shapes), nor VIA (regions of files)"
 _NOT_LUNGS = ("heart", "clavicle", "trachea", "spine", "mediastin", "lesion", "nodule")
 
 
@@ -74,6 +77,8 @@ def mask_in_json(path: Path, size: tuple[int, int] | None, *, image: str = "") -
     try:
         if "shapes" in content:
             return _labelme(content, size, path)
+        if (files := _via_files(content)) is not None:
+            return _via(files, size, path, image)
         if "annotations" in content and "images" in content:
             return _coco(content, size, path, image)
         if "counts" in content and "size" in content:  # what pycocotools gives for one mask
@@ -82,7 +87,7 @@ def mask_in_json(path: Path, size: tuple[int, int] | None, *, image: str = "") -
         raise
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, IndexError) as error:
         raise RadiographError(path, f"the JSON draws no mask ({type(error).__name__}: {error})"[:300], "mask") from None
-    raise RadiographError(path, "the JSON is neither COCO (images, annotations) nor LabelMe (shapes)", "mask")
+    raise RadiographError(path, _UNKNOWN, "mask")
 
 
 @lru_cache(maxsize=2)  # a COCO file serves all films of a set
@@ -94,30 +99,62 @@ def _loaded(path: str, _changed: int) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise RadiographError(path, f"the JSON cannot be read ({str(error)[:120]})", "mask") from None
     if not isinstance(content, dict):
-        raise RadiographError(path, "the JSON is neither COCO (images, annotations) nor LabelMe (shapes)", "mask")
+        raise RadiographError(path, _UNKNOWN, "mask")
     return content
 
 
 def _labelme(content: dict[str, Any], size: tuple[int, int] | None, path: Path) -> np.ndarray:
     own = (content.get("imageHeight"), content.get("imageWidth"))
     shape = _checked(own if all(own) else size, path)
-    shapes = [one for one in content["shapes"] if one.get("shape_type", "polygon") in ("polygon", "rectangle", None)]
-    kept = _lungs_only(shapes, lambda one: str(one.get("label", "")))
+    shapes = [one for one in content["shapes"] if one.get("shape_type") in ("polygon", "rectangle", None)]
+    pictures = [one for one in content["shapes"] if one.get("shape_type") == "mask"]
+    kept = _lungs_only([*shapes, *pictures], lambda one: str(one.get("label", "")))
+    mask = np.zeros(shape, np.uint8)
     outlines = []
     for one in kept:
+        if one.get("shape_type") == "mask":
+            _put_picture(mask, one)
+            continue
         points = np.asarray(one["points"], float)
         if one.get("shape_type") == "rectangle":
             (x1, y1), (x2, y2) = points
             points = np.array([(x1, y1), (x2, y1), (x2, y2), (x1, y2)])
         outlines.append(points)
-    return _filled(outlines, shape, path)
+    return mask | _filled(outlines, shape, path)
+
+
+def _put_picture(mask: np.ndarray, shape: dict[str, Any]) -> None:
+    """Put a LabelMe shape of the kind `mask` into a mask (H, W): a PNG in base64 whose corner its first point is."""
+    picture = cv2.imdecode(np.frombuffer(base64.b64decode(shape["mask"]), np.uint8), cv2.IMREAD_GRAYSCALE)
+    if picture is None:
+        raise ValueError("a shape holds no picture")
+    left, top = (max(0, round(float(value))) for value in shape["points"][0])
+    part = mask[top : top + picture.shape[0], left : left + picture.shape[1]]
+    part |= (picture[: part.shape[0], : part.shape[1]] > 0).astype(np.uint8)
+
+
+def _via_files(content: dict[str, Any]) -> list[dict[str, Any]] | None:
+    """The files of a VGG Image Annotator project or export; None where it is neither."""
+    files = list(content.get("_via_img_metadata", content).values())
+    held = [one for one in files if isinstance(one, dict) and "regions" in one and "filename" in one]
+    return held if held and len(held) == len(files) else None
+
+
+def _via(files: list[dict[str, Any]], size: tuple[int, int] | None, path: Path, image: str) -> np.ndarray:
+    wanted = _named([str(one["filename"]) for one in files], files, image) or (files if len(files) == 1 else [])
+    if len(wanted) != 1:
+        raise RadiographError(path, f"the VIA file names {len(wanted)} films {image!r} among {len(files)}", "mask")
+    regions = wanted[0]["regions"]
+    regions = list(regions.values()) if isinstance(regions, dict) else regions  # of its first version
+    kept = _lungs_only(regions, lambda one: " ".join(map(str, one.get("region_attributes", {}).values())))
+    drawn = [one["shape_attributes"] for one in kept]
+    outlines = [np.array([one["all_points_x"], one["all_points_y"]], float).T for one in drawn if "all_points_x" in one]
+    return _filled(outlines, _checked(size, path), path)
 
 
 def _coco(content: dict[str, Any], size: tuple[int, int] | None, path: Path, image: str) -> np.ndarray:
     images = content["images"]
-    wanted = [entry for entry in images if Path(str(entry["file_name"]).replace("\\", "/")).name == Path(image).name]
-    if not wanted and image:
-        wanted = [entry for entry in images if Path(str(entry["file_name"])).stem == Path(image).stem]
+    wanted = _named([str(entry["file_name"]) for entry in images], images, image)
     if not wanted and len(images) == 1:
         wanted = images
     if len(wanted) != 1:
@@ -135,6 +172,16 @@ def _coco(content: dict[str, Any], size: tuple[int, int] | None, path: Path, ima
         else:
             outlines += [np.asarray(polygon, float).reshape(-1, 2) for polygon in drawn]
     return mask | _filled(outlines, shape, path) if outlines or not mask.any() else mask
+
+
+def _named(names: Sequence[str], entries: Sequence[Any], image: str) -> list[Any]:
+    """The entries of a film by their file names: whole ones, else without case, else without endings too."""
+    paths, film = [Path(name.replace("\\", "/")) for name in names], Path(image)
+    for form in (lambda path: path.name, lambda path: path.name.casefold(), lambda path: path.stem.casefold()):
+        found = [entry for path, entry in zip(paths, entries, strict=True) if image and form(path) == form(film)]
+        if found:
+            return found
+    return []
 
 
 def _checked(size: Sequence[Any] | None, path: Path) -> tuple[int, int]:

@@ -7,6 +7,7 @@ are needed by its first row, before the rest is read.
 from __future__ import annotations
 
 import csv
+import io
 import re
 import zipfile
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -187,7 +188,7 @@ def _header(header: list[str], needed: Sequence[str]) -> tuple[list[str], list[i
 def _body(records: Records, columns: list[str], places: list[int], width: int) -> Table:
     table = Table(columns, [], [])
     for number, cells in records:
-        if not any(cell.strip() for cell in cells):
+        if not any(cell.strip().strip("\x1a") for cell in cells):  # DOS ends a text with that
             continue
         if any(cell.strip() for cell in cells[width:]):
             table.faults.append(
@@ -315,7 +316,9 @@ def _excel(path: Path, tests: Sequence[HeaderTest]) -> Records:
         with zipfile.ZipFile(path) as archive:
             if sum(member.file_size for member in archive.infolist()) > _SHEET_BYTES:
                 raise TableError(f"it unpacks to over {_SHEET_BYTES >> 20} MB. Save the table as CSV UTF-8")
-        book = openpyxl.load_workbook(path, read_only=True, data_only=True)
+        # By its name openpyxl takes no file that is called .csv.
+        file = path if path.suffix.lower() in (".xlsx", ".xlsm") else io.BytesIO(path.read_bytes())
+        book = openpyxl.load_workbook(file, read_only=True, data_only=True)
         sheet, begin = _sheet(book, tests)
         rows = sheet.iter_rows(min_row=begin, values_only=True)
     except TableError:

@@ -30,6 +30,7 @@ python_warnings.filterwarnings("ignore", module="pydicom")
 
 _OPEN_PIXELS = b"\xe0\x7f\x10\x00OB\x00\x00\xff\xff\xff\xff"  # compressed pixels, of a length that is not said
 _END_OF_SEQUENCE = b"\xfe\xff\xdd\xe0\x00\x00\x00\x00"
+_MACROS = ("PixelMeasuresSequence", "PixelValueTransformationSequence", "FrameVOILUTSequence")
 _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 
 
@@ -66,7 +67,20 @@ def open_dataset(raw: bytes, name: str) -> tuple[pydicom.Dataset, list[str]]:
                 notes.append("PixelData (7FE0,0010) has no sequence delimiter: the end of the file was taken")
                 dataset = closed
     _settle_syntax(dataset, notes)
+    _lift_groups(dataset)
     return dataset, notes
+
+
+def _lift_groups(dataset: pydicom.Dataset) -> None:
+    """Put what an enhanced object of one frame says in functional groups (PS3.3 C.7.6.16) where plain ones say it."""
+    with contextlib.suppress(Exception):  # groups that cannot be read say nothing
+        if int(dataset.get("NumberOfFrames") or 1) > 1:
+            return
+        for groups in ("PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence"):
+            for group in list(dataset.get(groups) or ())[:1]:
+                for element in [one for macro in _MACROS for item in group.get(macro) or () for one in item]:
+                    if element.tag not in dataset:
+                        dataset[element.tag] = element
 
 
 def _parsed(raw: bytes, name: str) -> pydicom.Dataset:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from datetime import date
 from typing import Any
 
@@ -60,6 +61,12 @@ _FRONTAL_WORDS = frozenset(
         "F",
     }
 )
+_DESCRIPTIONS = (
+    ("SeriesDescription", "(0008,103E)"),
+    ("ProtocolName", "(0018,1030)"),
+    ("AcquisitionDeviceProcessingDescription", "(0018,1400)"),
+)
+_TAKEN = ("StudyDate", "AcquisitionDate", "AcquisitionDateTime", "SeriesDate", "ContentDate")
 _OLDEST = 120.0  # years; a birth date before that is a placeholder
 _SQUARE = 0.02  # a pixel whose sides differ by less counts as square
 _MOST_SQUEEZED = 4.0  # a pixel more oblong than this is an error of the header
@@ -78,7 +85,8 @@ def refuse_others(dataset: pydicom.Dataset, meta: dict[str, Any], name: str) -> 
             "not_a_radiograph",
             refused=True,
         )
-    part = meta["body_part"].upper()
+    letters = unicodedata.normalize("NFKD", meta["body_part"].upper())
+    part = "".join(letter for letter in letters if not unicodedata.combining(letter))  # TÓRAX
     words = re.findall(r"[^\W\d_]+", part)
     elsewhere = any(word.startswith(_ELSEWHERE) or word.endswith("SPINE") for word in words)
     if elsewhere and not any(word in part for word in _CHEST):
@@ -155,9 +163,7 @@ def _age(dataset: pydicom.Dataset, notes: list[str]) -> float | None:
         stated = float(age_text)
     born = _day(text(dataset, "PatientBirthDate"))
     taken = next(
-        filter(
-            None, (_day(text(dataset, tag)) for tag in ("StudyDate", "AcquisitionDate", "SeriesDate", "ContentDate"))
-        ),
+        filter(None, (_day(text(dataset, tag)) for tag in _TAKEN)),
         None,
     )
     counted = (taken - born).days / 365.25 if born and taken else None
@@ -197,7 +203,7 @@ def _lateral(dataset: pydicom.Dataset) -> str:
         words = set(re.findall(r"[A-Z]+", meaning.upper()))
         if value in _LATERAL_CODES or (words & _LATERAL_WORDS and not words & _FRONTAL_WORDS):
             return f"its view is {meaning or value} by ViewCodeSequence (0054,0220)"
-    for tag, number_ in (("SeriesDescription", "(0008,103E)"), ("ProtocolName", "(0018,1030)")):
+    for tag, number_ in _DESCRIPTIONS:
         description = text(dataset, tag)
         words = set(re.findall(r"[A-Z]+", description.upper()))
         if words & (_LATERAL_WORDS - {"LL", "RL"}) and not words & _FRONTAL_WORDS:

@@ -46,8 +46,11 @@ def stored_values(dataset: pydicom.Dataset, name: str, notes: list[str]) -> Stor
         layout = layout_of(dataset, name, notes, raw=None)
         return _compressed(dataset, layout, name, notes)
     layout = layout_of(dataset, name, notes, raw=raw)
-    if _frames(dataset) > 1:
-        raise _several(name, _frames(dataset))
+    if (frames := _frames(dataset)) > 1:
+        if len(raw) * 8 >= 2 * layout.rows * layout.columns * layout.samples * layout.allocated:
+            raise _several(name, frames)
+        notes.append(f"NumberOfFrames (0028,0008) is {frames}, the pixel data hold one")
+        dataset.NumberOfFrames = 1
     return _native(dataset, raw, layout, name, notes)
 
 

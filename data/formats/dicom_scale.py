@@ -21,6 +21,7 @@ _INSIDE = 0.05  # share of the film that a window must leave between black and w
 _WHITE = 0.8  # share of the film that a window may leave all white: more, and it is that of another depth
 _LEVELS = 16  # of the film that a window must keep apart
 _NARROW = 0.25  # of the range by the header; values that span less of it contradict it
+_SMOOTH = 16.0  # mean step from entry to entry of a table of bytes; words that are read as bytes step by far more
 _MOST_PADDING = 0.95  # share of the film; a padding value that covers more is none
 
 
@@ -35,6 +36,8 @@ class Levels:
         padding: (N,) bool, whether it marks what is no film.
         bits: of a stored value.
         signed: whether stored values may be negative.
+        shift: bits that they were shifted down by.
+        cut: whether bits above those stored were cut off.
     """
 
     places: np.ndarray
@@ -43,6 +46,8 @@ class Levels:
     padding: np.ndarray
     bits: int
     signed: bool
+    shift: int = 0
+    cut: bool = False
 
     def share(self, chosen: np.ndarray) -> float:
         """The share of the film's pixels whose values are chosen (N,) bool."""
@@ -87,7 +92,8 @@ def _levels(stored: Stored) -> Levels:
         places = np.round((values - low) / step).astype(np.int32)
         table = float(low) + np.arange(int(places.max()) + 1, dtype=np.float64) * step
     counts = np.bincount(places.ravel(), minlength=len(table))
-    return Levels(places, table, counts, np.zeros(len(table), bool), stored.bits, stored.signed)
+    padding = np.zeros(len(table), bool)
+    return Levels(places, table, counts, padding, stored.bits, stored.signed, stored.shift, stored.cut)
 
 
 def _mark_padding(dataset: pydicom.Dataset, levels: Levels, notes: list[str]) -> None:
@@ -106,7 +112,7 @@ def _mark_padding(dataset: pydicom.Dataset, levels: Levels, notes: list[str]) ->
             first, last = (value - 65536 if value > 32767 else value for value in (first, last))
         first, last = (
             value - around if value > highest and levels.signed else value + around if value < lowest else value
-            for value in (first, last)
+            for value in (_settled_too(value, highest, levels) for value in (first, last))
         )
     chosen = (levels.values >= min(first, last)) & (levels.values <= max(first, last))
     if levels.share(chosen) > _MOST_PADDING:
@@ -114,6 +120,15 @@ def _mark_padding(dataset: pydicom.Dataset, levels: Levels, notes: list[str]) ->
         return
     levels.padding |= chosen
     levels.counts = np.where(chosen, 0, levels.counts)
+
+
+def _settled_too(value: float, highest: float, levels: Levels) -> float:
+    """A padding value given for the whole container, shifted or cut as the pixels were; others as they are."""
+    if value <= highest or levels.signed:
+        return value
+    if levels.shift:
+        return float(int(value) >> levels.shift)
+    return float(int(value) & int(highest)) if levels.cut else value
 
 
 def _modality(dataset: pydicom.Dataset, levels: Levels, notes: list[str]) -> tuple[np.ndarray, float, float, int]:
@@ -259,7 +274,8 @@ def _entries(item: pydicom.Dataset, dataset: pydicom.Dataset, count: int, bits: 
     else:
         words = np.atleast_1d(np.asarray(data, np.int64)) & 0xFFFF
         raw = words.astype(">u2" if big else "<u2").view(np.uint8)
-    if bits <= 8 and len(raw) < 2 * count and len(raw) >= count:
+    half = len(raw) == count + count % 2 and np.abs(np.diff(raw.astype(int))).mean() < _SMOOTH  # no bytes of words
+    if (bits <= 8 and count <= len(raw) < 2 * count) or half:
         return raw[:count].astype(np.float64)
     words = raw[: len(raw) // 2 * 2].view(">u2" if big else "<u2")[:count]
     return words.astype(np.float64) if len(words) else None
@@ -269,9 +285,9 @@ def _voi(dataset: pydicom.Dataset, levels: Levels, rescaled: np.ndarray, notes: 
     """Grey (N,) in [0, 1] by the VOI LUT or the window; None where there is neither, or none that fits the film."""
     negative = bool(rescaled.min() < 0)
     table = _table(dataset, "VOILUTSequence", "(0028,3010)", levels.signed or negative, notes)
-    readings = _readings(dataset, levels, rescaled)
     if table is not None:
-        for values in readings:
+        ends = float(table.first), float(table.first + len(table.entries) - 1)
+        for values in _readings(dataset, levels, rescaled, *ends):
             shown = table.look_up(values) / ((1 << table.bits) - 1)
             if len(np.unique(levels.present(shown))) >= min(_LEVELS, len(np.unique(levels.present(values)))):
                 if values is not rescaled:
@@ -283,7 +299,7 @@ def _voi(dataset: pydicom.Dataset, levels: Levels, rescaled: np.ndarray, notes: 
     if windows and function not in ("", "LINEAR", "LINEAR_EXACT", "SIGMOID"):
         notes.append(f"VOILUTFunction (0028,1056) {function!r} is unknown: LINEAR was taken")
     for centre, width in windows:
-        for values in readings:
+        for values in _readings(dataset, levels, rescaled, centre - width / 2, centre + width / 2):
             shown = windowed(values, centre, width, function)
             if _fits(levels, shown, values) and np.ptp(levels.present(shown)) >= _NARROW:
                 if values is not rescaled:
@@ -303,13 +319,21 @@ def _falls(rescaled: np.ndarray) -> bool:
     return len(rescaled) > 1 and rescaled[-1] < rescaled[0]
 
 
-def _readings(dataset: pydicom.Dataset, levels: Levels, rescaled: np.ndarray) -> list[np.ndarray]:
-    """What a window or table may be meant for: rescaled values as the standard says, or else the stored ones."""
+def _readings(
+    dataset: pydicom.Dataset, levels: Levels, rescaled: np.ndarray, low: float, high: float
+) -> list[np.ndarray]:
+    """What a window or table from `low` to `high` may be meant for, the likeliest first.
+
+    Rescaled values as the standard says, or else the stored ones. With an intercept alone programs differ: the reading
+    of which more lies between the ends comes first, and of two alike the one with a slope of 1.
+    """
     if rescaled is not levels.values:
         return [rescaled, levels.values]
     intercept = number(dataset, "RescaleIntercept")
-    alone = intercept and number(dataset, "RescaleSlope") is None
-    return [rescaled, levels.values + intercept] if alone else [rescaled]
+    if not intercept or number(dataset, "RescaleSlope") is not None:
+        return [rescaled]
+    both = [levels.values + intercept, rescaled]
+    return sorted(both, key=lambda values: -levels.share((values >= low) & (values <= high)))
 
 
 def _fits(levels: Levels, shown: np.ndarray, values: np.ndarray) -> bool:

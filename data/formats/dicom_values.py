@@ -6,16 +6,22 @@ from typing import NamedTuple
 
 import numpy as np
 
+_FEW_LEVELS = 8  # of a mask: its steps say nothing of the sign
 _SAMPLED = 256  # rows on which the roughness of two readings is compared
 
 
 class Stored(NamedTuple):
-    """Stored values: `values` (H, W) or (H, W, 3) of integers or floats, bits of them, sign, and colour space."""
+    """Stored values: `values` (H, W) or (H, W, 3) of integers or floats, bits of them, sign, and colour space.
+
+    `shift`: bits that they were shifted down by; `cut`: whether bits above those stored were cut off.
+    """
 
     values: np.ndarray
     bits: int
     signed: bool
     photometric: str
+    shift: int = 0
+    cut: bool = False
 
 
 class Layout(NamedTuple):
@@ -41,11 +47,14 @@ def settled(values: np.ndarray, layout: Layout, notes: list[str]) -> Stored:
     if shift:
         if largest < 1 << bits and np.any(values & ((1 << shift) - 1)):
             notes.append(f"HighBit (0028,0102) is {layout.high}, the values fill the low bits: not shifted")
+            shift = 0
         else:
             values = values >> shift
             largest >>= shift
-    if largest >= 1 << bits:
+    cut = largest >= 1 << bits
+    if cut:
         bits, values = _excess(values, bits, layout, notes)
+        cut = bits == layout.stored
     if bits <= 16:
         values = values.astype(np.int32)
     else:
@@ -56,7 +65,7 @@ def settled(values: np.ndarray, layout: Layout, notes: list[str]) -> Stored:
     if signed:
         half = 1 << (bits - 1)
         values = (values ^ half) - half
-    return Stored(values, bits, signed, layout.photometric)
+    return Stored(values, bits, signed, layout.photometric, shift, cut)
 
 
 def _excess(values: np.ndarray, bits: int, layout: Layout, notes: list[str]) -> tuple[int, np.ndarray]:
@@ -92,7 +101,8 @@ def _sign(values: np.ndarray, bits: int, signed: bool, notes: list[str]) -> bool
         notes.append("PixelRepresentation (0028,0103) says signed, the values are unsigned")
         return False
     span = int(values.max()) - int(values.min()), int(as_signed.max()) - int(as_signed.min())
-    if not signed and turned < 0.5 * plain and span[1] <= 0.5 * span[0]:
+    few = len(np.unique(values[:: max(1, values.shape[0] // _SAMPLED)])) <= _FEW_LEVELS
+    if not signed and not few and turned < 0.5 * plain and span[1] <= 0.5 * span[0]:
         notes.append("PixelRepresentation (0028,0103) says unsigned, the values are signed")
         return True
     return signed

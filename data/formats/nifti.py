@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -31,7 +31,7 @@ class Nifti(Format):
         return head[344:348] == b"n+1\0" or head[4:8] == b"n+2\0"
 
     def decode(self, raw: bytes, name: str) -> Decoded:
-        """The one slice, turned as viewers show it: the first axis runs across, the second upwards."""
+        """The one slice, turned as viewers show it, see `slice_of`."""
         samples, (rows, columns) = slice_of(raw, name)
         film = grey.film(samples, name)
         if rows > 0 and columns > 0:
@@ -40,7 +40,9 @@ class Nifti(Format):
 
 
 def slice_of(raw: bytes, name: str) -> tuple[np.ndarray, tuple[float, float]]:
-    """The one slice (H, W) as stored, turned as viewers show it, and the height and width of a pixel.
+    """The one slice (H, W), or (H, W, C) of colours, and the height and width of a pixel.
+
+    It is turned as viewers show it: the first axis runs across, and the second upwards, unless its affine says no.
 
     Raises:
         RadiographError: it is a volume, or unfolds to too much.
@@ -62,5 +64,15 @@ def slice_of(raw: bytes, name: str) -> tuple[np.ndarray, tuple[float, float]]:
         )
     check_size(name, shape[1], shape[0], 1, image.get_data_dtype().itemsize)
     samples = np.asarray(image.dataobj).reshape(shape)
-    columns, rows = (float(v) for v in image.header.get_zooms()[:2])
-    return np.ascontiguousarray(samples.T[::-1]), (rows, columns)
+    if samples.dtype.names:  # colours
+        samples = np.stack([samples[colour] for colour in samples.dtype.names], axis=-1)
+    columns, rows = (float(v) for v, side in zip(image.header.get_zooms(), image.shape, strict=False) if side != 1)
+    samples = np.swapaxes(samples, 0, 1)
+    return np.ascontiguousarray(samples[::-1] if _upwards(image) else samples), (rows, columns)
+
+
+def _upwards(image: Any) -> bool:
+    """Whether the second axis runs upwards, or forwards, as it does by default; downwards as SimpleITK writes it."""
+    axis = [at for at, side in enumerate(image.shape[:3]) if side != 1][1]
+    column = np.asarray(image.affine)[:3, axis]
+    return bool(column[np.abs(column).argmax()] >= 0)

@@ -135,7 +135,14 @@ def _samples(page: TiffPage, raw: bytes, name: str) -> tuple[np.ndarray, bool]:
         samples = (samples.astype(np.float32) * (255 / ((1 << bits) - 1))).round().astype(np.uint8)
     if samples.ndim == 3:
         samples = _known_channels(samples, page, photometric)
-    return samples, photometric == _WHITE_IS_ZERO
+    return _black_is_zero(samples, photometric == _WHITE_IS_ZERO)
+
+
+def _black_is_zero(samples: np.ndarray, inverted: bool) -> tuple[np.ndarray, bool]:
+    """Samples, and whether 0 is still white: a film of fewer bits that was inverted in all 16 is turned back here."""
+    if inverted and samples.dtype == np.uint16 and int(samples.min()) >= 3 << 14:
+        return np.uint16(65535) - samples, False
+    return samples, inverted
 
 
 def _known_channels(samples: np.ndarray, page: TiffPage, photometric: int) -> np.ndarray:

@@ -18,6 +18,7 @@ import pandas as pd
 from cxr_pipeline.configs.errors import CxrError
 from cxr_pipeline.data.formats import suffixes
 from cxr_pipeline.data.geometry import Box
+from cxr_pipeline.data.names import FileIndex
 from cxr_pipeline.data.radiograph import RadiographError
 from cxr_pipeline.data.splits import patients_by_kind
 from cxr_pipeline.data.walk import files_below as walked
@@ -82,8 +83,14 @@ class Job:
         self.notes.append(text)
 
     def existing(self, films: Iterable[ManifestRow], table: str) -> list[ManifestRow]:
-        """The films whose files exist; says how many of `table` do not."""
+        """The films whose files exist, be it with an ending in another case; says how many of `table` do not."""
         films = list(films)
+        folders: dict[Path, FileIndex] = {}
+        for film in films:
+            if not os.path.isfile(film.image):
+                folder = film.image.parent
+                name, problem = folders.setdefault(folder, FileIndex(folder)).find(film.image.name)
+                film.image = film.image if problem else folder / name
         found = [film for film in films if os.path.isfile(film.image)]
         if len(found) < len(films):
             gone = next(film.image for film in films if not os.path.isfile(film.image))

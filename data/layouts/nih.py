@@ -54,7 +54,7 @@ def nih(folder: Path, job: Job) -> list[ManifestRow]:
     root = find_root(folder, pieces, nih)
     table_path = file_named(root, *_TABLES) or root / _TABLES[0]
     table = read_table(table_path, ("Image Index", "Finding Labels", "Patient ID"), nih)
-    where = {path.name: path for path in files_below(root)}
+    where = {path.name.casefold(): path for path in files_below(root)}
     splits = _splits(root, job)
     boxes = _boxes(root, job)
     sex = "Patient Sex" if "Patient Sex" in table.columns else "Patient Gender"  # v2020 renamed it
@@ -66,7 +66,7 @@ def nih(folder: Path, job: Job) -> list[ManifestRow]:
             raise LayoutError(f"{table_path}, row {number}: no Patient ID. Is the download whole?")
         findings = row["Finding Labels"].split("|")
         film = ManifestRow(
-            where.get(name, root / "images" / name),
+            where.get(name.casefold(), root / "images" / name),
             patient=f"nih-{int(person):08d}",
             label="NORM" if findings == ["No Finding"] else "NTB",
             source="nih",

@@ -72,7 +72,7 @@ def tbx11k(folder: Path, job: Job) -> list[ManifestRow]:
     films, unlisted = [], 0
     for kind in ("health", "sick", "tb", *(["extra"] if job.extra else [])):
         for path in files_below(root / "imgs" / kind):
-            name = path.relative_to(root / "imgs").as_posix()
+            name = _plain(path.relative_to(root / "imgs").as_posix())
             film = _copy(path) if kind == "extra" else _own(path, kind)
             if film is None:
                 job.note(f"{path} is named as no film of {tbx11k.__name__} is, and is left out")
@@ -145,6 +145,11 @@ def _copy(path: Path) -> ManifestRow | None:
     return film
 
 
+def _plain(name: str) -> str:
+    """A film's path below imgs/, without regard to case."""
+    return name.removeprefix("imgs/").casefold()
+
+
 def _splits(root: Path) -> dict[str, str]:
     """Official split of each film, named by its path below imgs/. TBX11K_trainval.txt and the like name both."""
     splits: dict[str, str] = {}
@@ -153,7 +158,7 @@ def _splits(root: Path) -> dict[str, str]:
             path = root / "lists" / f"{prefix}_{split}.txt"
             if path.is_file():
                 for line in path.read_text(encoding="utf-8").splitlines():
-                    name = line.strip().removeprefix("imgs/")
+                    name = _plain(line.strip())
                     if name:
                         splits[name] = split
     return splits
@@ -168,7 +173,7 @@ def _splits_of_json(root: Path, job: Job) -> dict[str, str]:
             if path.is_file():
                 try:
                     images = json.loads(path.read_text(encoding="utf-8"))["images"]
-                    splits |= {str(image["file_name"]).removeprefix("imgs/"): split for image in images}
+                    splits |= {_plain(str(image["file_name"])): split for image in images}
                 except (ValueError, KeyError, TypeError) as error:
                     reason = f"{type(error).__name__}: {error}"
                     raise LayoutError(f"{path} names no films ({reason}). Download it again") from None
@@ -183,7 +188,7 @@ def _splits_of_json(root: Path, job: Job) -> dict[str, str]:
 def _boxes(root: Path) -> dict[str, list[tuple[str, Box]]]:
     """Boxes by the film's path below imgs/; files overlap (train, val, trainval), so each is taken once."""
     boxes: dict[str, list[tuple[str, Box]]] = {}
-    for path in sorted((root / "annotations" / "json").glob("*.json")):
+    for path in files_below(root / "annotations" / "json", (".json",)):  # none of the hidden files of macOS
         try:
             _boxes_in(json.loads(path.read_text(encoding="utf-8")), boxes)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -194,7 +199,7 @@ def _boxes(root: Path) -> dict[str, list[tuple[str, Box]]]:
 
 def _boxes_in(content: dict, boxes: dict[str, list[tuple[str, Box]]]) -> None:
     kinds = {kind["id"]: kind["name"] for kind in content.get("categories", [])}
-    names = {image["id"]: image["file_name"].removeprefix("imgs/") for image in content.get("images", [])}
+    names = {image["id"]: _plain(image["file_name"]) for image in content.get("images", [])}
     for found in content.get("annotations", []):
         box = (kinds[found["category_id"]], Box(*(float(value) for value in found["bbox"])))
         known = boxes.setdefault(names[found["image_id"]], [])

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl, urlsplit
 
 import click
 
@@ -39,6 +40,12 @@ _identifiers_option = click.option(
     "--identifiers", type=click.Choice(("pseudonym", "plain")), help="Columns that say whose a film is, as for run."
 )
 _EVERY = 10.0  # seconds between two lines of progress
+_NAMES_NOBODY = frozenset(
+    {
+        *("StudyDate", "StudyTime", "SeriesDate", "PerformedProcedureStepStartDate", "Modality", "ModalitiesInStudy"),
+        *("BodyPartExamined", "ViewPosition", "SOPClassUID", "limit", "offset", "fuzzymatching"),
+    }
+)
 _file = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
@@ -80,6 +87,20 @@ def check_source(inputs: Sequence[str], source: str | None) -> None:
         from cxr_pipeline.dicom.dicomweb import Source
 
         Source.parsed(source)
+
+
+def without_values(source: str) -> str:
+    """A source as `run.json` keeps it: without a login, and of its query the keys, with those values that name nobody.
+
+    The values of a query may be a patient's ID, name or number; dates, modality and part of the body are not.
+    """
+    parts = urlsplit(source.removeprefix("dicomweb:"))
+    named = (
+        f"{key}={value if key in _NAMES_NOBODY else '***'}"
+        for key, value in parse_qsl(parts.query, keep_blank_values=True)
+    )
+    query = "&".join(named)
+    return f"dicomweb:{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}" + (f"?{query}" if query else "")
 
 
 def pulled(source: str, out: Path, mode: int) -> list[Input]:

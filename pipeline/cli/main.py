@@ -41,7 +41,7 @@ from cxr_pipeline.cli.commands import (
     workers_option,
 )
 from cxr_pipeline.cli.folders import report_at_end
-from cxr_pipeline.cli.hospital import check_source, pulled
+from cxr_pipeline.cli.hospital import check_source, pulled, without_values
 
 if TYPE_CHECKING:
     from cxr_pipeline.run.engines.base import RunnerOptions
@@ -222,7 +222,7 @@ def run(
         **({"set": list(overrides)} if overrides else {}),
         **({"language": language} if language else {}),
         **{name: str(value) for name, value in whose.items() if value is not None},
-        **({"from": source} if source else {}),
+        **({"from": source if identifiers == "plain" else without_values(source)} if source else {}),
         **({"fast_decode": True} if fast_decode else {}),
         **cluster,
     }

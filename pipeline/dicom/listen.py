@@ -15,7 +15,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from cxr_pipeline.data.files import PRIVATE, csv_line
+from cxr_pipeline.data.files import PRIVATE, csv_line, write_csv
 from cxr_pipeline.dicom.commitment import Commitment
 from cxr_pipeline.dicom.destinations import Destination
 from cxr_pipeline.dicom.node import Node, NodeSettings
@@ -29,7 +29,8 @@ from cxr_pipeline.results.outputs import Output
 from cxr_pipeline.run.chain import Chain
 from cxr_pipeline.run.inputs import Input
 
-LEFT_ALONE = "left_alone.csv"
+LEFT_ALONE, OUTDATED = "left_alone.csv", "outdated.csv"
+_OUTDATED_COLUMNS = ("id", "status", "error", "destination", "answers")
 _COLUMNS = ("time", "caller", "sop_class", "sop_instance", "modality", "reason")
 _AT_ONCE = 64  # films taken from the queue together: the chain works in batches, and more would make a stop slow
 _REFRESH = 5.0  # seconds between two looks whether the tables are up to date
@@ -230,6 +231,25 @@ class Listener:
     def _count(self, what: str, count: int) -> None:
         with self._guard:
             self.counts[what] += count
+        if what == "outdated":
+            self._write_outdated()
+
+    def _write_outdated(self) -> None:
+        """The table of answers that stand in a PACS, though their film was refused since."""
+        rows = [
+            {
+                **{
+                    name: (self.station.entry(film) or {"row": {}})["row"].get(name, "")
+                    for name in ("id", "status", "error")
+                },
+                "destination": one.name,
+                "answers": " ".join(held),
+            }
+            for one in self.senders
+            for film, held in list(one.outdated.items())
+        ]
+        with suppress(OSError):  # the page and the log say it too
+            write_csv(self.settings.out / OUTDATED, _OUTDATED_COLUMNS, rows, mode=self.settings.mode)
 
     def _record(self, what: str, caller: Peer, facts: Facts, why: str) -> None:
         """Count an object that came, and write down one that is left alone."""

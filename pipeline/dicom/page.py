@@ -101,6 +101,7 @@ def state(listener: Listener) -> dict[str, Any]:
                 "waiting": len(one),
                 "sent": one.sent,
                 "refused": one.refused,
+                "outdated": len(one.outdated),
                 "problem": one.problem,
                 "again_in": round(max(0.0, one.again - now)) if one.problem else None,
             }

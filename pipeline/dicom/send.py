@@ -50,6 +50,11 @@ class SentLog:
         self._journal.append(_key(film, destination), entry)
         sync(self._path)
 
+    def held(self, film: str, destination: str) -> list[str]:
+        """The answers of a film that the destination took, by the names of their files, of whatever version."""
+        entry = self._journal.get(_key(film, destination)) or {}
+        return sorted(set(entry.get("files", ())) - set(entry.get("refused", ())))
+
     def close(self) -> None:
         """Close the file."""
         self._journal.close()
@@ -77,7 +82,7 @@ class Sender:
         out: the results folder.
         entry: the journal's entry of a film.
         log: what was sent; shared by all senders of the folder.
-        notify: called with "sent" or "refused", and the number of objects.
+        notify: called with "sent", "refused" or "outdated", and the number of objects, or of films for the last.
         first: seconds until a failed try is repeated; twice as long each time, up to five minutes.
     """
 
@@ -98,6 +103,7 @@ class Sender:
         self._stopping = False
         self.problem, self.again = "", 0.0  # why the last try failed, and when the next is, on the monotonic clock
         self.sent = self.refused = 0
+        self.outdated: dict[str, list[str]] = {}  # film -> answers that stand there, though it was refused since
         self._thread = threading.Thread(target=self._run, name=f"cxr-send {destination.name}", daemon=True)
 
     @property
@@ -113,6 +119,7 @@ class Sender:
         """Begin, with the films of the journal that the destination does not have yet."""
         for film in films:
             files = files_of(self._entry(film))
+            self._compare(film, files)
             if files and not self._log.has(film, self.name, files):
                 self._queue[film] = None
         self._thread.start()
@@ -181,9 +188,30 @@ class Sender:
                 _log.warning(
                     "%s refused %d objects of a film: %s", self.name, len(refusals), next(iter(refusals.values()))
                 )
+        self._compare(film, files)
         with self._change:
             if files_of(self._entry(film)) == files:
                 self._queue.pop(film, None)
+
+    def _compare(self, film: str, files: dict[str, str]) -> None:
+        """Note a film that has no answer any more, while the destination holds those to an earlier version of it.
+
+        A PACS takes no object back from who sent it: a person has to delete them there.
+        """
+        held = [] if files else self._log.held(film, self.name)
+        if held == self.outdated.get(film, []):
+            return
+        if held:
+            self.outdated[film] = held
+            entry = self._entry(film) or {"row": {}}
+            row = entry["row"]
+            _log.warning(
+                "%s holds %d answers to an earlier version of %s, which is %s now. Delete them there",
+                *(self.name, len(held), row.get("id", film), row.get("status", "gone")),
+            )
+        else:
+            del self.outdated[film]
+        self._notify("outdated", 1 if held else -1)
 
     def _failed(self, film: str, why: str, wait: float) -> float:
         """Note a failed try; how long to wait. Another film is tried next, lest a bad one hold up all."""

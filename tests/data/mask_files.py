@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import importlib.util
 import json
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 from PIL import Image
+
+from tests.data.test_dicom import dicom
 
 SIZE = (64, 60)  # height and width: not square, so that swapped sides show
 
@@ -165,7 +168,62 @@ def write_more(folder: Path) -> dict[str, Path]:
         volume = np.ascontiguousarray((right + 2 * left).astype(np.int16)[::-1].T)[..., None]
         nibabel.save(nibabel.Nifti1Image(volume, np.eye(4)), folder / "labels.nii.gz")
         files["NIfTI"] = folder / "labels.nii.gz"
-    return files
+    return files | write_odd(folder)
+
+
+def write_odd(folder: Path) -> dict[str, Path]:
+    """Kinds that are easily taken for another mask, or for none."""
+    right, left = lungs()
+    both = (right | left).astype(np.uint8)
+    colours = np.zeros((256, 240, 3), np.uint8)
+    for area, colour in zip((*lungs((256, 240)), heart((256, 240))), np.eye(3, dtype=np.uint8) * 255, strict=True):
+        colours[area] = colour
+    save(folder / "colours.jpg", colours)
+    picture = Image.fromarray(cv2.resize(both * 255, (240, 256), interpolation=cv2.INTER_NEAREST)).convert("RGB")
+    picture.save(folder / "lossy.webp", quality=80)
+    outline = cv2.dilate(both, np.ones((3, 3), np.uint8)) - both
+    void = Image.fromarray(both + 255 * outline, mode="P")
+    void.putpalette([0, 0, 0, 128, 0, 0, *[0] * 759, 224, 224, 192][:768])
+    void.save(folder / "void.png")
+    save(folder / "grey_void.png", both + 255 * outline)
+    cut_out = np.dstack([np.arange(both.size * 3).reshape(*SIZE, 3) % 251, both * 255]).astype(np.uint8)
+    save(folder / "cut_out.png", cut_out)
+    box = right.any(axis=0).argmax(), right.any(axis=1).argmax()
+    part = right[np.ix_(right.any(axis=1), right.any(axis=0))].astype(np.uint8)
+    picture = base64.b64encode(cv2.imencode(".png", part * 255)[1].tobytes()).decode()
+    shapes = [
+        {"label": "r lung", "shape_type": "mask", "points": [list(map(int, box))], "mask": picture},
+        {"label": "l lung", "shape_type": "polygon", "points": box_outline(left)},
+    ]
+    labelme = {"shapes": shapes, "imageHeight": SIZE[0], "imageWidth": SIZE[1]}
+    (folder / "picture.json").write_text(json.dumps(labelme))
+    regions = [
+        {
+            "shape_attributes": {
+                f"all_points_{axis}": [point[at] for point in box_outline(area)] for at, axis in enumerate("xy")
+            },
+            "region_attributes": {"part": name},
+        }
+        for area, name in ((right, "lung"), (left, "lung"), (heart(), "heart"))
+    ]
+    via = {"a.png123": {"filename": "A.PNG", "size": 123, "regions": regions}}
+    (folder / "via.json").write_text(json.dumps({"_via_img_metadata": via}))
+    (folder / "via_export.json").write_text(json.dumps(via))
+    coco_elsewhere = coco(lambda area: [[value for point in box_outline(area) for value in point]])
+    coco_elsewhere["images"][1]["file_name"] = "C:\\films\\A.PNG"
+    (folder / "elsewhere.json").write_text(json.dumps(coco_elsewhere))
+    return {
+        "WebP, lossy as jpeg": folder / "lossy.webp",
+        "colours as jpeg": folder / "colours.jpg",
+        "an outline in label 255": folder / "void.png",
+        "an outline in grey 255": folder / "grey_void.png",
+        "a film cut out": folder / "cut_out.png",
+        "LabelMe with a picture": folder / "picture.json",
+        "VIA project": folder / "via.json",
+        "VIA export": folder / "via_export.json",
+        "COCO of another computer": folder / "elsewhere.json",
+        "DICOM": dicom(folder / "mask.dcm", both.astype(np.uint16) * 255, 8),
+    }
 
 
 def coco(drawn) -> dict:

@@ -86,6 +86,30 @@ def test_words_around_a_split_do_not_make_it_a_class(tmp_path, train, test):
     }
 
 
+@pytest.mark.parametrize(
+    "mask",
+    [
+        *("masks_lung/1.png", "mask_images/1.png", "gt/1.png", "GroundTruth/1.png", "labels/1.png", "seg/1.png"),
+        *("Lung Masks (png)/1.png", "maskLungs/1.png", "masks/1.mask.png", "masks/1_lungmask.png", "masks/1mask.png"),
+        *("images/1_gt.png", "images/1_mask_lungs.png"),
+    ],
+)
+def test_masks_by_what_tools_call_them(tmp_path, mask):
+    put(tmp_path, "TB/images/1.png", f"TB/{mask}", "NORM/images/2.png")
+    assert read(tmp_path) == {"TB/images/1.png": ("TB", "", f"TB/{mask}"), "NORM/images/2.png": ("NORM", "", "")}
+
+
+def test_a_folder_for_the_masks_of_each_lung(tmp_path):
+    put(tmp_path, "TB/1.png", "NORM/2.png", "masks_left/TB/1.png", "masks_right/TB/1.png")
+    assert read(tmp_path)["TB/1.png"] == ("TB", "", "masks_left/TB/1.png|masks_right/TB/1.png")
+
+
+@pytest.mark.parametrize("name", ["masked", "Unmasked films", "segment 3", "legtb"])
+def test_a_class_that_is_called_nearly_like_masks_is_one(tmp_path, name):
+    put(tmp_path, f"{name}/1.png", "NORM/2.png")
+    assert read(tmp_path)[f"{name}/1.png"] == (name, "", "")
+
+
 @pytest.mark.parametrize("name", ["test positive", "tested", "trained", "value", "set", "data", "2017", "device"])
 def test_a_class_that_begins_like_a_split_stays_one(name):
     assert split_of(name) is None

@@ -145,7 +145,7 @@ def test_compressed_files_of_pydicom(name, shape):
         ({"Modality": "CT"}, "not_a_radiograph", True),
         ({"BodyPartExamined": "HAND"}, "not_a_chest", True),
         ({"BodyPartExamined": "LSPINE"}, "not_a_chest", True),
-        ({"NumberOfFrames": 2}, "multi_frame", True),
+        ({"NumberOfFrames": 2, "PixelData": bytes(2 * 2 * FILM.size)}, "multi_frame", True),
         ({"PixelData": None}, "no_pixels", False),
         ({"Rows": None}, "damaged", False),
         ({"Rows": 60000, "Columns": 60000}, "too_large", False),

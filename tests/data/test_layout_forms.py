@@ -192,6 +192,20 @@ def test_rsna_converted_to_png(tmp_path, place):
     assert list(table.index) == ["aaa", "bbb", "ccc"]
 
 
+@pytest.mark.parametrize("name", ["tbx11k", "nih", "chexpert"])
+def test_endings_in_capitals_and_what_macos_leaves_change_nothing(tmp_path, name):
+    plain = import_dataset(name, TREES[name](tmp_path), tmp_path / "plain" / "m.csv").manifest.table
+    home = TREES[name](tmp_path / "other")
+    for path in [path for path in home.rglob("*") if path.is_file()]:
+        path.with_name(f"._{path.name}").write_bytes(b"\0\5\x16\7")
+        if path.suffix in (".png", ".jpg"):
+            path.rename(path.with_suffix(path.suffix.upper()))
+    table = import_dataset(name, home, tmp_path / "m.csv").manifest.table
+    assert list(table["patient"]) == list(plain["patient"])
+    assert list(table["split"]) == list(plain["split"])
+    assert table["image"].str.endswith((".PNG", ".JPG")).all()
+
+
 def test_what_is_said_of_a_wrong_folder(tmp_path):
     home = shenzhen(tmp_path / "d")
     with pytest.raises(LayoutError, match="sub-folder of it. Give its parent, .*ChinaSet_AllFiles"):

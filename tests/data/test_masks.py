@@ -167,6 +167,15 @@ def test_left_and_right_masks_in_two_columns(tmp_path):
         assert (lungs_of(data) == (right | left)).all()
 
 
+@pytest.mark.parametrize("names", ["mask_l,mask_r", "Left Lung Mask,right_lung_mask"])
+def test_a_column_for_each_lung(tmp_path, names):
+    right, left = lungs()
+    film(tmp_path / "a.png")
+    for name, area in (("l", left), ("r", right)):
+        save(tmp_path / f"{name}.png", area.astype(np.uint8))
+    assert (lungs_of(manifest_of(tmp_path, f"image,{names}", "a.png,l.png,r.png")) == (right | left)).all()
+
+
 def test_run_lengths_in_columns(tmp_path):
     right, left = lungs()
     film(tmp_path / "a.png")

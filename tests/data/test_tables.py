@@ -59,6 +59,8 @@ FORMS = {
     "a path of another computer": PLAIN.replace("films/", "/home/me/set/films/").encode(),
     "without endings": PLAIN.replace(".png", "").encode(),
     "endings in capitals": PLAIN.replace(".png", ".PNG").encode(),
+    "folders in capitals": PLAIN.replace("films/", ".\\FILMS\\").encode(),
+    "the end mark of DOS": PLAIN.encode() + b"\x1a",
     "a title above": b"Films of 2020\n" + PLAIN.encode(),
     "a title and comments above": b"Films; of the clinic, 2020\n# by hand, twice\n\n"
     + PLAIN.replace(",", ";").encode(),
@@ -99,6 +101,9 @@ def test_excel_with_a_title_above_or_the_table_on_another_sheet(folder):
     import openpyxl
 
     rows = [line.split(",") for line in PLAIN.splitlines()]
+    excel(folder / "named.xlsx", rows)
+    (folder / "named.xlsx").rename(folder / "named.csv")
+    assert len(read_table(folder / "named.csv", ["image"]).rows) == 2
     excel(folder / "title.xlsx", [["Films of 2020"], [], *rows])
     read = read_table(folder / "title.xlsx", ["image"])
     assert [row["image"] for row in read.rows] == ["films/a.png", "films/b.png"]

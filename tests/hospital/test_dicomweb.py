@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from types import SimpleNamespace
@@ -86,6 +87,16 @@ def test_the_command_pulls_and_judges(pacs, tmp_path):
     call = ["run", "--from", f"dicomweb:{pacs.url}?PatientID=P1", "--out", str(out), "--no-report"]
     assert cli.main(call, standalone_mode=False) in (0, 1)
     assert [row["id"] for row in rows(out)] == [uid(1)]
+    assert json.loads((out / "run.json").read_text())["arguments"]["from"] == f"dicomweb:{pacs.url}?PatientID=***"
+
+
+def test_what_a_run_keeps_of_a_query_names_nobody():
+    from cxr_pipeline.cli.hospital import without_values
+
+    asked = "dicomweb:https://me:secret@pacs.example.org:8443/dicom-web?StudyDate=20240131&PatientName=Doe%5EJane&00100020=4"
+    kept = "dicomweb:https://pacs.example.org:8443/dicom-web?StudyDate=20240131&PatientName=***&00100020=***"
+    assert without_values(asked) == kept
+    assert without_values("dicomweb:http://pacs/dicom-web/") == "dicomweb:http://pacs/dicom-web/"
 
 
 def test_answers_go_to_a_dicomweb_service(tmp_path):

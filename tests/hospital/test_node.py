@@ -119,6 +119,32 @@ def test_a_film_that_comes_again_corrected_replaces_the_one_before(tmp_path):
     assert before[uid(1)]["sha256"] != after[uid(1)]["sha256"]
 
 
+def test_answers_to_a_version_that_is_refused_since_are_named(tmp_path, caplog):
+    out = tmp_path / "out"
+    dark = dicom_film(1)
+    dark.PixelData = bytes([255]) * (dark.Rows * dark.Columns)
+
+    def named():
+        with open(out / "outdated.csv", newline="") as file:
+            return [(row["id"], row["destination"], row["answers"]) for row in csv.DictReader(file)]
+
+    with Inbox() as pacs:
+        with node(out, [str(pacs)]) as one:
+            send(one.port, dicom_film(1))
+            until(lambda: pacs.got and one.senders[0].idle())
+            assert not (out / "outdated.csv").exists()
+            send(one.port, dark)
+            until(lambda: one.senders[0].outdated)
+            until(lambda: named() == [(uid(1), str(pacs), f"dicom/{uid(1)}.sr.dcm")])
+        assert f"holds 1 answers to an earlier version of {uid(1)}" in caplog.text
+        with node(out, [str(pacs)]) as one:  # it is known after a restart too
+            assert len(one.senders[0].outdated) == 1
+            send(one.port, dicom_film(1))
+            until(lambda: not one.senders[0].outdated and one.senders[0].idle())
+            until(lambda: named() == [])
+    assert pacs.got == [answer_to(uid(1))]  # it stands there as it is
+
+
 def test_twenty_associations_at_once(tmp_path):
     out = tmp_path / "out"
     answers, films = [], [[dicom_film(10 * caller + n) for n in range(2)] for caller in range(20)]

@@ -160,7 +160,7 @@ def test_the_queue_is_shown_and_counted_without_a_patient(tmp_path):
         assert state["received"] == {"new": 1, "again": 0, "left alone": 1, "no room": 0, "unreadable": 0}
         assert state["judged"]["ok"] == 1
         assert state["destinations"][0] | {"name": ""} == {
-            "name": "", "waiting": 0, "sent": 1, "refused": 0, "problem": "", "again_in": None,
+            "name": "", "waiting": 0, "sent": 1, "refused": 0, "outdated": 0, "problem": "", "again_in": None,
         }  # fmt: skip
         assert state["films"][0]["id"] == uid(1)
         figures = page.get("/metrics").text

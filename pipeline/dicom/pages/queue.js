@@ -28,7 +28,8 @@ function show(state) {
   ]);
   rows("destinations", state.destinations.map((one) => [
     one.name, one.waiting, one.sent, one.refused,
-    one.problem ? `${one.problem}; next try in ${one.again_in} s` : "ok",
+    (one.problem ? `${one.problem}; next try in ${one.again_in} s` : "ok")
+      + (one.outdated ? `; holds answers to ${one.outdated} films that were refused since: delete them there, see outdated.csv` : ""),
   ]));
   rows("films", state.films.map((one) => [one.time, one.id, one.status, one.label, one.screen, one.tb_score]));
 }

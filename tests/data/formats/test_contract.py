@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import time
+from importlib.util import find_spec
 
 import cv2
 import imagecodecs
@@ -128,6 +129,24 @@ def tiff(path, array, **options):
     return path
 
 
+@pytest.mark.skipif(not find_spec("nibabel"), reason="needs nibabel")
+def test_nifti_hangs_as_its_affine_says(tmp_path):
+    import nibabel
+
+    down = np.ascontiguousarray(FILM.T)
+    colours = np.zeros(down.shape, [(name, "u1") for name in "RGB"])
+    for name in "RGB":
+        colours[name] = down[:, ::-1]
+    for name, array, affine in [
+        ("upwards", down[:, ::-1], np.eye(4)),
+        ("as_simpleitk", down, np.diag([-0.2, -0.2, 1, 1])),
+        ("coronal", down[:, None, ::-1], np.eye(4)),
+        ("colours", colours, np.eye(4)),
+    ]:
+        nibabel.save(nibabel.Nifti1Image(array, affine), tmp_path / f"{name}.nii")
+        np.testing.assert_allclose(read(tmp_path / f"{name}.nii").pixels, FILM / 255, atol=0.004, err_msg=name)
+
+
 def test_tiff_of_every_kind(tmp_path):
     wide = FILM.astype(np.uint16) * 257
     plain = FILM / 255
@@ -137,6 +156,8 @@ def test_tiff_of_every_kind(tmp_path):
         ("big", wide, {"bigtiff": True}),
         ("big_endian", wide, {"byteorder": ">"}),
         ("white_is_zero", 65535 - wide, {"photometric": "miniswhite"}),
+        ("white_is_zero_of_12_bits", 65535 - wide // 16, {"photometric": "miniswhite"}),
+        ("white_is_4095", 4095 - wide // 16, {"photometric": "miniswhite"}),
         ("float", plain.astype(np.float32), {}),
         ("double", plain.astype(np.float64), {}),
         ("uint32", wide.astype(np.uint32), {}),

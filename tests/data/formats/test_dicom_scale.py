@@ -227,6 +227,7 @@ def test_squeezed_films_say_so(tmp_path, tags):
         ({"PatientOrientation": ["A", "F"]}, True),
         ({"PatientOrientation": ["L", "F"]}, False),
         ({"SeriesDescription": "Thorax LAT"}, True),
+        ({"AcquisitionDeviceProcessingDescription": "CHEST LATERAL"}, True),
         ({"SeriesDescription": "Chest PA and lateral"}, False),
         ({"ViewPosition": "LL"}, True),
         ({"ViewPosition": "PA", "SeriesDescription": "LAT"}, False),
@@ -250,6 +251,8 @@ def test_age(tmp_path, tags, age):
     assert found == (pytest.approx(age, abs=0.02) if age else None)
 
 
-@pytest.mark.parametrize("part", ["CHEST/ABDOMEN", "CHEST ABDOMEN", "Thorax", "ABDOMEN_CHEST", "PULMON"])
+@pytest.mark.parametrize(
+    "part", ["CHEST/ABDOMEN", "CHEST ABDOMEN", "Thorax", "ABDOMEN_CHEST", "PULMON", "TÓRAX/ABDOMEN"]
+)
 def test_parts_that_show_the_chest_too(tmp_path, part):
     assert read(dicom(tmp_path / "a.dcm", TWELVE, BodyPartExamined=part)).size == TWELVE.shape

@@ -60,6 +60,19 @@ def bits(stored, high=None):
     return {"BitsStored": stored, "HighBit": stored - 1 if high is None else high}
 
 
+def groups():
+    macros = Dataset()
+    for macro, tags in {
+        "PixelValueTransformationSequence": {"RescaleSlope": -1, "RescaleIntercept": 4095},
+        "FrameVOILUTSequence": WINDOW,
+    }.items():
+        one = Dataset()
+        for name, value in tags.items():
+            setattr(one, name, value)
+        setattr(macros, macro, Sequence([one]))
+    return Sequence([macros])
+
+
 # name: stored values, tags beyond the plain film's. All of them are the same film.
 HEADERS = {
     "slope without intercept": (V, {"RescaleSlope": 2}),
@@ -92,6 +105,7 @@ HEADERS = {
     "Modality LUT of 10 bits that says 16": (V, {"ModalityLUTSequence": lut(A // 4, [4096, 0, 16])}),
     "Modality LUT of bytes in words": (V, {"ModalityLUTSequence": lut(A // 16, [4096, 0, 8])}),
     "Modality LUT shorter than it says": (V, {"ModalityLUTSequence": lut(A * 16, [5000, 0, 16])}),
+    "Modality LUT half as long as it says": (V, {"ModalityLUTSequence": lut(A * 16, [8192, 0, 16])}),
     "Modality LUT that inverts": (4095 - V, {"ModalityLUTSequence": lut((4095 - A) * 16, [4096, 0, 16])}),
     "Modality LUT without data": (V, {"ModalityLUTSequence": lut(None, [4096, 0, 16])}),
     "Modality LUT without descriptor": (V, {"ModalityLUTSequence": lut(A * 16, None)}),
@@ -147,6 +161,18 @@ HEADERS = {
     "NumberOfFrames 0": (V, {"NumberOfFrames": 0}),
     "more pixel data than it needs": (V, {"PixelData": V.tobytes() + bytes(5000)}),
     "pixels of 32 bits": (V, {"BitsAllocated": 32, **bits(32), "PixelData": V.astype("<u4").tobytes()}),
+    "frames of which there is one": (V, {"NumberOfFrames": 3}),
+    "VOI LUT of bytes that says 16": (V, {"VOILUTSequence": lut((A // 16).astype(np.uint8).tobytes(), [4096, 0, 16])}),
+    "intercept alone, window of the shifted values": (
+        V,
+        {"RescaleIntercept": -1024, "WindowCenter": 1024, "WindowWidth": 4096},
+    ),
+    "intercept alone, window of the stored values": (V, {"RescaleIntercept": -1024, **WINDOW}),
+    "intercept alone, VOI LUT of the stored values": (
+        V,
+        {"RescaleIntercept": -1024, "VOILUTSequence": lut(A * 16, [4096, 0, 16])},
+    ),
+    "functional groups of one frame": (4095 - V, {"NumberOfFrames": 1, "SharedFunctionalGroupsSequence": groups()}),
     "spacing of 0": (V, {"PixelSpacing": [0, 0]}),
     "spacing that cannot be": (V, {"PixelSpacing": [1, 100]}),
     "12 bits packed": (
@@ -163,6 +189,22 @@ HEADERS = {
 def test_odd_headers_give_the_film(tmp_path, name):
     values, tags = HEADERS[name]
     film = read(dicom(tmp_path / "a.dcm", values, **tags))
+    np.testing.assert_allclose(film.pixels, PLAIN, atol=0.012)
+
+
+@pytest.mark.parametrize(
+    ("shift", "high", "padding"), [(0, 11, 65535), (4, 15, 65520)], ids=["beyond the bits stored", "left aligned"]
+)
+def test_padding_that_is_given_for_the_whole_word_is_black(tmp_path, shift, high, padding):
+    values = V << shift
+    values[:, :9] = padding
+    film = read(dicom(tmp_path / "a.dcm", values, HighBit=high, PixelPaddingValue=padding))
+    assert (film.pixels[:, :9] == 0).all()
+    np.testing.assert_allclose(film.pixels[:, 9:], np.where(V == 4095, 0, PLAIN)[:, 9:], atol=0.012)
+
+
+def test_a_film_whose_padding_says_more_than_the_bits_keeps_its_white(tmp_path):
+    film = read(dicom(tmp_path / "a.dcm", V, PixelPaddingValue=65535))
     np.testing.assert_allclose(film.pixels, PLAIN, atol=0.012)
 
 
