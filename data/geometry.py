@@ -185,10 +185,10 @@ class Frame:
             whole = np.zeros((bh, bw, *image.shape[2:]), image.dtype)
             whole[y0 - by : y1 - by, x0 - bx : x1 - bx] = part
             part = whole
-        part = np.ascontiguousarray(part)
         if part.ndim == 2 and part.dtype.kind == "f" and coarse(part.shape, self.aspect, max(self.grid)):
             part = squared(part, self.aspect)
-        return resize(part, *self.grid, nearest=nearest)
+        # The part itself may stay a view of the film: a copy of a large one takes longer than to shrink it.
+        return np.ascontiguousarray(resize(part, *self.grid, nearest=nearest))
 
     def small_to_grid(self, image: np.ndarray, scale: int, centre: float) -> np.ndarray:
         """The film on the grid, from fewer pixels than it has natively; without rounding the box to these.
@@ -216,9 +216,12 @@ class Frame:
             raise ValueError(f"the frame's grid is {self.grid}. Received: {grid.shape}")
         x0, y0, x1, y1 = self._visible()
         bx, by, bw, bh = (int(v) for v in self.box)
-        out = np.zeros((*self.native, *grid.shape[2:]), grid.dtype)
         large = resize(grid, bh, bw, nearest=nearest)
-        out[y0:y1, x0:x1] = large[y0 - by : y1 - by, x0 - bx : x1 - bx]
+        seen = large[y0 - by : y1 - by, x0 - bx : x1 - bx]
+        if large is not grid and seen.shape[:2] == self.native:
+            return np.ascontiguousarray(seen)
+        out = np.zeros((*self.native, *grid.shape[2:]), grid.dtype)
+        out[y0:y1, x0:x1] = seen
         return out
 
     def box_to_native(self, box: Box) -> Box:
@@ -234,7 +237,10 @@ class Frame:
 
 def bounding_box(mask: np.ndarray) -> Box | None:
     """The smallest box around the non-zero pixels of `mask` (H, W); None where there are none."""
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    if rows.size == 0:
+    if not mask.size:
         return None
-    return Box(float(columns[0]), float(rows[0]), float(columns[-1] - columns[0] + 1), float(rows[-1] - rows[0] + 1))
+    pixels = mask.view(np.uint8) if mask.dtype.kind == "b" else mask
+    if pixels.dtype != np.uint8:  # OpenCV takes other types for lists of points
+        pixels = (pixels != 0).view(np.uint8)
+    x, y, w, h = cv2.boundingRect(pixels)
+    return Box(float(x), float(y), float(w), float(h)) if w else None

@@ -72,14 +72,22 @@ def _step(picture: np.ndarray) -> bool:
     if min(picture.shape) < _FEWEST:
         return False
     steps = np.abs(picture[:, 2:] - picture[:, :-2])
-    usual = np.median(steps, axis=1, keepdims=True) + _NOISE
-    weakest = np.sort(np.minimum(steps, _MOST_STEP), axis=0)[: round((1 - _BOX) * len(steps))]
-    mean = weakest.mean(axis=0)
-    share = (steps > 3 * usual).mean(axis=0)
     first, last = (round(place * picture.shape[1]) - 1 for place in _WHERE)
-    best = first + int(np.argmax(mean[first:last]))
+    middle = _mean_jump(steps[:, first:last])
+    best = first + int(np.argmax(middle))
+    if middle.max() * np.sqrt(_MOST_OUT) < _SEAM:  # most films: whatever the rest says, it is none
+        return False
+    mean = _mean_jump(steps)
+    usual = np.median(steps, axis=1, keepdims=True) + _NOISE
+    share = (steps > 3 * usual).mean(axis=0)
     others = np.delete(mean, range(max(0, best - 3), min(len(mean), best + 4)))
     stands_out = min(mean[best] / (np.percentile(others, 98) + 1e-3), _MOST_OUT)
     if mean[best] * np.sqrt(share[best] * stands_out) < _SEAM:
         return False
     return _contents(picture, best, best + 3)
+
+
+def _mean_jump(steps: np.ndarray) -> np.ndarray:
+    """The mean of each column's jumps (H, W) without the strongest, (W,)."""
+    weakest = np.sort(np.minimum(steps, _MOST_STEP), axis=0)[: round((1 - _BOX) * len(steps))]
+    return weakest.mean(axis=0)

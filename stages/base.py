@@ -101,10 +101,24 @@ class Record:
     measures: dict[str, float | str | None] | None = None
     id: str = ""  # name of the film in the run; by default the radiograph's
     crash: Crash | None = None  # where something raised that should not
+    _lungs: tuple[np.ndarray | None, Frame, np.ndarray] | None = field(
+        default=None, init=False, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
         if not self.id and self.radiograph is not None:
             self.id = self.radiograph.id
+
+    def lungs_on(self, frame: Frame) -> np.ndarray:
+        """Where at least half of a place on a frame's grid is lung, (h, w) bool; without a mask, all of the film.
+
+        Kept for the frame that was asked for last: classifier and localization ask for the same, and a large mask takes
+        longer to shrink than all else that they do with it.
+        """
+        if self._lungs is None or self._lungs[0] is not self.mask or self._lungs[1] != frame:
+            levels = np.full(self.size, 255, np.uint8) if self.mask is None else self.mask * np.uint8(255)
+            self._lungs = (self.mask, frame, frame.to_grid(levels) >= 128)
+        return self._lungs[2]
 
     @property
     def heatmap(self) -> np.ndarray | None:

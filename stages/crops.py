@@ -36,7 +36,9 @@ def lung_crop(record: Record, size: int) -> tuple[np.ndarray, np.ndarray, Frame]
         elif mask is not None:
             mask = resize(mask * np.uint8(255), *pixels.shape) // 128
     crop = seen.to_grid(pixels) if record.film.small is None else record.film.on(frame)
-    if mask is None:
+    if seen is frame:
+        lungs = record.lungs_on(frame).astype(np.uint8)
+    elif mask is None:
         lungs = np.ones(crop.shape, np.uint8)
     else:
         lungs = (seen.to_grid(mask * np.uint8(255)) >= 128).astype(np.uint8)

@@ -64,10 +64,9 @@ def focus(record: Record, channel: int) -> Focus:
         channel: index of the class in `maps`.
     """
     frame, maps = needed(record.frame, "frame"), needed(record.maps, "maps")
-    mask = np.ones(record.film.size, np.uint8) if record.mask is None else record.mask
     raw = resize(np.ascontiguousarray(maps[..., channel], np.float32), *frame.grid)
     raw = np.maximum(np.nan_to_num(raw), 0)
-    lungs = split_lungs(frame.to_grid(mask * np.uint8(255)) >= 128, frame)
+    lungs = split_lungs(record.lungs_on(frame), frame)
     reach = [max(1, round(_REACH * side)) for side in frame.grid]
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * reach[1] + 1, 2 * reach[0] + 1))
     heat = np.where(cv2.dilate((lungs[0] | lungs[1]).astype(np.uint8), kernel) > 0, raw, np.float32(0))

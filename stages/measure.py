@@ -87,7 +87,7 @@ class Measure(Stage):
         for record in records:
             if record.ok and record.mask is not None:
                 film = record.film
-                found = cardiothoracic(record.mask, record.heart_mask) | sizes(record.mask, film.spacing)
+                found = measured(record.mask, record.heart_mask, film.spacing)
                 view = magnified(film.meta)
                 if view and found["ctr"] is not None:
                     found["ctr_note"] = MAGNIFIED.format(view=view)
@@ -146,16 +146,27 @@ class Measure(Stage):
         return {**figures, "n_not_pa": other_views, "films": rows}
 
 
-def sizes(mask: np.ndarray, spacing: tuple[float, float] | None) -> dict[str, float | str | None]:
+Lungs = tuple[np.ndarray, np.ndarray]  # the patient's right and left lung, (H, W) bool; one may be empty
+
+
+def measured(
+    mask: np.ndarray, heart: np.ndarray | None, spacing: tuple[float, float] | None
+) -> dict[str, float | str | None]:
+    """All columns of a lung mask (H, W) uint8 0/1 and one of the heart; see `cardiothoracic` and `sizes`."""
+    lungs = sides(mask)  # once: on a large film it takes longer than all that is measured
+    return cardiothoracic(lungs, heart) | sizes(lungs, spacing)
+
+
+def sizes(lungs: Lungs, spacing: tuple[float, float] | None) -> dict[str, float | str | None]:
     """Areas, heights and symmetry of the lungs, by column.
 
     Args:
-        mask: (H, W) uint8, 0 or 1.
+        lungs: see `sides`.
         spacing: millimetres a pixel (row, column); None where unknown, and then what is in millimetres is None.
     """
     out: dict[str, float | str | None] = {}
     areas = []
-    for side, lung in zip(_SIDES, sides(mask), strict=True):
+    for side, lung in zip(_SIDES, lungs, strict=True):
         area, box = int(np.count_nonzero(lung)), bounding_box(lung)
         height = int(box.h) if box is not None else 0
         areas.append(area)
@@ -166,28 +177,28 @@ def sizes(mask: np.ndarray, spacing: tuple[float, float] | None) -> dict[str, fl
     return out
 
 
-def sides(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def sides(mask: np.ndarray) -> Lungs:
     """The patient's right and left lung of a mask (H, W) uint8 0/1; two (H, W) bool, one may be empty."""
     height, width = mask.shape
     return split_lungs(mask > 0, Frame(mask.shape, Box(0, 0, width, height), mask.shape))
 
 
-def cardiothoracic(mask: np.ndarray, heart: np.ndarray | None) -> dict[str, float | str | None]:
+def cardiothoracic(lungs: Lungs, heart: np.ndarray | None) -> dict[str, float | str | None]:
     """The cardiothoracic ratio, `ctr`, and in `ctr_note` why there is none.
 
     It is the greatest width of the heart by the greatest distance, in one row of the film, from the outer border of one
     lung to that of the other: the inner width of the chest, but for the pleura.
 
     Args:
-        mask: lungs, (H, W) uint8, 0 or 1.
-        heart: likewise; None where the segmentation does not look for it.
+        lungs: see `sides`.
+        heart: its mask (H, W) uint8, 0 or 1; None where the segmentation does not look for it.
     """
     if heart is None:
         return {"ctr": None, "ctr_note": NO_HEART}
     box = bounding_box(heart)
     if box is None:
         return {"ctr": None, "ctr_note": NOT_FOUND}
-    right, left = sides(mask)
+    right, left = lungs
     both = right.any(axis=1) & left.any(axis=1)
     if not both.any():
         return {"ctr": None, "ctr_note": ONE_LUNG}
@@ -214,7 +225,7 @@ def _truth(data: Manifest, row: Mapping[str, Any], record: Record) -> dict[str, 
 
     lungs = film_mask(data, row, record.size)
     heart = read_mask(data.path(row["heart_mask"]), record.size) if row.get("heart_mask") else None
-    return sizes(lungs, record.film.spacing) | cardiothoracic(lungs, heart)
+    return measured(lungs, heart, record.film.spacing)
 
 
 def _errors(found: Mapping[str, Any], true: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from cxr_pipeline.data.geometry import resize
+from cxr_pipeline.data.geometry import bounding_box, resize
 from cxr_pipeline.data.names import printable
 from cxr_pipeline.results import lettering
 from cxr_pipeline.results.heat import heat_at
@@ -135,9 +135,14 @@ def _certainty(record: Record) -> float:
 
 
 def _draw_heat(canvas: np.ndarray, heat: np.ndarray, certainty: float) -> None:
+    box = bounding_box(heat > FAINT)  # elsewhere nothing is drawn
+    if box is None:
+        return
+    part = slice(int(box.y), int(box.y + box.h)), slice(int(box.x), int(box.x + box.w))
+    heat = heat[part]
     colours = cv2.applyColorMap(cv2.convertScaleAbs(heat, alpha=255), cv2.COLORMAP_TURBO)
     opacity = (HEAT * certainty * np.clip((heat - FAINT) / (1 - FAINT), 0, 1)).astype(np.float32)
-    canvas[:] = cv2.blendLinear(canvas, colours, 1 - opacity, opacity)
+    canvas[part] = cv2.blendLinear(canvas[part], colours, 1 - opacity, opacity)
 
 
 def heat_class(record: Record) -> str:

@@ -112,6 +112,23 @@ def test_bounding_box():
     assert bounding_box(mask) == Box(4, 5, 7, 7)
 
 
+@pytest.mark.parametrize("kind", [bool, np.uint8, np.int32, np.float32, np.float64])
+@pytest.mark.parametrize("size", [(9, 2), (2, 9), (1, 1), (7, 8)])  # two columns: OpenCV could take them for points
+def test_bounding_box_of_any_type_and_part_of_a_mask(kind, size):
+    whole = np.zeros((60, 60), kind)
+    part = whole[3::2, 4::3][: size[0], : size[1]]
+    assert bounding_box(part) is None
+    part[-1, 0] = part[0, -1] = -0.3 if np.dtype(kind).kind == "f" else 1
+    assert bounding_box(part) == Box(0, 0, size[1], size[0])
+
+
+def test_what_a_frame_gives_is_no_view_of_the_film():
+    film = np.random.default_rng(0).random((40, 50), np.float32)
+    frame = Frame.crop((40, 50), Box(10, 5, 20, 20), 20)
+    assert not np.shares_memory(frame.to_grid(film), film)
+    assert not np.shares_memory(Frame((40, 50), Box(0, 0, 50, 40), (40, 50)).to_native(film), film)
+
+
 @given(aspect=st.sampled_from([0.4, 0.5, 0.8, 1.25, 2.0, 3.0]), seed=st.integers(0, 50))
 @settings(max_examples=30, deadline=None)
 def test_a_squared_film_keeps_what_its_pixels_mean(aspect, seed):

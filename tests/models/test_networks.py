@@ -152,6 +152,12 @@ class TestUnet(NetworkContract):
     def test_output_has_the_size_of_the_input(self, model):
         assert model.output.shape[1:] == (64, 64, 1)
 
+    def test_the_served_file_doubles_a_map_in_one_step(self, bundle):
+        onnx = pytest.importorskip("onnx")
+        steps = [node.op_type for node in onnx.load(bundle / SERVING_FILE).graph.node]
+        assert steps.count("Resize") == 5
+        assert "Tile" not in steps
+
     def test_size_must_halve_five_times(self):
         with pytest.raises(ValueError, match=r"multiple of 32.*100"):
             unet.build_unet(100)

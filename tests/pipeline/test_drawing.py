@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import pytest
 
@@ -157,3 +158,19 @@ def test_letters_that_the_font_lacks_give_english():
 
 def test_a_file_name_that_is_no_text_can_be_drawn():
     overlay(judged((300, 300)), Made.of('in/\udcff, "é"\n\x1b[31m.png', {}, "1"))
+
+
+def test_heat_is_drawn_alike_where_its_box_is_and_elsewhere():
+    """Only the box around the heat is blended: the same to the bit as all of the film."""
+    draw = np.random.default_rng(0)
+    film = draw.integers(0, 256, (90, 110, 3), np.uint8)
+    heat = np.zeros((90, 110), np.float32)
+    heat[20:50, 30:80] = draw.random((30, 50), np.float32)
+    opacity = (drawing.HEAT * 0.7 * np.clip((heat - drawing.FAINT) / (1 - drawing.FAINT), 0, 1)).astype(np.float32)
+    colours = cv2.applyColorMap(cv2.convertScaleAbs(heat, alpha=255), cv2.COLORMAP_TURBO)
+    wanted = cv2.blendLinear(film, colours, 1 - opacity, opacity)
+    drawn = film.copy()
+    drawing._draw_heat(drawn, heat, 0.7)
+    np.testing.assert_array_equal(drawn, wanted)
+    drawing._draw_heat(drawn, np.zeros_like(heat), 0.7)
+    np.testing.assert_array_equal(drawn, wanted)

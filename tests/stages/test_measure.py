@@ -11,8 +11,9 @@ import pytest
 
 from cxr_pipeline.data.manifest import Manifest
 from cxr_pipeline.data.radiograph import Radiograph
+from cxr_pipeline.stages import measure
 from cxr_pipeline.stages.base import Record, Stage
-from cxr_pipeline.stages.measure import MAGNIFIED, NO_HEART, NOT_FOUND, ONE_LUNG, Measure, cardiothoracic, sizes
+from cxr_pipeline.stages.measure import MAGNIFIED, NO_HEART, NOT_FOUND, ONE_LUNG, Measure, cardiothoracic, sides, sizes
 
 SIZE = (200, 240)
 
@@ -40,7 +41,7 @@ def measured(heart=None, mask=LUNGS, **about):
 
 
 def test_areas_and_heights_are_of_the_patients_own_sides():
-    found = sizes(LUNGS, None)
+    found = sizes(sides(LUNGS), None)
     assert (found["right_lung_px"], found["left_lung_px"]) == (60 * 120, 50 * 100)
     assert (found["right_lung_height_px"], found["left_lung_height_px"]) == (120, 100)
     assert found["lung_area_ratio"] == pytest.approx(5000 / 7200, abs=1e-3)
@@ -48,17 +49,17 @@ def test_areas_and_heights_are_of_the_patients_own_sides():
 
 
 def test_millimetres_take_rows_and_columns_apart():
-    found = sizes(LUNGS, (0.5, 0.25))
+    found = sizes(sides(LUNGS), (0.5, 0.25))
     assert found["right_lung_mm2"] == round(60 * 120 * 0.5 * 0.25)
     assert found["left_lung_height_mm"] == 50.0
 
 
 def test_the_ratio_is_heart_by_greatest_width_within_one_row():
-    found = cardiothoracic(LUNGS, box_mask(HEART))
+    found = cardiothoracic(sides(LUNGS), box_mask(HEART))
     assert found == {"ctr": round(72 / 180, 3), "ctr_note": None}  # from 20 to 200
     # A spur of the right lung where the left one has ended does not widen the chest.
     spur = LUNGS | box_mask((0, 155, 30, 5))
-    assert cardiothoracic(spur, box_mask(HEART))["ctr"] == found["ctr"]
+    assert cardiothoracic(sides(spur), box_mask(HEART))["ctr"] == found["ctr"]
 
 
 @pytest.mark.parametrize(
@@ -70,7 +71,7 @@ def test_the_ratio_is_heart_by_greatest_width_within_one_row():
     ],
 )
 def test_without_a_ratio_there_is_a_word(mask, heart, why):
-    assert cardiothoracic(mask, heart) == {"ctr": None, "ctr_note": why}
+    assert cardiothoracic(sides(mask), heart) == {"ctr": None, "ctr_note": why}
 
 
 @pytest.mark.parametrize(
@@ -134,3 +135,10 @@ def test_the_error_of_the_ratio_is_against_the_true_masks(tmp_path, caplog):
     assert figures["lung_area_error"].value == 0
     assert figures["n_not_pa"] == 1
     assert "1 of 4 films are AP or portable" in caplog.text
+
+
+def test_the_lungs_are_told_apart_once(monkeypatch):
+    calls = []
+    monkeypatch.setattr(measure, "sides", lambda mask: calls.append(1) or sides(mask))
+    assert measured(heart=box_mask(HEART))["ctr"] is not None
+    assert len(calls) == 1

@@ -39,7 +39,7 @@ def bilevel_png(mask: np.ndarray) -> bytes:
     packed lines differ from those above in few bytes, which the filter "up" shows zlib.
     """
     height, width = mask.shape
-    packed = np.packbits(mask != 0, axis=1)
+    packed = np.packbits(mask, axis=1)  # of each pixel, whether it is 0
     lines = np.full((height, packed.shape[1] + 1), 2, np.uint8)  # each begins with its filter: 2 is "up"
     lines[0, 1:] = packed[0]
     np.subtract(packed[1:], packed[:-1], out=lines[1:, 1:])  # modulo 256
