@@ -147,9 +147,11 @@ def _save_onnx(model: K.Model, path: Path) -> None:
     serving(np.zeros((1, *serving.input.shape[1:]), np.float32))  # the exporter wants a model that has been called
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of Keras' exporter, for its authors
-        serving.export(whole, format="onnx", verbose=False)
-    graph = onnx.load(whole)
-    whole.unlink()
+        try:
+            serving.export(whole, format="onnx", verbose=False)
+            graph = onnx.load(whole)
+        finally:
+            whole.unlink(missing_ok=True)
     _name_outputs(graph, serving)
     _halve_initializers(graph, [w for w in map(np.asarray, model.get_weights()) if w.ndim == 4])
     write_bytes(path, graph.SerializeToString())
