@@ -319,7 +319,7 @@ def _call(arguments: list[str] | None) -> int:
         return _failed(error)
 
 
-def _failed(error: BaseException) -> int:
+def _failed(error: Exception) -> int:
     if debugging():
         traceback.print_exception(error)
     click.echo(f"Error: {explained(error)}", err=True)
