@@ -324,9 +324,10 @@ def sweep(folder: Path, idle: float = 0.0) -> None:
     with os.scandir(folder) as entries:
         leftovers = [e for e in entries if e.name.startswith(".") and e.name.endswith(PART)]
         for leftover in leftovers:
-            if time.time() - leftover.stat(follow_symlinks=False).st_mtime < idle:
-                continue
-            if leftover.is_dir(follow_symlinks=False):
-                shutil.rmtree(leftover.path)
-            else:
-                os.unlink(leftover.path)
+            with suppress(FileNotFoundError):  # one that another process finished meanwhile
+                if time.time() - leftover.stat(follow_symlinks=False).st_mtime < idle:
+                    continue
+                if leftover.is_dir(follow_symlinks=False):
+                    shutil.rmtree(leftover.path)
+                else:
+                    os.unlink(leftover.path)

@@ -13,7 +13,7 @@ from cxr_pipeline.models.backbones import find_backbone
 from cxr_pipeline.models.backbones.base import ENCODER, NetworkError
 from cxr_pipeline.models.backbones.encoder_weights import require_weights
 from cxr_pipeline.models.backend import keras
-from cxr_pipeline.models.gradcam import LOGITS
+from cxr_pipeline.models.gradcam import LOGITS, POOL
 from cxr_pipeline.models.heads import Deep
 from cxr_pipeline.models.pooling import find_pooling
 from cxr_pipeline.models.training.errors import TrainingError
@@ -150,6 +150,11 @@ def with_prior(model: K.Model, multi_label: bool) -> K.Model:
     )
     answer = probabilities(k.layers.Add(dtype="float32")([logits, prior]))
     return k.Model({"crop": model.input, "prior": prior}, answer, name="training")
+
+
+def after_pool(model: K.Model) -> K.Model:
+    """What comes after the layer "pool", up to the logits: a model of pooled features (N, C). It shares all layers."""
+    return keras().Model(model.get_layer(POOL).output, model.get_layer(LOGITS).output)
 
 
 def has_encoder(model: K.Model) -> bool:

@@ -101,21 +101,23 @@ def _save_keras(model: K.Model, path: Path) -> None:
     import h5py
 
     whole = path.with_name("whole.part.keras")
-    model.save(whole)
-    with (
-        whole_file(path) as part,
-        zipfile.ZipFile(whole) as source,
-        zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as target,
-    ):
-        for name in source.namelist():
-            content = source.read(name)
-            if name.endswith(".h5"):
-                memory = io.BytesIO()
-                with h5py.File(io.BytesIO(content)) as old, h5py.File(memory, "w") as new:
-                    _copy_halved(old, new)
-                content = memory.getvalue()
-            target.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED)
-    whole.unlink()
+    try:
+        model.save(whole)
+        with (
+            whole_file(path) as part,
+            zipfile.ZipFile(whole) as source,
+            zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as target,
+        ):
+            for name in source.namelist():
+                content = source.read(name)
+                if name.endswith(".h5"):
+                    memory = io.BytesIO()
+                    with h5py.File(io.BytesIO(content)) as old, h5py.File(memory, "w") as new:
+                        _copy_halved(old, new)
+                    content = memory.getvalue()
+                target.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED)
+    finally:
+        whole.unlink(missing_ok=True)  # a full disk shall not be filled by half a network
 
 
 def _copy_halved(old: Any, new: Any) -> None:
@@ -145,9 +147,11 @@ def _save_onnx(model: K.Model, path: Path) -> None:
     serving(np.zeros((1, *serving.input.shape[1:]), np.float32))  # the exporter wants a model that has been called
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of Keras' exporter, for its authors
-        serving.export(whole, format="onnx", verbose=False)
-    graph = onnx.load(whole)
-    whole.unlink()
+        try:
+            serving.export(whole, format="onnx", verbose=False)
+            graph = onnx.load(whole)
+        finally:
+            whole.unlink(missing_ok=True)
     _name_outputs(graph, serving)
     _upsample_in_one_step(graph.graph)
     _halve_initializers(graph, [w for w in map(np.asarray, model.get_weights()) if w.ndim == 4])

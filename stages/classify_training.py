@@ -11,18 +11,32 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cxr_pipeline.data.augment import classify_augmentation
-from cxr_pipeline.data.batches import Batches
+from cxr_pipeline.data.batches import Batches, Encode
 from cxr_pipeline.data.files import whole_file
 from cxr_pipeline.data.progress import progress_bar
 from cxr_pipeline.models.backend import keras, replicas
-from cxr_pipeline.models.classifier import build_classifier, free_encoder, has_encoder, network_settings, with_prior
+from cxr_pipeline.models.classifier import (
+    after_pool,
+    build_classifier,
+    free_encoder,
+    has_encoder,
+    network_settings,
+    with_prior,
+)
 from cxr_pipeline.models.export import save_bundle
 from cxr_pipeline.models.gradcam import has_linear_head
 from cxr_pipeline.models.pooling import ZONES, find_pooling
 from cxr_pipeline.models.store import NO_LICENCE, open_network, write_card
 from cxr_pipeline.models.training.errors import TrainingError
 from cxr_pipeline.models.training.features import FeatureCache
-from cxr_pipeline.models.training.fit import PHASE_SETTINGS, Objective, Phase, Training, set_batchnorm_momentum
+from cxr_pipeline.models.training.fit import (
+    PHASE_SETTINGS,
+    Objective,
+    Phase,
+    Training,
+    judged,
+    set_batchnorm_momentum,
+)
 from cxr_pipeline.models.training.log import summary, training_bar
 from cxr_pipeline.models.training.probe import Lesions, solve_head
 from cxr_pipeline.models.training.two_steps import TwoSteps, solve_in_two_steps
@@ -39,6 +53,10 @@ NAME = "classify"
 LEFT_OUT = "left_out.npy"  # logits of train's films by heads that never saw their source
 _MOST = 300  # films of a source and class that calibration takes
 MACHINE = ("cache", "distribute", "precision")  # settings of how a training runs, not of what it learns
+
+
+def _as_it_is(features: np.ndarray, _: np.ndarray) -> np.ndarray:
+    return features
 
 
 class ClassifyTraining:
@@ -104,14 +122,13 @@ class ClassifyTraining:
 
     def start(self) -> dict[str, float]:
         """Solve the last layer on the encoder's features as they are; returns the loss."""
-        key = [VERSION, self.settings.lungs, self.settings.pool]
         if self.settings.head == "two_steps":
-            return self._start_in_two_steps(FeatureCache(self.cache / "features", json.dumps(key)))
+            return self._start_in_two_steps()
         with progress_bar(f"{NAME} head", None) as update:
             loss = solve_head(
                 self.model,
                 self.train,
-                FeatureCache(self.cache / "features", json.dumps(key)),
+                self._features,
                 passes=self.settings.head_passes,
                 l2=self.settings.head_l2,
                 label_smoothing=self.settings.label_smoothing,
@@ -121,7 +138,7 @@ class ClassifyTraining:
             )
         return {"loss": loss}
 
-    def _start_in_two_steps(self, cache: FeatureCache) -> dict[str, float]:
+    def _start_in_two_steps(self) -> dict[str, float]:
         """Solve the last layer in two steps, and keep the answers to films of sources left out, for calibration."""
         task = TwoSteps(
             self.config.classes, str(self.config.normal), np.array([r["source"] for r in self.crops["train"].rows])
@@ -130,13 +147,30 @@ class ClassifyTraining:
             loss, left_out = solve_in_two_steps(
                 self.model,
                 self._batches(self.crops["train"]),
-                cache,
+                self._features,
                 task,
                 on_batch=lambda done, total: update(done, f"{NAME} head", total),
             )
         with whole_file(self.out / LEFT_OUT) as file:  # a training that goes on calibrates on them too
             np.save(file, left_out)
         return {"loss": loss}
+
+    def begin(self) -> dict[str, float]:
+        """`start`, and the figures on val beside its loss.
+
+        Val's features are kept as those of train are: another setting of the last layer sends no film through the
+        encoder.
+        """
+        row, val = self.start(), self.crops["val"]
+        with progress_bar(f"{NAME} val", None) as update:
+            found, film = self._features.features(
+                self.model, self.val, 0, lambda done, total: update(done, f"{NAME} val", total)
+            )
+        kept = np.empty((len(val.rows), found.shape[1]), np.float32)
+        kept[film] = found
+        head = with_prior(after_pool(self.model), self.config.multi_label)
+        head.compile(loss=self.task.loss(), weighted_metrics=[self.task.metric()], jit_compile=False)
+        return row | judged(head, self._batches(val._replace(crops=kept, lungs=kept), encode=_as_it_is))
 
     def fine_tune(self) -> list[dict[str, Any]]:
         """Train with the encoder free, from the solved last layer on; the model is left as it is to be stored.
@@ -157,7 +191,7 @@ class ClassifyTraining:
                 self.out,
                 phases=[phase],
                 settings=self._fingerprint(),
-                start=self.start if self.linear and settings.head_passes else None,
+                start=self.begin if self.linear and settings.head_passes else None,
                 keep_start=bool(self.linear and settings.keep_start),
                 on_batch=on_batch,
             )
@@ -228,16 +262,21 @@ class ClassifyTraining:
         return self.task.calibrated(logits[chosen], train.targets[chosen], rows, added, learned)
 
     @property
+    def _features(self) -> FeatureCache:
+        key = [VERSION, self.settings.lungs, self.settings.pool]
+        return FeatureCache(self.cache / "features", json.dumps(key))
+
+    @property
     def _encode(self) -> partial[np.ndarray]:
         return partial(encoder_input, mode=self.settings.lungs, pool=self.settings.pool)
 
-    def _batches(self, films: Crops, **options: Any) -> Batches:
+    def _batches(self, films: Crops, encode: Encode | None = None, **options: Any) -> Batches:
         weights, priors = self.task.beside(films.rows, films.targets)
         return Batches(
             films.crops,
             films.lungs,
             films.targets,
-            self._encode,
+            encode or self._encode,
             batch_size=self.settings.fit.batch_size,
             seed=self.config.seed,
             replicas=replicas(),

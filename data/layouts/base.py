@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from cxr_pipeline.configs.errors import CxrError
+from cxr_pipeline.data.files import write_bytes
 from cxr_pipeline.data.formats import suffixes
 from cxr_pipeline.data.geometry import Box
 from cxr_pipeline.data.names import FileIndex
@@ -356,8 +357,7 @@ def join_masks(parts: Iterable[Path], out: Path) -> Path:
 
 def write_png(path: Path, image: np.ndarray) -> None:
     """Grey samples (H, W), uint8 or uint16."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    cv2.imencode(".png", image)[1].tofile(path)
+    write_bytes(path, cv2.imencode(".png", image)[1].tobytes())
 
 
 def age_of(text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 import textwrap
 from collections.abc import Sequence
@@ -11,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
+
+from cxr_pipeline.data.files import write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -50,8 +53,9 @@ def _save(figure: Figure, path: Path) -> Path:
 
     for text in figure.findobj(Text):  # names of classes, sources and files are no formulas, dollar signs or not
         text.set_parse_math(False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    memory = io.BytesIO()  # an earlier picture stays whole until all of the new one is known
+    figure.savefig(memory, format="png")
+    write_bytes(path, memory.getvalue())
     return path
 
 
@@ -247,8 +251,7 @@ def contact_sheet(
         sheet[y + 2 : y + 2 + size[1], x + 2 : x + 2 + size[0]] = small
         for at, text in enumerate(_ascii(caption).split("\n")):
             _write(sheet, _cut(text, tile - 8), x + 4, y + tile + 13 + 14 * at)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    cv2.imencode(".png", np.vstack([top, sheet]))[1].tofile(path)
+    write_bytes(path, cv2.imencode(".png", np.vstack([top, sheet]))[1].tobytes())
     return path
 
 

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from cxr_pipeline.data.files import write_bytes
+from cxr_pipeline.data.files import sweep, write_bytes
 from cxr_pipeline.models.training.errors import TrainingError, full_disk_named, require_room
 
 log = logging.getLogger("cxr.train")
@@ -63,6 +63,7 @@ class Checkpoints:
         """
         with full_disk_named(self.folder.parent):
             self.folder.mkdir(parents=True, exist_ok=True)
+            sweep(self.folder)  # each kill may leave a checkpoint that is half written
             mark = self.folder / "settings"
             had = mark.read_text(encoding="ascii", errors="replace") if mark.is_file() else ""
             if had and had != self.key:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cxr_pipeline.data.files import sweep
 from cxr_pipeline.models.backend import keras
 from cxr_pipeline.models.gradcam import POOL
 from cxr_pipeline.models.training.checkpoints import write_whole
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("cxr.train")
 
+_DAY = 86_400.0  # seconds
 _ROWS = 256  # films hashed at once
 
 
@@ -74,6 +76,7 @@ class FeatureCache:
         x, film = _passed_through(network, batches, number, on_batch)
         with full_disk_named(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
+            sweep(self.folder, idle=_DAY)  # not at once: another training may be writing its own
         memory = io.BytesIO()
         np.savez(memory, x=x, film=film)
         write_whole(path, memory.getvalue())

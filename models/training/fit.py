@@ -75,7 +75,8 @@ class Training:
         phases: run one after the other; the best epoch is looked for in the last.
         settings: text of all that the training depends on; a folder made with another text is refused.
         start: called on a fresh training, to bring the model to where the phases begin; returns the figures of its row
-            in the history. Not called again when the training goes on.
+            in the history; where they hold those on val, val is not judged once more. Not called again when the
+            training goes on.
         keep_start: keep the weights that `start` left to the end, for `average_with_start`.
         on_batch: called with (phase, epoch, batch, batches) as training goes, for a progress bar.
     """
@@ -154,7 +155,8 @@ class Training:
         """Run `start`, and keep what it leaves as the training's first epoch."""
         row = start()
         self._compile(Phase(START, 1, 1e-3), 1)
-        row |= self._judged()
+        if self.objective.monitor not in row:
+            row |= judged(self.model, self.val)
         self._best, self._best_weights = row[self.objective.monitor], self.model.get_weights()
         self._start_weights = self._best_weights if self.keep_start else None
         self.history.append({"epoch": 1, "phase": START, **row})
@@ -174,7 +176,8 @@ class Training:
             self.model.optimizer.load_own_variables({str(n): array for n, array in enumerate(state)})
         self.train.epoch = len(self.history)
         log.info(
-            "%s: %d of %d epochs to go, %d batches each", phase.name, phase.epochs - done, phase.epochs, len(self.train)
+            "%s: %d of %d epochs to go, %d batches each; the first batch takes longest",  # it is compiled first
+            *(phase.name, phase.epochs - done, phase.epochs, len(self.train)),
         )
         callbacks = [_callback(self, phase)]
         self.model.fit(
@@ -204,7 +207,7 @@ class Training:
             raw = self.model.get_weights()
             self.model.optimizer.finalize_variable_values(self.model.trainable_variables)
         row["loss"] -= _penalty(self.model)
-        row |= self._judged()
+        row |= judged(self.model, self.val)
         row["learning_rate"] = float(keras().ops.convert_to_numpy(self.model.optimizer.learning_rate))
         if phase is self.phases[-1] and better(row[self.objective.monitor], self._best, self.objective.mode):
             self._best, self._best_weights = row[self.objective.monitor], self.model.get_weights()
@@ -246,13 +249,6 @@ class Training:
             self.model.trainable_variables
         )  # in mixed precision it is wrapped, to scale the loss
 
-    def _judged(self) -> dict[str, float]:
-        """Figures on val, named `val_...`; the loss without the penalty on weights, which says nothing of the films."""
-        found = self.model.evaluate(self.val, verbose=0, return_dict=True)
-        figures = {f"val_{name}": float(value) for name, value in found.items()}
-        figures["val_loss"] -= _penalty(self.model)
-        return figures
-
     def _figures_of(self, phase: Phase) -> list[float]:
         """The monitored figure after each finished epoch of a phase."""
         return [row[self.objective.monitor] for row in self.history if row["phase"] == phase.name]
@@ -279,6 +275,17 @@ def _callback(training: Training, phase: Phase) -> K.callbacks.Callback:
                 training.model.stop_training = True
 
     return Keeper()
+
+
+def judged(model: K.Model, val: Batches) -> dict[str, float]:
+    """Figures of a compiled model on val, named `val_...`.
+
+    The loss is without the penalty on weights, which says nothing of the films.
+    """
+    found = model.evaluate(val, verbose=0, return_dict=True)
+    figures = {f"val_{name}": float(value) for name, value in found.items()}
+    figures["val_loss"] -= _penalty(model)
+    return figures
 
 
 def forget(out: Path) -> None:

@@ -304,7 +304,9 @@ def _call(arguments: list[str] | None) -> int:
         return cli.main(arguments, prog_name="pipeline", standalone_mode=False) or DONE
     except click.exceptions.Exit as end:
         return end.exit_code
-    except (click.Abort, KeyboardInterrupt):
+    except (click.Abort, KeyboardInterrupt) as stop:
+        if isinstance(stop.__cause__, EOFError):  # click takes a damaged file for a person who closed the input
+            return _failed(stop.__cause__)
         click.echo("\nStopped.", err=True)
         return INTERRUPTED
     except click.ClickException as error:  # how the command was called
@@ -314,10 +316,14 @@ def _call(arguments: list[str] | None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
     except Exception as error:
-        if debugging():
-            traceback.print_exc()
-        click.echo(f"Error: {explained(error)}", err=True)
-        return WRONG
+        return _failed(error)
+
+
+def _failed(error: Exception) -> int:
+    if debugging():
+        traceback.print_exception(error)
+    click.echo(f"Error: {explained(error)}", err=True)
+    return WRONG
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from cxr_pipeline.data.files import PART, folder_mode, mode_like, write_csv, write_json
+from cxr_pipeline.data.files import PART, folder_mode, mode_like, sweep, write_csv, write_json
 from cxr_pipeline.reading import ReadingError
 from cxr_pipeline.reading.clicks import Clicks
 from cxr_pipeline.reading.labels import BAD, UNSURE, agreement, label_of
@@ -31,6 +31,7 @@ from cxr_pipeline.stages.scores import AT_THRESHOLD
 FOLDER, SAMPLE, LABELS, AGREEMENT = "reading", "sample.json", "labels.csv", "agreement.json"
 _KEYS = {"TB": ("t", "TB"), "NTB": ("o", "other"), "NORM": ("n", "normal")}  # key and word of the classes of `tb`
 ASKED = 200  # films to read, where nobody says how many
+_IDLE = 60.0  # seconds after which a file that is half written is one of a killed reader, and of no other
 LEAST = 20  # films with a score, under which a sample is no sample
 
 
@@ -76,6 +77,7 @@ class Session:
         self.folder = results / FOLDER
         self._mode = mode_like(results / "run.json")
         self.folder.mkdir(mode=folder_mode(self._mode), exist_ok=True)
+        sweep(self.folder, idle=_IDLE)
         self.sample = self._sample(count, seed)
         wanted = {film["id"] for film in self.sample}
         self._entries = {entry["row"]["id"]: entry for entry in self._results if entry["row"]["id"] in wanted}

@@ -10,8 +10,9 @@ import io
 import re
 import zipfile
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -106,29 +107,28 @@ def write_worklist(folder: Path) -> Work:
         for entry in JournalReader(folder / "journal.jsonl")
         if entry.get("regions")
     }
-    table = []
+    # What is kept of every film is what a run's memory grows by: no names of columns, and texts that many share once.
+    table, shared, further = [], dict[str, str](), tuple[str, ...]()
     for number, row in enumerate(rows(folder)):
         kind = kind_of(row)
         score = float(row["tb_score"]) if row.get("tb_score") else None
-        line = {
-            "file": re.split(r"[/\\]", row["image"])[-1],
-            "folder": re.sub(r"[/\\][^/\\]*$", "", row["image"]) if re.search(r"[/\\]", row["image"]) else "",
-            "id": row["id"],
-            "screen": kind,
-            "score": row.get("tb_score", ""),
-            "label": row.get("label", ""),
-            "where": where.get(row["id"], ""),
-            "reason": reason(row, kind, cutoff, positive),
-        }
-        line |= {name: row[name] for name in IDENTIFIERS if name in row}
-        table.append(((_ORDER.index(kind), -(score if score is not None else -1.0), number), line))
+        above = re.sub(r"[/\\][^/\\]*$", "", row["image"]) if re.search(r"[/\\]", row["image"]) else ""
+        further = further or tuple(name for name in IDENTIFIERS if name in row)  # where --identifiers asked for it
+        texts = (row.get("tb_score", ""), row.get("label", ""), where.get(row["id"], ""))
+        often = [shared.setdefault(text, text) for text in (*texts, reason(row, kind, cutoff, positive), above)]
+        values = (re.split(r"[/\\]", row["image"])[-1], often.pop(), row["id"], kind, *often)
+        order = (_ORDER.index(kind), -(score if score is not None else -1.0), number)
+        table.append((order, (*values, *(row[name] for name in further))))
     table.sort(key=lambda item: item[0])
-    lines = [{"place": str(place), **line} for place, (_, line) in enumerate(table, 1)]
+    names = (*COLUMNS, *further)
+
+    def lines() -> Iterator[dict[str, str]]:
+        for place, (_, values) in enumerate(table, 1):
+            yield dict(zip(names, (str(place), *values), strict=True))
+
     mode = mode_like(folder / "run.json")
-    # Whose a film is, where --identifiers asked for it.
-    names = (*COLUMNS, *(name for name in IDENTIFIERS if lines and name in lines[0]))
-    write_csv(folder / "worklist.csv", names, lines, mode=mode)
-    missing = not _write_excel(folder / "worklist.xlsx", lines, mode, names)
+    write_csv(folder / "worklist.csv", names, lines(), mode=mode)
+    missing = not _write_excel(folder / "worklist.xlsx", lines(), mode, names)
     counted = work_of(rows(folder))
     return Work(counted.counts, counted.labels, missing)
 
@@ -157,7 +157,7 @@ def reason(row: Mapping[str, str], kind: str, cutoff: float, positive: str | Non
     return "; ".join([text, *doubts])
 
 
-def _write_excel(path: Path, lines: list[dict[str, str]], mode: int, names: Sequence[str]) -> bool:
+def _write_excel(path: Path, lines: Iterable[dict[str, str]], mode: int, names: Sequence[str]) -> bool:
     """The worklist as a workbook; False where openpyxl is not installed."""
     path.unlink(missing_ok=True)
     try:
@@ -176,7 +176,7 @@ def _write_excel(path: Path, lines: list[dict[str, str]], mode: int, names: Sequ
     for cell in head:
         cell.font = Font(bold=True)
     sheet.append(head)
-    for line in lines[:_EXCEL_ROWS]:
+    for line in islice(lines, _EXCEL_ROWS):
         cells = []
         for name in names:
             value: Any = printable(line[name])  # a workbook cannot hold control characters

@@ -23,6 +23,7 @@ import yaml
 from cxr_pipeline import stages
 from cxr_pipeline.configs.schema import Config, dump_config, flat_settings
 from cxr_pipeline.configs.yaml_text import parse_yaml
+from cxr_pipeline.data.files import sweep, write_bytes
 from cxr_pipeline.data.filmmasks import require_sound_masks
 from cxr_pipeline.data.manifest import SPLITS, Manifest, read_manifest
 from cxr_pipeline.data.splits import leaking_patients, split_by_patient
@@ -163,6 +164,7 @@ def _train_stage(
 ) -> None:
     folder = out / name
     folder.mkdir(exist_ok=True)
+    sweep(folder)  # what a killed training left half written
     done = folder / DONE
     if _finished(name, config, out, settings, manifest):
         log.info("%s: trained already in %s", name, folder)
@@ -224,9 +226,10 @@ def _take(name: str, weights: str, config: Config, folder: Path) -> None:
     decisions = card["decisions"] | section.model_dump(mode="json", include=named)
     if bundle.resolve() != folder.resolve():
         for file in (KERAS_FILE, SERVING_FILE, QUALITY_FILE):
-            (folder / file).unlink(missing_ok=True)
             if (bundle / file).is_file():
-                shutil.copyfile(bundle / file, folder / file)
+                write_bytes(folder / file, (bundle / file).read_bytes())
+            else:
+                (folder / file).unlink(missing_ok=True)
     write_card(folder, card | {"decisions": decisions, "taken_from": weights})
     log.info("%s: taken from %s", name, weights)
 

@@ -44,6 +44,14 @@ def test_the_two_newest_are_kept_and_come_back_as_they_were(tmp_path):
         assert wanted.dtype == found.dtype
 
 
+def test_what_a_kill_left_half_written_goes_when_the_training_goes_on(tmp_path):
+    store(tmp_path).keep(1, Checkpoint({"n": 1}, {"weights": [np.zeros(4)]}))
+    left = tmp_path / ".epoch-0002.checkpoint.0123abcd.part"
+    left.write_bytes(b"half")
+    assert store(tmp_path).newest().state == {"n": 1}
+    assert not left.exists()
+
+
 @pytest.mark.parametrize(
     "damage",
     [

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
@@ -172,8 +174,12 @@ def test_damaged_features_are_made_again(tmp_path, damage):
     solve(one, make_batches(), tmp_path)
     (kept,) = tmp_path.glob("features-*.npz")
     kept.write_bytes(damage(kept.read_bytes()))
+    left = tmp_path / f".{kept.name}.0123abcd.part"  # of a training that was killed
+    left.touch()
+    os.utime(left, (0, 0))
     solve(two, make_batches(), tmp_path, on_batch=lambda *done: seen.append(done))
     assert seen
+    assert not left.exists()
     np.testing.assert_array_equal(one.get_layer("logits").get_weights()[0], two.get_layer("logits").get_weights()[0])
 
 

@@ -21,6 +21,20 @@ def test_training_without_internet_is_explained(tmp_path, films, monkeypatch, ca
     assert capsys.readouterr().err == "Error: no internet, no weights\n"
 
 
+def test_a_file_that_ends_too_soon_is_an_error_and_no_stop(tmp_path, films, monkeypatch, capsys):
+    """click takes an EOFError for a person who closed the input."""
+    import cxr_pipeline.train.training
+
+    def damaged(*_, **__):
+        raise EOFError("marshal data too short")
+
+    monkeypatch.setattr(cxr_pipeline.train.training, "train", damaged)
+    assert call("train", "--data", films, "--out", tmp_path / "w") == 2
+    said = capsys.readouterr().err.strip()
+    assert said.startswith("Error: unexpected EOFError: marshal data too short.")
+    assert "Stopped" not in said
+
+
 def test_train_gets_what_was_asked(tmp_path, films, monkeypatch, capsys):
     import cxr_pipeline.train.training
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from cxr_pipeline.cli import commands
 from cxr_pipeline.data.synthetic import write_samples
 from cxr_pipeline.run import engines
+from cxr_pipeline.run.engines import cluster
 from cxr_pipeline.run.engines.base import Engine, EngineError
 from cxr_pipeline.run.inputs import find_inputs
 from cxr_pipeline.run.spec import ChainSpec
@@ -58,6 +60,18 @@ def test_an_engine_says_what_it_is(name):
 def test_an_unknown_engine_is_named():
     with pytest.raises(EngineError, match=r"must be one of local, ray\. Received: 'spark'"):
         engines.engine_class("spark")
+
+
+def test_a_ray_that_does_not_start_here_says_so_and_speaks_of_no_address(monkeypatch):
+    def init(*_, **__):
+        raise TimeoutError("the node timed out")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(cluster, "import_ray", lambda: SimpleNamespace(is_initialized=lambda: False, init=init))
+    failing = pytest.raises(EngineError, match=r"did not start on this machine \(the node timed out\)")
+    with failing as error, cluster.connected():
+        pass
+    assert "--address" not in str(error.value)
 
 
 def test_a_spec_passes_between_processes_and_keeps_its_names(tmp_path, monkeypatch):

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import subprocess
+import sys
 import threading
+import time
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -146,6 +151,37 @@ def test_films_are_read_by_one_process_whichever_threads_ask(results, monkeypatc
         assert len(begun) == 1
     finally:
         pictures.close()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux alone ends a child with its parent")
+def test_the_process_that_reads_films_ends_with_a_server_that_is_killed(tmp_path):
+    film = write_film(tmp_path / "a.png")
+    code = (
+        "import sys, time\nfrom cxr_pipeline.reading.pictures import Pictures\npictures = Pictures()\n"
+        "pictures.film({'id': 'a', 'image': sys.argv[1], 'sha256': ''})\n"
+        "print(pictures._reader._all[0]._process.pid, flush=True)\ntime.sleep(600)"
+    )
+    server = subprocess.Popen([sys.executable, "-c", code, str(film)], stdout=subprocess.PIPE)
+    helper = Path("/proc", server.stdout.readline().decode().strip(), "cmdline")
+    assert b"isolation" in helper.read_bytes()
+    server.kill()
+    server.communicate()
+    until = time.monotonic() + 60  # only a helper that stays lets this run out
+    while helper.exists() and b"isolation" in helper.read_bytes() and time.monotonic() < until:
+        time.sleep(0.02)
+    assert not helper.exists() or b"isolation" not in helper.read_bytes()
+
+
+def test_what_a_killed_reader_left_half_written_goes_at_the_next_start(results, monkeypatch):
+    monkeypatch.setattr(session, "LEAST", 5)
+    Session(results, count=8)
+    old, new = (results / "reading" / f".{name}.0123abcd.part" for name in ("sample.json", "labels.csv"))
+    for path in (old, new):
+        path.write_bytes(b"half")
+    os.utime(old, (0, 0))  # the other may be one that another reader is writing
+    Session(results)
+    assert not old.exists()
+    assert new.exists()
 
 
 def test_a_film_that_changed_is_not_shown(results, tmp_path, monkeypatch):

@@ -8,8 +8,11 @@ import sys
 
 import pytest
 
-from cxr_pipeline.configs.schema import Config
-from cxr_pipeline.models.training.fit import TrainingError
+from cxr_pipeline.configs.schema import Config, load_config
+from cxr_pipeline.data.manifest import read_manifest
+from cxr_pipeline.models.store import write_card
+from cxr_pipeline.models.training.errors import TrainingError
+from cxr_pipeline.train import training
 from cxr_pipeline.train.training import prepare_manifest
 
 
@@ -39,6 +42,18 @@ def test_a_patient_in_two_splits_stops_the_training(tmp_path):
     path = manifest(tmp_path, "a.png,TB,1,train", "b.png,TB,1,test")
     with pytest.raises((TrainingError, ValueError), match="'?1'? .*in .*split"):
         prepare_manifest(path, Config())
+
+
+def test_what_a_killed_training_left_half_written_goes_when_it_goes_on(tmp_path):
+    weights, out = tmp_path / "weights" / "segment", tmp_path / "out"
+    weights.mkdir(parents=True)
+    write_card(weights, {"decisions": {}})
+    left = out / "segment" / ".model.keras.0123abcd.part"
+    left.parent.mkdir(parents=True)
+    left.touch()
+    config = load_config("tb", [f"segment.weights={weights.parent}"])
+    training._train_stage("segment", read_manifest(manifest(tmp_path, "a.png,TB,1,train")), config, out, "", None)
+    assert not left.exists()
 
 
 CODE = """

@@ -82,8 +82,14 @@ def connected(address: str | None = None) -> Iterator[tuple[ModuleType, bool]]:
         with _without_stderr():
             ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **(own if address == "local" else {}))
     except Exception as error:
+        why = " ".join(str(error).split())[:300]
+        if address == "local":  # nobody named a cluster
+            raise EngineError(
+                f"Ray did not start on this machine ({why}). A machine that is very busy keeps its parts waiting too "
+                "long for each other: run the same command again, or leave out --engine ray"
+            ) from error
         raise EngineError(
-            f"no Ray cluster at {address} ({' '.join(str(error).split())[:300]}). Start one with `ray start --head`, "
+            f"no Ray cluster at {address} ({why}). Start one with `ray start --head`, "
             "correct --address or RAY_ADDRESS, or leave both out for one of this machine alone"
         ) from error
     if threading.current_thread() is threading.main_thread():
