@@ -141,20 +141,26 @@ def _probabilities(logits: K.KerasTensor, multi_label: bool) -> K.KerasTensor:
 
 def with_prior(model: K.Model, multi_label: bool) -> K.Model:
     """The model as it is trained: a second input "prior" (N, classes), added to the logits. It shares all layers."""
+    return _trained(model.input, model.get_layer(LOGITS).output, multi_label)
+
+
+def head_with_prior(model: K.Model, multi_label: bool) -> K.Model:
+    """As `with_prior`, of what comes after the layer "pool": "crop" is pooled features (N, C)."""
     k = keras()
-    logits = model.get_layer(LOGITS).output
+    head = k.Model(model.get_layer(POOL).output, model.get_layer(LOGITS).output)
+    pooled = k.Input(head.input.shape[1:], name="crop")
+    return _trained(pooled, head(pooled), multi_label)
+
+
+def _trained(crop: K.KerasTensor, logits: K.KerasTensor, multi_label: bool) -> K.Model:
+    k = keras()
     prior = k.Input(logits.shape[1:], name="prior")
     # In float32: in half precision a certain answer rounds to 1, and its loss is infinite.
     probabilities = (
         k.layers.Activation("sigmoid", dtype="float32") if multi_label else k.layers.Softmax(dtype="float32")
     )
     answer = probabilities(k.layers.Add(dtype="float32")([logits, prior]))
-    return k.Model({"crop": model.input, "prior": prior}, answer, name="training")
-
-
-def after_pool(model: K.Model) -> K.Model:
-    """What comes after the layer "pool", up to the logits: a model of pooled features (N, C). It shares all layers."""
-    return keras().Model(model.get_layer(POOL).output, model.get_layer(LOGITS).output)
+    return k.Model({"crop": crop, "prior": prior}, answer, name="training")
 
 
 def has_encoder(model: K.Model) -> bool:

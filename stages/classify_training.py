@@ -16,10 +16,10 @@ from cxr_pipeline.data.files import whole_file
 from cxr_pipeline.data.progress import progress_bar
 from cxr_pipeline.models.backend import keras, replicas
 from cxr_pipeline.models.classifier import (
-    after_pool,
     build_classifier,
     free_encoder,
     has_encoder,
+    head_with_prior,
     network_settings,
     with_prior,
 )
@@ -168,7 +168,7 @@ class ClassifyTraining:
             )
         kept = np.empty((len(val.rows), found.shape[1]), np.float32)
         kept[film] = found
-        head = with_prior(after_pool(self.model), self.config.multi_label)
+        head = head_with_prior(self.model, self.config.multi_label)
         head.compile(loss=self.task.loss(), weighted_metrics=[self.task.metric()], jit_compile=False)
         return row | judged(head, self._batches(val._replace(crops=kept, lungs=kept), encode=_as_it_is))
 
