@@ -222,7 +222,7 @@ def test_a_mask_of_two_films_is_given_to_none_and_named(tmp_path, capsys):
     }
     printed = capsys.readouterr().err
     assert "1 mask(s) fit several films" in printed
-    assert "given to none: masks/1.png. " in printed
+    assert "masks/1.png. " in printed
     assert "2 of 5 films have no mask" in printed
 
 
