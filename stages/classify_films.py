@@ -47,7 +47,8 @@ def require_films(data: Manifest, config: Config) -> None:
     """Refuse a training that cannot end well before it begins.
 
     Raises:
-        TrainingError: train or val is empty, or has no film of the positive class, or none without it.
+        TrainingError: train or val is empty, or has no film of the positive class, or none without it; or no source
+            can be left out for a head in two steps.
     """
     from cxr_pipeline.models.training.fit import TrainingError
 
@@ -72,6 +73,26 @@ def require_films(data: Manifest, config: Config) -> None:
                 f"{positive} of {len(part)} films of split {split!r}{chosen} have the positive class, "
                 f"{config.positive}: films with it and without are needed in train and val{advice}"
             )
+    two_steps = config.classify.head == "two_steps" and not config.multi_label
+    if two_steps and not can_leave_out(parts_of(data, config)["train"], config.normal, ()):
+        raise TrainingError(
+            f"classify.head is two_steps, and no source of train{chosen} can be left out to calibrate on: that takes "
+            "each of its classes from another source too. To calibrate on val: --set classify.head=solved"
+        )
+
+
+def can_leave_out(manifest: Manifest, normal: str | None, unused: Sequence[str]) -> bool:
+    """Whether the films of train without those of some source still hold its classes, the normal and another one.
+
+    A head in two steps (`models.training.two_steps`) calibrates on such films.
+    """
+    table = manifest.table
+    used = table[(table["label"] != "") & table["split"].isin(["", "train"]) & ~table["source"].isin(list(unused))]
+    for _, here in used.groupby("source"):
+        others = set(used.loc[~used.index.isin(here.index), "label"])
+        if set(here["label"]) <= others and normal in others and len(others) > 1:
+            return True
+    return False
 
 
 def warn_of_gaps(parts: dict[str, Manifest], config: Config) -> None:

@@ -90,6 +90,12 @@ class ClassifyTraining:
         self.parts = parts_of(self.data, self.config)
         warn_of_gaps(self.parts, self.config)
         self.crops = {split: crops_of(part, self.config, self.chain, self.cache) for split, part in self.parts.items()}
+        for split, part in self.parts.items():
+            if not self.crops[split].rows:
+                raise TrainingError(
+                    f"lungs were found on none of the {len(part)} films of split {split!r}: there is nothing to learn "
+                    "from. Look at the films, or take other lungs, such as --set segment.weights=tb"
+                )
         self.task: Task
         if self.config.multi_label:
             task = SeveralLabels(self.config, self.crops["train"].targets)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from cxr_pipeline.configs.schema import Config
 from cxr_pipeline.data.manifest import Manifest
+from cxr_pipeline.stages.classify_films import can_leave_out
 
 _MOST_CLASSES = 20  # more labels are rather names of patients or free text
 # Words for the class without disease, and for the one that a score should speak of; the first that fits counts.
@@ -79,7 +80,7 @@ def settings_of(
         )
     plain = not config.multi_label and config.class_of is None and stage in (None, "classify")
     two_steps = config.classify.head == "two_steps" and "classify.head" not in keys and not own_config
-    if plain and two_steps and not _can_leave_out(manifest, normal, config.classify.fit.leave_out):
+    if plain and two_steps and not can_leave_out(manifest, normal, config.classify.fit.leave_out):
         overrides.append("classify.head=solved")
         messages.append(
             "no source of the films can be left out to calibrate on (that takes each class from two sources): the "
@@ -90,20 +91,6 @@ def settings_of(
         overrides.append("segment.weights=tb")
         messages.append("no film has a lung mask: the lungs are found by the shipped weights (segment.weights=tb)")
     return Follows(tuple(overrides), tuple(messages))
-
-
-def _can_leave_out(manifest: Manifest, normal: str | None, unused: Sequence[str]) -> bool:
-    """Whether the films of train without those of some source still hold its classes, the normal and another one.
-
-    A head in two steps (`models.training.two_steps`) calibrates on such films.
-    """
-    table = manifest.table
-    used = table[(table["label"] != "") & table["split"].isin(["", "train"]) & ~table["source"].isin(list(unused))]
-    for _, here in used.groupby("source"):
-        others = set(used.loc[~used.index.isin(here.index), "label"])
-        if set(here["label"]) <= others and normal in others and len(others) > 1:
-            return True
-    return False
 
 
 def roles(counts: Counter[str]) -> tuple[str, str | None]:

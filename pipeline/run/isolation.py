@@ -51,7 +51,7 @@ class TriesFolder:
             before = len(path.read_bytes())
         except OSError:
             before = 0
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with path.open("ab") as file:
             file.write(b".")
         return before

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from cxr_pipeline.configs.schema import load_config
 from cxr_pipeline.data.manifest import read_manifest
 from cxr_pipeline.models.classifier import with_prior
+from cxr_pipeline.models.training.errors import TrainingError
 from cxr_pipeline.models.training.fit import judged
 from cxr_pipeline.stages import classify_training
+from cxr_pipeline.stages.classify import Classify
 from cxr_pipeline.stages.classify_training import ClassifyTraining
 
 SMALL = [
@@ -64,3 +68,21 @@ def test_each_film_passes_through_the_encoder_once_for_all_settings_of_the_last_
 def test_another_size_is_another_look_at_the_films(train):
     train("first", "classify.head_passes=1")
     assert train("second", "classify.head_passes=1", "classify.size=72")[2] == 12 + 3
+
+
+def test_a_head_in_two_steps_that_nothing_could_calibrate_is_refused_before_it_begins(samples):
+    config = load_config("tb", [*SMALL, "classify.fit.leave_out=[]"])
+    data = read_manifest(samples, classes=config.classes)
+    data.table["source"] = "one"
+    with pytest.raises(TrainingError, match=r"classify.head is two_steps.*--set classify.head=solved"):
+        Classify.require(data, config)
+    Classify.require(data, load_config("tb", [*SMALL, "classify.head=solved"]))
+    data.table["source"] = ["one", "two"] * (len(data) // 2)
+    Classify.require(data, config)
+
+
+def test_films_without_lungs_are_named_as_what_is_lacking(samples, tmp_path, monkeypatch):
+    monkeypatch.setattr(classify_training, "crops_of", lambda *_: SimpleNamespace(rows=[]))
+    config = load_config("tb", SMALL)
+    with pytest.raises(TrainingError, match="lungs were found on none of the 12 films of split 'train'"):
+        ClassifyTraining(read_manifest(samples), config, tmp_path, ()).prepare()
