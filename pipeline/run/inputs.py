@@ -121,6 +121,7 @@ def find_inputs(
 
 
 ARCHIVED = "this is an archive. Unpack it and give the folder, such as unzip FILE -d FOLDER"
+_NO_ARCHIVES = (".nii.gz", ".dcm.gz", ".docx", ".npz", ".odp", ".ods", ".odt", ".pptx", ".xlsm", ".xlsx")
 _ARCHIVES = (b"PK\x03\x04", b"PK\x05\x06", b"7z\xbc\xaf\x27\x1c", b"Rar!\x1a\x07", b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00")
 
 
@@ -135,8 +136,8 @@ def left_out_in_words(files: Sequence[LeftOut]) -> list[str]:
 
 
 def _is_archive(path: Path) -> bool:
-    """Whether a file is an archive that may hold films; not a single packed file such as `.nii.gz`."""
-    if path.name.lower().endswith((".nii.gz", ".dcm.gz")):
+    """Whether a file is an archive that may hold films; not a packed file such as `.nii.gz`, nor an office document."""
+    if path.name.lower().endswith(_NO_ARCHIVES):
         return False
     if path.name.lower().endswith(".tar"):
         return True
