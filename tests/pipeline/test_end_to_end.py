@@ -379,7 +379,7 @@ def test_films_without_masks_are_trained_on_with_lungs_from_elsewhere(unmasked, 
 
 @pytest.mark.parametrize(
     ("setting", "says"),
-    [([], "segment.weights=tb"), (["--set", "segment.weights=none-such"], "none-such")],
+    [(["--config", "tb"], "segment.weights=tb"), (["--set", "segment.weights=none-such"], "none-such")],
 )
 def test_films_without_masks_and_lungs_say_what_to_do(unmasked, tmp_path, setting, says):
     done = pipeline("train", "--data", unmasked, "--out", tmp_path / "w", *setting, check=2)
