@@ -285,18 +285,6 @@ def test_training_leaves_what_it_promises(tiny_chain):
         assert card["figures"]["test"]["n"] > 0
 
 
-def test_splits_that_were_trained_on_are_not_judged(samples, tiny_config, tmp_path):
-    from cxr_pipeline.train.training import train
-
-    config = tiny_config.model_copy(deep=True)
-    config.segment.fit.epochs = 1
-    config.segment.fit.splits = ["train", "test"]
-    train(samples, config, tmp_path, "segment")
-    card = json.loads((tmp_path / "segment" / "card.json").read_text())
-    assert "test" not in card["figures"]
-    assert card["training"]["films"]["train"]["n"] > 9
-
-
 def test_a_training_killed_in_the_middle_of_an_epoch_ends_like_an_undisturbed_one(samples, tiny_chain, tmp_path):
     settings = [part for line in TINY for part in ("--set", line)]
     command = ["train", "--stage", "segment", "--data", samples, "--config", "tb", "--out", tmp_path, *settings]
