@@ -11,7 +11,7 @@ import numpy as np
 
 from cxr_pipeline.models.store import fingerprint, open_network, read_card
 from cxr_pipeline.stages.base import DETAIL, Monitor, Record, Stage, StageError, Truth, needed
-from cxr_pipeline.stages.classify_films import require_films, usable_films
+from cxr_pipeline.stages.classify_films import require_films, require_sources, usable_films
 from cxr_pipeline.stages.classify_targets import several_labels as targets_of
 from cxr_pipeline.stages.crops import encoder_input, lung_crop
 from cxr_pipeline.stages.decisions import Rules, probabilities_of
@@ -152,6 +152,7 @@ class Classify(Stage):
 
         require_films(data, config)
         require_network(config.classify, data.root)
+        require_sources(data, config)
 
     @classmethod
     def train(cls, data: Manifest, config: Config, out: Path, chain: Sequence[Stage] = ()) -> Path:

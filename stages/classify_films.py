@@ -47,8 +47,7 @@ def require_films(data: Manifest, config: Config) -> None:
     """Refuse a training that cannot end well before it begins.
 
     Raises:
-        TrainingError: train or val is empty, or has no film of the positive class, or none without it; or no source
-            can be left out for a head in two steps.
+        TrainingError: train or val is empty, or has no film of the positive class, or none without it.
     """
     from cxr_pipeline.models.training.fit import TrainingError
 
@@ -73,11 +72,21 @@ def require_films(data: Manifest, config: Config) -> None:
                 f"{positive} of {len(part)} films of split {split!r}{chosen} have the positive class, "
                 f"{config.positive}: films with it and without are needed in train and val{advice}"
             )
+
+
+def require_sources(data: Manifest, config: Config) -> None:
+    """Refuse a head in two steps that nothing could calibrate.
+
+    Raises:
+        TrainingError: no source of train can be left out.
+    """
+    from cxr_pipeline.models.training.fit import TrainingError
+
     two_steps = config.classify.head == "two_steps" and not config.multi_label
     if two_steps and not can_leave_out(parts_of(data, config)["train"], config.normal, ()):
         raise TrainingError(
-            f"classify.head is two_steps, and no source of train{chosen} can be left out to calibrate on: that takes "
-            "each of its classes from another source too. To calibrate on val: --set classify.head=solved"
+            f"classify.head is two_steps, and no source of train{_chosen(config)} can be left out to calibrate on: "
+            "that takes each of its classes from another source too. To calibrate on val: --set classify.head=solved"
         )
 
 

@@ -274,13 +274,13 @@ class TestNames:
         "\uff1dwide",
     )
 
-    def test_no_cell_is_a_formula_and_every_one_comes_back(self, tmp_path):
+    def test_no_cell_is_a_formula_and_every_one_comes_back(self, tmp_path, monkeypatch):
         given = tmp_path / "films"
         given.mkdir()
         for number, name in enumerate(self.NASTY):
             write_film(given / f"{name}.png", number)
         (given / "=bad.png").write_text("no film")
-        os.chdir(given)
+        monkeypatch.chdir(given)
         go(".", tmp_path / "out")
         with open(tmp_path / "out" / "results.csv", newline="", encoding="utf-8") as file:
             cells = [cell for row in csv.reader(file) for cell in row]

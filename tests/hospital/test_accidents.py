@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -21,6 +22,8 @@ from cxr_pipeline.results.reader import rows
 from tests.hospital.parts import Inbox, answer_to, dicom_film, node, opened, rows_of, send, uid, until
 from tests.pipeline import fake_chain
 
+ROOT = Path(__file__).parents[2]
+
 
 def test_a_node_killed_again_and_again_answers_every_film_once(tmp_path):
     """The peer keeps what it gets by UID, as a PACS does: an answer may be sent twice, but is the same object."""
@@ -30,7 +33,7 @@ def test_a_node_killed_again_and_again_answers_every_film_once(tmp_path):
         for round_ in range(3):
             last = round_ == 2
             command = [sys.executable, "-m", "tests.hospital.parts", str(out), "0", str(pacs), "0.05"]
-            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
             port = int(process.stdout.readline())
             try:
                 for film in list(left[: 10 if last else 4]):
