@@ -114,9 +114,9 @@ def write_worklist(folder: Path) -> Work:
         score = float(row["tb_score"]) if row.get("tb_score") else None
         above = re.sub(r"[/\\][^/\\]*$", "", row["image"]) if re.search(r"[/\\]", row["image"]) else ""
         further = further or tuple(name for name in IDENTIFIERS if name in row)  # where --identifiers asked for it
-        texts = (row.get("tb_score", ""), row.get("label", ""), where.get(row["id"], ""))
-        often = [shared.setdefault(text, text) for text in (*texts, reason(row, kind, cutoff, positive), above)]
-        values = (re.split(r"[/\\]", row["image"])[-1], often.pop(), row["id"], kind, *often)
+        texts = (above, row.get("tb_score", ""), row.get("label", ""), where.get(row["id"], ""))
+        above, *often = (shared.setdefault(text, text) for text in (*texts, reason(row, kind, cutoff, positive)))
+        values = (re.split(r"[/\\]", row["image"])[-1], above, row["id"], kind, *often)
         order = (_ORDER.index(kind), -(score if score is not None else -1.0), number)
         table.append((order, (*values, *(row[name] for name in further))))
     table.sort(key=lambda item: item[0])
