@@ -6,6 +6,7 @@ import hashlib
 import io
 import warnings
 import zipfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -154,6 +155,7 @@ def _save_onnx(model: K.Model, path: Path) -> None:
             whole.unlink(missing_ok=True)
     _name_outputs(graph, serving)
     _upsample_in_one_step(graph.graph)
+    _convolve_apart(graph)
     _halve_initializers(graph, [w for w in map(np.asarray, model.get_weights()) if w.ndim == 4])
     write_bytes(path, graph.SerializeToString())
 
@@ -236,6 +238,47 @@ def _upsample_in_one_step(graph: onnx.GraphProto) -> None:
     if found:
         graph.initializer.append(numpy_helper.from_array(np.array([1, 1, 2, 2], np.float32), scales))
         _drop_unused(graph)
+
+
+def _convolve_apart(model: onnx.ModelProto) -> None:
+    """Replace each convolution of two maps that were laid beside each other by the sum of one of each.
+
+    The answers are the same but for rounding. ONNX Runtime keeps its own order of channels through a sum, and turns
+    both maps around to lay them beside each other.
+
+    Args:
+        model: changed in place. Kernels are cut in the graph, so the file does not grow; the cut is folded at load.
+    """
+    from onnx import helper, numpy_helper, shape_inference
+
+    graph = model.graph
+    maps = {one.name: one.type.tensor_type.shape.dim for one in shape_inference.infer_shapes(model).graph.value_info}
+    joins = {
+        node.output[0]: node
+        for node in graph.node
+        if node.op_type == "Concat" and len(node.input) == 2 and node.attribute[0].i == 1  # of channels
+    }
+    users = Counter(name for node in graph.node for name in node.input)
+    steps: list[onnx.NodeProto] = []
+    for node in graph.node:
+        plain = node.op_type == "Conv" and all(one.i == 1 for one in node.attribute if one.name == "group")
+        join = joins.get(node.input[0]) if plain else None
+        counts = [maps[name][1].dim_value if name in maps else 0 for name in (join.input if join is not None else ())]
+        if join is None or users[node.input[0]] > 1 or not all(counts):
+            steps.append(node)
+            continue
+        parts = [f"{node.name}/part{number}" for number in range(2)]
+        sizes = f"{node.name}/channels"
+        graph.initializer.append(numpy_helper.from_array(np.array(counts, np.int64), sizes))
+        steps.append(helper.make_node("Split", [node.input[1], sizes], [f"{part}/kernel" for part in parts], axis=1))
+        for part, entry, more in zip(parts, join.input, (node.input[2:], ()), strict=True):
+            step = helper.make_node("Conv", [entry, f"{part}/kernel", *more], [part], part)
+            step.attribute.extend(node.attribute)
+            steps.append(step)
+        steps.append(helper.make_node("Add", parts, list(node.output), node.name))
+    del graph.node[:]
+    graph.node.extend(steps)
+    _drop_unused(graph)
 
 
 def _drop_unused(graph: onnx.GraphProto) -> None:

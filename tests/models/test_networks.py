@@ -158,6 +158,13 @@ class TestUnet(NetworkContract):
         assert steps.count("Resize") == 5
         assert "Tile" not in steps
 
+    def test_the_served_file_lays_no_maps_beside_each_other_for_a_convolution(self, bundle):
+        onnx = pytest.importorskip("onnx")
+        nodes = onnx.load(bundle / SERVING_FILE).graph.node
+        convolved = {node.input[0] for node in nodes if node.op_type == "Conv"}
+        assert not [node.name for node in nodes if node.op_type == "Concat" and node.output[0] in convolved]
+        assert [node.op_type for node in nodes].count("Split") == 4  # of kernels: a stage of the decoder each but one
+
     def test_size_must_halve_five_times(self):
         with pytest.raises(ValueError, match=r"multiple of 32.*100"):
             unet.build_unet(100)
