@@ -39,9 +39,14 @@ class LateNetwork:
 
 
 class Waiting:
-    """The networks of a chain that wait to be opened."""
+    """The networks of a chain that wait to be opened.
+
+    Attributes:
+        threads: cores for each network that was given none; None lets it take all.
+    """
 
     def __init__(self) -> None:
+        self.threads: int | None = None
         self._networks: list[LateNetwork] = []
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None

@@ -161,7 +161,7 @@ def open_network(bundle: Path, runtime: str = "onnx", threads: int | None = None
     waiting = collecting()
     if waiting is None or not runtimes.RUNTIMES[runtime].late:
         return _opened(path, runtime, threads)
-    return waiting.add(lambda: _opened(path, runtime, threads))
+    return waiting.add(lambda: _opened(path, runtime, waiting.threads if threads is None else threads))
 
 
 def _opened(path: Path, runtime: str, threads: int | None) -> Network:

@@ -113,10 +113,11 @@ def _measure(call: dict[str, Any]) -> dict[str, Any]:
     from cxr_pipeline.run.spec import ChainSpec
 
     begun = time.time()
-    chain = ChainSpec(call["weights"], runtime=call["runtime"]).open()
+    chain = ChainSpec(call["weights"], runtime=call["runtime"]).open(side_by_side=True)
     found = find_inputs(call["inputs"])
     first: list[float] = []
-    runner = Runner(chain.stages, Path(call["out"]), identity=chain.identity, workers=call["workers"])
+    how = {"workers": call["workers"], "judges": chain.judges}
+    runner = Runner(chain.stages, Path(call["out"]), identity=chain.identity, **how)
     summary = runner.run(found, progress=lambda done: first.append(time.time()) if not first else None)
     return {
         "films": len(found),

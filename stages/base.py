@@ -223,6 +223,8 @@ class Stage(ABC):
         uses: fields that the stage takes into account where another stage fills them in.
         fills: fields that the stage fills in. The order of a chain follows from `needs`, `uses` and `fills`.
         columns: further columns of `results.csv`, of what the stage puts into `Record.measures`.
+        shared: whether several threads may call `run` at once, because a call leaves nothing behind in the stage. A run
+            on large machines is faster by it, where all stages of the chain say so.
         has_weights: False for a stage that needs no bundle: it runs on any weights, where `--stage` or `--also` names
             it or `belongs` says so.
         run_settings: settings of the stage's section of a config that a trained stage obeys when it runs.
@@ -244,6 +246,7 @@ class Stage(ABC):
     uses: ClassVar[tuple[str, ...]] = ()
     fills: ClassVar[tuple[str, ...]] = ()
     columns: ClassVar[tuple[Column, ...]] = ()
+    shared: ClassVar[bool] = False
     has_weights: ClassVar[bool] = True
     run_settings: ClassVar[tuple[str, ...]] = ()
     call_settings: ClassVar[tuple[str, ...]] = ()

@@ -34,6 +34,7 @@ class Classify(Stage):
 
     name: ClassVar[str] = "classify"
     summary: ClassVar[str] = "what the lungs look like: calibrated probabilities of the classes, and a TB score"
+    shared: ClassVar[bool] = True
     uses: ClassVar[tuple[str, ...]] = ("mask", "lung_box")
     fills: ClassVar[tuple[str, ...]] = ("probabilities", "label", "screen", "tb_score", "abnormal", "maps", "frame")
     call_settings: ClassVar[tuple[str, ...]] = (

@@ -135,6 +135,7 @@ class Localize(Stage):
 
     name: ClassVar[str] = "localize"
     summary: ClassVar[str] = "where the classifier looked: regions with the patient's side and a zone"
+    shared: ClassVar[bool] = True
     needs: ClassVar[tuple[str, ...]] = ("maps", "frame", "probabilities", "label")
     uses: ClassVar[tuple[str, ...]] = ("mask",)
     fills: ClassVar[tuple[str, ...]] = ("heatmap", "heatmap_label", "regions")

@@ -37,6 +37,7 @@ class Measure(Stage):
 
     name: ClassVar[str] = "measure"
     summary: ClassVar[str] = "how large lungs and heart are: areas, heights, symmetry, cardiothoracic ratio"
+    shared: ClassVar[bool] = True
     needs: ClassVar[tuple[str, ...]] = ("mask",)
     uses: ClassVar[tuple[str, ...]] = ("heart_mask",)
     fills: ClassVar[tuple[str, ...]] = ("measures",)

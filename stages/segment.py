@@ -52,6 +52,7 @@ class Segment(Stage):
 
     name: ClassVar[str] = "segment"
     summary: ClassVar[str] = "where the lungs are, and whether the film can be judged"
+    shared: ClassVar[bool] = True
     fills: ClassVar[tuple[str, ...]] = ("mask", "lung_box", "lung_fraction", "heart_mask")
     run_settings: ClassVar[tuple[str, ...]] = ("threshold", "margin", "min_fraction", "min_side", "min_age")
     call_settings: ClassVar[tuple[str, ...]] = ("refuse",)

@@ -25,7 +25,8 @@ class Runtime:
     """A registry entry: its module, the file of a bundle that it runs, and the package that it needs.
 
     `extra`: of this package, that installs it; empty for the base installation. `late`: whether it may open a network
-    in another thread than the one that uses it, see `models.late`.
+    in another thread than the one that uses it, see `models.late`. `shared`: whether several threads may call one
+    network at once.
     """
 
     module: str
@@ -33,6 +34,7 @@ class Runtime:
     package: str
     extra: str = ""
     late: bool = True
+    shared: bool = False
 
     def open_file(self, path: Path, threads: int | None = None) -> Network:
         """The network in a file, ready to call.
@@ -50,7 +52,7 @@ class Runtime:
 
 
 RUNTIMES: dict[str, Runtime] = {
-    "onnx": Runtime("onnx", SERVING_FILE, "onnxruntime"),
+    "onnx": Runtime("onnx", SERVING_FILE, "onnxruntime", shared=True),
     "openvino": Runtime("openvino", SERVING_FILE, "openvino", "openvino"),
     "keras": Runtime("keras", KERAS_FILE, "tensorflow", "train", late=False),
 }

@@ -239,7 +239,7 @@ def run(
         language=language or "en",
         overrides=overrides,
     )
-    chain = spec.open(arguments, late=True)
+    chain = spec.open(arguments, late=True, side_by_side=True)
     if fresh:
         chain.networks.start()
     if chain.identity.about["unchecked"]:

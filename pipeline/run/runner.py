@@ -1,12 +1,12 @@
-"""The chain over a stream of films: threads read, one thread judges in batches, threads write; memory stays flat."""
+"""The chain over a stream of films, into a results folder; `run.steps` has its threads."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
@@ -21,14 +21,14 @@ from cxr_pipeline.data.files import PRIVATE
 from cxr_pipeline.data.radiograph import Radiograph
 from cxr_pipeline.results.filmfiles import FilmFiles
 from cxr_pipeline.results.folder import Identity, ResultsFolder
-from cxr_pipeline.results.outputs import Output, chosen, logged
+from cxr_pipeline.results.outputs import Output, chosen
 from cxr_pipeline.results.quick import finished
 from cxr_pipeline.results.settled import settled
 from cxr_pipeline.results.worklist import Work, work_of, write_worklist
 from cxr_pipeline.run.inputs import Input, assign_ids
-from cxr_pipeline.run.isolation import SECONDS, TriesFolder
-from cxr_pipeline.run.reading import PIXELS, Desk, Reading, RunItem, hash_or_nothing
-from cxr_pipeline.stages.apply import apply
+from cxr_pipeline.run.isolation import SECONDS
+from cxr_pipeline.run.reading import Desk, hash_or_nothing
+from cxr_pipeline.run.steps import Steps
 from cxr_pipeline.stages.base import FAILED, OK, REFUSED, Stage
 
 _SHOWN = 10  # refused and failed films that a summary names
@@ -102,6 +102,8 @@ class Runner:
         mode: permissions of what is written; a stricter umask takes bits away.
         verify: read again every file of the films that are done, and not only a sample.
         fast_decode: decode large films at a half or less of their size, where that serves all stages and outputs.
+        judges: threads that judge, a batch each; more than one only where several threads may call the stages at once,
+            see `stages.base.Stage.shared`.
         ready: called before films are judged, such as to wait for networks that open late; not where all are done.
     """
 
@@ -116,6 +118,7 @@ class Runner:
     mode: int = PRIVATE
     verify: bool = False
     fast_decode: bool = False
+    judges: int = 1
     ready: Callable[[], None] | None = None
     _seconds: dict[str, float] = field(default_factory=dict, init=False, repr=False)
     _guard: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
@@ -229,7 +232,7 @@ class Runner:
 
     def judge(self, folder: Desk, inputs: Sequence[Input], ids: dict[str, str], tally: Tally) -> None:
         """Judge the inputs that are not done yet, under the names `ids`, and save each."""
-        _Work(self, folder, inputs, ids, tally).go()
+        Steps(self, folder, inputs, ids, tally).go()
 
     @property
     def least(self) -> int | None:
@@ -258,116 +261,6 @@ class Runner:
         with self._guard:
             for part, spent in seconds.items():
                 self._seconds[part] = self._seconds.get(part, 0.0) + spent
-
-
-class _Work:
-    """One call of `Runner.judge`: the queues between its steps."""
-
-    def __init__(
-        self,
-        runner: Runner,
-        folder: Desk,
-        inputs: Sequence[Input],
-        ids: dict[str, str],
-        tally: Tally,
-    ) -> None:
-        self.runner, self.folder, self.tally = runner, folder, tally
-        self.workers = runner.workers or cores()
-        self.reading = Reading(
-            inputs,
-            ids,
-            folder,
-            runner.reader,
-            workers=self.workers,
-            ahead=runner.batch_size + self.workers,
-            limit=runner.seconds_a_film,
-            masks=runner.stages[0].restorable,
-            timed=lambda: runner.timed("read"),
-            least=runner.least,
-            tries=TriesFolder(Path(runner.out) / ".trying"),
-        )
-        self.writers = ThreadPoolExecutor(self.workers, "cxr-write")
-        self.writing: deque[Future[dict[str, str]]] = deque()
-        self.room = _Room(PIXELS, 2 * self.workers + runner.batch_size)
-        self.judged = False
-
-    def go(self) -> None:
-        """Read, judge and write everything."""
-        try:
-            batch: list[RunItem] = []
-            for film in self.reading:
-                if film.done is not None:
-                    self.tally.add(film.done["row"], already=True)
-                elif not film.held.ok:
-                    self._write(film)
-                else:
-                    batch.append(film)
-                    # The first film alone, so that a person soon sees a result.
-                    full = len(batch) == (self.runner.batch_size if self.judged else 1)
-                    if full or sum(f.pixels for f in batch) >= PIXELS:
-                        self._judge(batch)
-                        batch = []
-                self._reap_done()
-            self._judge(batch)
-            while self.writing:
-                self._reap(self.writing.popleft())
-        finally:
-            self.reading.close()
-            self.writers.shutdown(wait=True, cancel_futures=True)
-
-    def _judge(self, batch: list[RunItem]) -> None:
-        self.judged = True
-        records = apply(
-            self.runner.stages,
-            [film.held for film in batch],
-            masks=[film.mask for film in batch],
-            timed=self.runner.timed,
-        )
-        for film, record in zip(batch, records, strict=True):
-            film.record, film.trace = logged(record)
-            self._write(film)
-
-    def _write(self, film: RunItem) -> None:
-        """Hand a film to the writers; waits while they are behind, and raises what went wrong with earlier ones."""
-        self._reap_done()
-        self.room.take(film.pixels)
-        self.writing.append(self.writers.submit(self._save, film))
-
-    def _save(self, film: RunItem) -> dict[str, str]:
-        try:
-            with self.runner.timed("write"):
-                return self.folder.save(film.item.key, film.item.path, film.sha256, film.held, trace=film.trace)
-        finally:
-            self.room.give(film.pixels)
-
-    def _reap_done(self) -> None:
-        while self.writing and self.writing[0].done():
-            self._reap(self.writing.popleft())
-
-    def _reap(self, saved: Future[dict[str, str]]) -> None:
-        self.tally.add(saved.result())
-
-
-class _Room:
-    """How much may wait for the writers: at most so many films and pixels, but always one."""
-
-    def __init__(self, pixels: int, films: int) -> None:
-        self._pixels, self._films = pixels, films
-        self._used, self._count = 0, 0
-        self._change = threading.Condition()
-
-    def take(self, pixels: int) -> None:
-        with self._change:
-            while self._count and (self._used + pixels > self._pixels or self._count >= self._films):
-                self._change.wait(0.5)  # with a limit, so that Ctrl-C gets through on every system
-            self._used += pixels
-            self._count += 1
-
-    def give(self, pixels: int) -> None:
-        with self._change:
-            self._used -= pixels
-            self._count -= 1
-            self._change.notify_all()
 
 
 def identity_of(stages: Sequence[Stage], **further: Any) -> Identity:

@@ -99,17 +99,25 @@ class ChainSpec:
             chain = [stage.with_settings(refuse=False) if stage is first else stage for stage in chain]
         return chain
 
-    def open(self, arguments: dict[str, Any] | None = None, *, threads: int | None = None, late: bool = False) -> Chain:
+    def open(
+        self,
+        arguments: dict[str, Any] | None = None,
+        *,
+        threads: int | None = None,
+        late: bool = False,
+        side_by_side: bool = False,
+    ) -> Chain:
         """The loaded chain with its identity; see `load` for what it raises.
 
         Args:
             arguments: of the command, for run.json.
             threads: in place of those of the description.
-            late: leave the networks closed, see `run.chain.Chain`.
+            late, side_by_side: see `run.chain.open_chain`.
         """
         from cxr_pipeline.run.chain import open_chain
 
-        return open_chain(self if threads is None else replace(self, threads=threads), arguments, late=late)
+        spec = self if threads is None else replace(self, threads=threads)
+        return open_chain(spec, arguments, late=late, side_by_side=side_by_side)
 
 
 def _with_config(config: Config, chain: Sequence[Stage]) -> list[Stage]:

@@ -1,6 +1,6 @@
 """A chain of the three stages without networks: thresholds in place of them, so that tests are quick and exact.
 
-Run as a script it is a run to kill: ``python -m tests.pipeline.fake_chain INPUT OUT DELAY``.
+Run as a script it is a run to kill: ``python -m tests.pipeline.fake_chain INPUT OUT DELAY [JUDGES]``.
 """
 
 from __future__ import annotations
@@ -207,5 +207,6 @@ if __name__ == "__main__":
     from cxr_pipeline.run.runner import Runner
 
     source, target, pause = sys.argv[1:4]
+    judges = int(sys.argv[4]) if len(sys.argv) > 4 else 1
     stages = chain(delay=float(pause), raises_on=("poison",))
-    Runner(stages, Path(target), batch_size=4, workers=2).run(find_inputs([source]))
+    Runner(stages, Path(target), batch_size=4, workers=2, judges=judges).run(find_inputs([source]))

@@ -8,7 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from cxr_pipeline.cli import commands
+from cxr_pipeline import stages
+from cxr_pipeline.cli.main import cli
 from cxr_pipeline.data.synthetic import write_samples
 from cxr_pipeline.run import engines
 from cxr_pipeline.run.engines import cluster
@@ -45,6 +46,25 @@ def test_any_engine_leaves_the_same_bytes(name, films, expected, tmp_path):
     assert judged(name, films, tmp_path / "out") == expected
 
 
+def test_many_films_are_judged_side_by_side_where_all_can(monkeypatch):
+    monkeypatch.setattr("cxr_pipeline.run.chain.cores", lambda: 8)
+    asked = []
+    monkeypatch.setattr("cxr_pipeline.models.store._opened", lambda path, runtime, threads: asked.append(threads))
+
+    def judges(**how):
+        asked.clear()
+        chain = ChainSpec(last_stage="localize", **how).open(side_by_side=True)
+        return chain.judges, {*asked}
+
+    assert judges() == (4, {2})
+    assert judges(threads=3) == (1, {3})  # whoever gives the cores of a network has a place for each already
+    assert judges(runtime="openvino") == (1, {None})
+    monkeypatch.setattr(stages.stage_class("localize"), "shared", False)
+    assert judges() == (1, {None})
+    monkeypatch.undo()
+    assert ChainSpec(last_stage="segment").open().judges == 1  # for a film now and then, with all cores
+
+
 @pytest.mark.parametrize("name", engines.names())
 def test_an_engine_says_what_it_is(name):
     engine = engines.engine_class(name)
@@ -53,7 +73,7 @@ def test_an_engine_says_what_it_is(name):
     assert engine.summary
     for option in engine.options:
         assert engines.owner_of(option) == name
-    known = {option.name for option in commands.cli.commands["run"].params}
+    known = {option.name for option in cli.commands["run"].params}
     assert set(engine.options) <= known
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import threading
 import tracemalloc
 from pathlib import Path
 
@@ -92,6 +93,32 @@ def test_results_do_not_depend_on_batches_or_threads(films, tmp_path, batch_size
     assert tree(tmp_path / "one") == tree(tmp_path / "two")
 
 
+@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize("judges", [2, 5])
+def test_several_threads_that_judge_change_nothing(films, tmp_path, batch_size, judges):
+    one, many, seen = chain(delay=0.002), chain(delay=0.002), []
+    go(films, tmp_path / "one", one, batch_size=batch_size)
+    summary = go(films, tmp_path / "many", many, batch_size=batch_size, judges=judges, progress=seen.append)
+    assert tree(tmp_path / "one") == tree(tmp_path / "many")
+    assert sorted(many[0].batches) == sorted(one[0].batches)
+    assert summary.counts == {"ok": 7, "refused": 1, "failed": 2}
+    assert seen == list(range(1, 11))
+
+
+def test_as_many_batches_are_judged_at_once_as_there_are_judges(films, tmp_path):
+    """Three films meet in the first stage: with fewer threads the wait for each other would never end well."""
+    stages, meeting = chain(), threading.Barrier(3)
+    judge = stages[0].run
+
+    def meet(records):
+        if records[0].radiograph.id in ("f1", "f2", "f3"):
+            meeting.wait(timeout=60)
+        return judge(records)
+
+    stages[0].run = meet
+    assert go(films, tmp_path / "out", stages, batch_size=1, judges=3).counts["ok"] == 7
+
+
 def test_batches_hold_only_films_that_can_be_judged(films, tmp_path):
     stages = chain()
     go(films, tmp_path / "out", stages, batch_size=4)
@@ -104,10 +131,11 @@ def test_batches_hold_only_films_that_can_be_judged(films, tmp_path):
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2])
-def test_a_film_that_breaks_a_stage_costs_only_itself(films, tmp_path, stage):
+@pytest.mark.parametrize("judges", [1, 2])
+def test_a_film_that_breaks_a_stage_costs_only_itself(films, tmp_path, stage, judges):
     stages = chain()
     stages[stage].raises_on = ("f3",)
-    summary = go(films, tmp_path / "out", stages)
+    summary = go(films, tmp_path / "out", stages, judges=judges)
     found = table(tmp_path / "out")
     assert summary.counts == {"ok": 6, "refused": 1, "failed": 3}
     name = stages[stage].name
@@ -253,7 +281,8 @@ def test_opencv_gets_its_threads_back(films, tmp_path):
     assert cv2.getNumThreads() == before
 
 
-def test_memory_stays_flat(tmp_path):
+@pytest.mark.parametrize("judges", [1, 2])
+def test_memory_stays_flat(tmp_path, judges):
     """Ten times the films take no more memory: nothing but their places is kept."""
     for number in range(200):
         (tmp_path / "films").mkdir(exist_ok=True)
@@ -267,7 +296,7 @@ def test_memory_stays_flat(tmp_path):
     def peak(count):
         inputs = find_inputs([tmp_path / "films"])[:count]
         tracemalloc.start()
-        Runner(chain(), tmp_path / str(count), reader=reader, workers=2, batch_size=4).run(inputs)
+        Runner(chain(), tmp_path / str(count), reader=reader, workers=2, batch_size=4, judges=judges).run(inputs)
         found = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return found

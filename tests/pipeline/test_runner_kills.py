@@ -21,8 +21,8 @@ ROOT = Path(__file__).parents[2]
 ENV = {**os.environ, "PYTHONPATH": str(ROOT)}
 
 
-def script(films, out, delay, **options):
-    command = [sys.executable, "-m", "tests.pipeline.fake_chain", str(films), str(out), str(delay)]
+def script(films, out, delay, judges=1, **options):
+    command = [sys.executable, "-m", "tests.pipeline.fake_chain", str(films), str(out), str(delay), str(judges)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return subprocess.Popen(command, env=ENV, preexec_fn=hears_ctrl_c, **pipes, **options)
 
@@ -47,7 +47,7 @@ def test_killed_at_random_moments_it_ends_like_an_undisturbed_run(tmp_path):
         assert process.wait() == 0, process.stdout.read()
     chance, out, kills = random.Random(0), tmp_path / "out", 0
     for attempt in range(KILLS + 48):
-        with script(folder, out, 0.01) as process:
+        with script(folder, out, 0.01, judges=1 + attempt % 2) as process:
             lines = (out / "journal.jsonl").read_bytes().count(b"\n") if (out / "journal.jsonl").is_file() else 0
             if attempt < KILLS:  # somewhere in the next few films, or while the folder is opened
                 wait_for_lines(out / "journal.jsonl", lines + chance.choice([0, 1, 2, 5]), process)
@@ -101,11 +101,12 @@ def test_cut_off_at_every_rename_it_ends_like_an_undisturbed_run(tmp_path, monke
 
 
 @pytest.mark.slow
-def test_interrupted_it_stops_soon_and_goes_on(tmp_path):
+@pytest.mark.parametrize("judges", [1, 2])
+def test_interrupted_it_stops_soon_and_goes_on(tmp_path, judges):
     folder = tmp_path / "films"
     for number in range(30):
         write_film(folder / f"{number}.png", number)
-    with script(folder, tmp_path / "out", 0.05) as process:
+    with script(folder, tmp_path / "out", 0.05, judges) as process:
         wait_for_lines(tmp_path / "out" / "journal.jsonl", 3, process)
         process.send_signal(signal.SIGINT)
         output = process.communicate(timeout=30)[0]

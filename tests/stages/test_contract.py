@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import json
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import numpy as np
@@ -22,6 +24,8 @@ from cxr_pipeline.models.store import CARD_FILE, KERAS_FILE, SERVING_FILE, Weigh
 from cxr_pipeline.results.outputs import columns
 from cxr_pipeline.stages.base import OK, REFUSED, Record, StageError
 from cxr_pipeline.train.evaluation import plain
+
+flat = itertools.chain.from_iterable
 
 
 def record(seed=0, size=(120, 96), label="TB"):
@@ -76,6 +80,17 @@ class TestEveryStage:
             (single,) = self.run(chain, [record(number, size)])
             for name in filled:
                 self.same(getattr(single, name), getattr(batch[number], name))
+
+    def test_a_shared_stage_answers_several_threads_at_once(self, chain, kind, filled):
+        if not kind.shared:
+            pytest.skip("the stage is called by one thread")
+        batches = [[record(10 * batch + n, (120, 96)) for n in range(3)] for batch in range(6)]
+        alone = [self.run(chain, copy.deepcopy(batch)) for batch in batches]
+        with ThreadPoolExecutor(3) as pool:
+            together = list(pool.map(lambda batch: self.run(chain, batch), batches))
+        for one, two in zip(flat(alone), flat(together), strict=True):
+            for name in filled:
+                self.same(getattr(one, name), getattr(two, name))
 
     def same(self, one, two):
         if isinstance(one, np.ndarray):

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class LocalEngine(Engine):
-    """Threads of this process read and write; one thread judges."""
+    """Threads of this process read, judge and write."""
 
     name: ClassVar[str] = "local"
     summary: ClassVar[str] = "threads of this process"
@@ -23,4 +23,5 @@ class LocalEngine(Engine):
     def runner(cls, chain: Chain, spec: ChainSpec, out: Path, options: RunnerOptions, **own: Any) -> runner.Runner:
         """See `Engine.runner`."""
         del spec, own  # the chain is in this process already; there are no further options
-        return runner.Runner(chain.stages, out, identity=chain.identity, ready=chain.networks.wait, **options)
+        judges, ready = chain.judges, chain.networks.wait
+        return runner.Runner(chain.stages, out, identity=chain.identity, ready=ready, judges=judges, **options)
