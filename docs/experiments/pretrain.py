@@ -115,7 +115,7 @@ def loss_of(labels: np.ndarray) -> Callable[..., Any]:
 class Training:
     """The training of one stage, with a running average of the network's weights."""
 
-    def __init__(self, model: K.Model, batches: Batches, steps: int) -> None:
+    def __init__(self, model: K.Model, batches: Batches, steps: int, loss_on: Callable[..., Any] | None = None) -> None:
         import tensorflow as tf
 
         self.model, self.batches, self.steps = model, batches, steps
@@ -123,7 +123,7 @@ class Training:
         self.optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
         self.optimizer.build(model.trainable_variables)
         self.average = [tf.Variable(weight) for weight in model.weights]
-        loss_on = loss_of(batches.labels)
+        loss_on = loss_on or loss_of(batches.labels)
 
         @tf.function
         def step(crops: Any, share: Any, labels: Any, cells: Any, decay: Any) -> Any:

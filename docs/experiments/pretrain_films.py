@@ -79,9 +79,11 @@ class Films(NamedTuple):
         return boxes[boxes.any(axis=1)] + [0, 0, 1, 1]
 
 
-def films_of(data: Manifest, chain: Sequence[Stage], folder: Path, size: int = CROP) -> Films:
-    """The training films of `SOURCES` after the stages of `chain`, kept in `folder`."""
-    chosen = data.select(split="train", source=SOURCES)
+def films_of(
+    data: Manifest, chain: Sequence[Stage], folder: Path, size: int = CROP, sources: Sequence[str] = SOURCES
+) -> Films:
+    """The training films of `sources` after the stages of `chain`, kept in `folder`."""
+    chosen = data.select(split="train", source=sources)
     table = chosen.table.to_dict("records")
 
     def lesions_of(row: dict[str, Any]) -> list[Box]:
@@ -135,14 +137,16 @@ Pool = list[tuple[float, list[int]]]  # shares of a kind's films, and the films 
 
 
 def pools_of(films: Films) -> dict[str, Pool]:
-    """The films of each kind of a batch: with what share they are drawn from which."""
+    """The films of each kind of a batch: with what share they are drawn from which. "SOURCE LABEL" is a kind too."""
 
     def those(source: str, label: str | None = None) -> list[int]:
         pairs = enumerate(films.rows)
         return [n for n, row in pairs if row["source"] == source and label in (None, row["label"])]
 
     hosts = those(COVID, NORMAL) + 2 * those(FINDINGS, NORMAL)
+    pairs = sorted({(row["source"], row["label"]) for row in films.rows})
     return {
+        **{f"{source} {label}": [(1.0, those(source, label))] for source, label in pairs},
         "covid": [(0.45, those(COVID, OTHER)), (0.55, those(COVID, NORMAL))],
         "children": [(0.5, those(CHILDREN, OTHER)), (0.5, those(CHILDREN, NORMAL))],
         "findings": [(1.0, those(FINDINGS))],
@@ -176,7 +180,7 @@ class Batches:
         self.films, self.plan, self.seed = films, plan, seed
         self.labels, self.pools = labels_of(films.rows), pools_of(films)
         needed = {*plan.batch, "lesions"}
-        empty = [kind for kind in sorted(needed) if any(not numbers for _, numbers in self.pools[kind])]
+        empty = [kind for kind in sorted(needed) if any(not numbers for _, numbers in self.pools.get(kind, [(1, [])]))]
         if empty:
             raise CxrError(
                 f"no usable film, or none of one of its labels, for {', '.join(empty)}. Needed are films of split "

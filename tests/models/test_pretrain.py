@@ -36,6 +36,9 @@ KINDS = (
     ("ieee8023", "NTB", "", "train"),
     ("nih", "NTB", "Mass", "test"),
     ("shenzhen", "TB", "", "train"),
+    ("shenzhen", "NORM", "", "train"),
+    ("rahman", "TB", "", "train"),
+    ("rahman", "NORM", "", "train"),
 )
 
 
@@ -43,7 +46,7 @@ KINDS = (
 def scripts():
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(FOLDER))
-        yield importlib.import_module("pretrain"), importlib.import_module("pretrain_films")
+        yield tuple(importlib.import_module(name) for name in ("pretrain", "pretrain_films", "pretrain_tb"))
 
 
 class TrueLungs(Segment):
@@ -199,6 +202,41 @@ def test_two_stages_make_features_that_a_classifier_starts_from(scripts, films, 
         np.testing.assert_allclose(one, other, atol=1e-4)
     with pytest.raises(TrainingError, match="other settings"):
         pretrain.train(films, tmp_path / "work", **settings | {"seed": 2})
+
+
+def test_films_are_compared_within_their_hospital(scripts):
+    plan = scripts[2].plan_for(["shenzhen", "rahman"])
+    kinds = [kind for kind, count in plan.batch.items() for _ in range(count)]
+    found = {(kinds[a], kinds[b]) for a, b in zip(*np.nonzero(scripts[2].pairs_of(plan)), strict=True)}
+    assert found == {("shenzhen TB", "shenzhen NORM"), ("rahman TB", "rahman NORM")}
+
+    loss = scripts[2].compared(np.zeros((len(kinds), scripts[1].LABELS), np.float32), scripts[2].pairs_of(plan))
+    unknown = np.full((len(kinds), scripts[1].LABELS), -1, np.float32)
+
+    def of(evidence):
+        by_kind = np.array([[evidence.get(kind, 0.0)] for kind in kinds], np.float32)
+        cells = np.full((len(kinds), 2, 2, 2), -1, np.float32)
+        return float(loss([np.zeros_like(unknown), np.zeros_like(cells), by_kind, by_kind], unknown, cells))
+
+    level = {"shenzhen TB": 5.0, "shenzhen NORM": 5.0, "covid": 9.0}  # of a hospital, and of films without a say
+    assert of(level) == pytest.approx(of({}))
+    assert of({"rahman TB": 2.0}) < of({}) < of({"rahman NORM": 2.0})
+
+
+@pytest.mark.slow
+def test_films_with_tb_go_on_from_the_shipped_features(scripts, drawn, tmp_path, eagerly):
+    data, stage = drawn
+    sources = (*scripts[1].SOURCES, "shenzhen", "rahman")
+    films = scripts[1].films_of(data, [stage], tmp_path / "crops", SIZE, sources)
+    plan = scripts[2].plan_for(["shenzhen", "rahman"], SIZE)
+    before, after = (scripts[2].train(films, tmp_path / str(steps), plan, steps=steps, seed=1) for steps in (0, 1))
+    scripts[0].export(before, tmp_path / "features.npz")
+    found, ours = load_features(str(tmp_path / "features.npz")), load_features("chest")
+    assert found.keys() == ours.keys()
+    for name in ours:
+        np.testing.assert_array_equal(found[name], ours[name])
+    pairs = zip(before.trainable_weights, after.trainable_weights, strict=True)
+    assert all(not np.array_equal(one, other) for one, other in pairs if one.path.startswith("cells"))
 
 
 def test_the_shipped_features_have_context_of_labels_alone():
