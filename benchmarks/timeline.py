@@ -2,8 +2,8 @@
 
     python benchmarks/timeline.py --out timeline.png [--films FOLDER] [--count 96] [--seconds 1.5]
 
-A lane per thread: reading (which waits for its helper process to decode), the chain's stages in the one thread that
-judges, and writing. Below, how many cores were busy with the run and its helpers, from the system's own count.
+A lane per thread: reading (which waits for its helper process to decode), the chain's stages where films are judged,
+and writing. Below, how many cores were busy with the run and its helpers, from the system's own count.
 """
 
 from __future__ import annotations
@@ -76,10 +76,14 @@ def _busy(process: int) -> float:
     return total
 
 
-def traced(folder: Path, out: Path) -> tuple[list[Span], list[tuple[float, float]]]:
-    """The steps of a run over a folder, and (seconds, seconds of processors) as they grew."""
-    chain = ChainSpec("tb").open()
-    runner = Traced(chain.stages, out, chain.identity)
+def traced(folder: Path, out: Path, *, alone: bool) -> tuple[list[Span], list[tuple[float, float]]]:
+    """The steps of a run over a folder, and (seconds, seconds of processors) as they grew.
+
+    Args:
+        alone: one thread judges, with all cores for each network, and not as many as there is room for.
+    """
+    chain = ChainSpec("tb").open(side_by_side=not alone)
+    runner = Traced(chain.stages, out, chain.identity, judges=chain.judges)
     runner.spans, runner.origin = [], time.perf_counter()
     looks: list[tuple[float, float]] = []
     over = threading.Event()
@@ -111,7 +115,7 @@ def draw(spans: list[Span], looks: list[tuple[float, float]], path: Path, start:
     for span in spans:
         where = (names.index(span.thread) - 0.4, 0.8)
         lanes.broken_barh([(span.begun, span.ended - span.begun)], where, color=COLOURS.get(span.part, "grey"))
-    lanes.set_yticks(range(len(names)), ["judges" if name == "MainThread" else name for name in names])
+    lanes.set_yticks(range(len(names)), ["cxr-judge" if name == "MainThread" else name for name in names])
     lanes.invert_yaxis()
     lanes.legend(
         handles=[Patch(color=colour, label=part) for part, colour in COLOURS.items()],
@@ -136,11 +140,12 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=96)
     parser.add_argument("--start", type=float, default=1.0, help="first second of the picture")
     parser.add_argument("--seconds", type=float, default=1.5)
+    parser.add_argument("--alone", action="store_true", help="one thread judges, as a stage may ask for")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="cxr-bench-") as name:
         folder = Path(name) / "films"
         write("jpeg512", films(given.films, given.count), folder)
-        spans, looks = traced(folder, Path(name) / "out")
+        spans, looks = traced(folder, Path(name) / "out", alone=given.alone)
     first, last = min(span.begun for span in spans), max(span.ended for span in spans)
     print(f"{given.count} films in {last - first:.2f} s, {looks[-1][1] - looks[0][1]:.2f} s of processors")
     for thread in sorted({span.thread for span in spans}):
