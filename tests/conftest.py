@@ -115,14 +115,15 @@ def tiny_chain(shared: Path, samples: Path, tiny_config: Config) -> Path:
 
 
 @pytest.fixture(scope="session")
-def _decoders() -> Iterator[Pool]:
+def decoders() -> Iterator[Pool]:
+    """Processes that decode films, for `lent_by`."""
     pool = Pool()
     yield pool
     pool.close()
 
 
 @pytest.fixture(scope="module")
-def kept_decoders(_decoders: Pool) -> Iterator[None]:
+def kept_decoders(decoders: Pool) -> Iterator[None]:
     """For files of many short runs, which do not look at the processes that decode films: they take used ones."""
-    with lent_by(_decoders):
+    with lent_by(decoders):
         yield
