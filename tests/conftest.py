@@ -13,6 +13,7 @@ from hypothesis import settings
 
 from cxr_pipeline.configs.schema import Config, load_config
 from cxr_pipeline.data.locks import FolderLock
+from tests.decoders import Pool, lent_by
 from tests.tiny import TINY
 
 settings.register_profile("patient", deadline=None)  # a busy machine is no fault of the code
@@ -111,3 +112,18 @@ def tiny_chain(shared: Path, samples: Path, tiny_config: Config) -> Path:
         if missing:
             train(samples, tiny_config, shared / "chain")
     return shared / "chain"
+
+
+@pytest.fixture(scope="session")
+def decoders() -> Iterator[Pool]:
+    """Processes that decode films, for `lent_by`."""
+    pool = Pool()
+    yield pool
+    pool.close()
+
+
+@pytest.fixture(scope="module")
+def kept_decoders(decoders: Pool) -> Iterator[None]:
+    """For files of many short runs, which do not look at the processes that decode films: they take used ones."""
+    with lent_by(decoders):
+        yield

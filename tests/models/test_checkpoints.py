@@ -72,9 +72,16 @@ def test_a_damaged_one_falls_back_to_the_other(tmp_path, caplog, damage):
     assert "epoch-0002.checkpoint is damaged" in caplog.text
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """A training that nothing stops: its model and its history."""
+    model, history, _ = run(tmp_path_factory.mktemp("whole"))
+    return model, history
+
+
 @pytest.mark.parametrize("damaged", [1, 2])
-def test_a_training_goes_on_from_what_is_whole_and_ends_alike(tmp_path, damaged):
-    whole, history, _ = run(tmp_path / "whole")
+def test_a_training_goes_on_from_what_is_whole_and_ends_alike(tmp_path, damaged, undisturbed):
+    whole, history = undisturbed
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "cut", stop_at=("fine", 1, 2))
     paths = sorted((tmp_path / "cut" / "checkpoint").glob("epoch-*"))
@@ -105,7 +112,7 @@ def test_no_room_is_found_before_anything_is_written(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
-def test_a_disk_that_fills_while_it_is_written_to_loses_nothing(tmp_path, monkeypatch, code):
+def test_a_disk_that_fills_while_it_is_written_to_loses_nothing(tmp_path, monkeypatch, code, undisturbed):
     """A quota does not show in the free space: the write itself fails."""
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, stop_at=("head", 1, 1))
@@ -118,7 +125,7 @@ def test_a_disk_that_fills_while_it_is_written_to_loses_nothing(tmp_path, monkey
         run(tmp_path)
     monkeypatch.undo()
     assert not list(tmp_path.rglob("*.part"))
-    whole, history, _ = run(tmp_path / "whole")
+    whole, history = undisturbed
     again, resumed, _ = run(tmp_path)
     assert [row["loss"] for row in resumed] == pytest.approx([row["loss"] for row in history], abs=1e-5)
     for one, two in zip(whole.get_weights(), again.get_weights(), strict=True):

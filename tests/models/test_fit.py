@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from typing import get_args
 
 import numpy as np
@@ -81,9 +82,17 @@ def run(out, *args, **options):
     return training.model, training.run(), seen
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """An undisturbed training: its model, its history and its folder; not to be changed."""
+    out = tmp_path_factory.mktemp("whole")
+    model, history, _ = run(out)
+    return model, history, out
+
+
 @pytest.mark.parametrize("stop_at", [("head", 0, 2), ("head", 1, 3), ("fine", 0, 1), ("fine", 2, 4)])
-def test_interrupted_training_ends_like_an_undisturbed_one(tmp_path, stop_at):
-    whole, history, _ = run(tmp_path / "whole")
+def test_interrupted_training_ends_like_an_undisturbed_one(tmp_path, stop_at, whole):
+    undisturbed, history, _ = whole
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "cut", stop_at=stop_at)
     again, resumed, _ = run(tmp_path / "cut")
@@ -93,7 +102,7 @@ def test_interrupted_training_ends_like_an_undisturbed_one(tmp_path, stop_at):
         assert {n: v for n, v in one.items() if n != "phase"} == pytest.approx(
             {n: v for n, v in two.items() if n != "phase"}, abs=1e-5
         )
-    for one, two in zip(whole.get_weights(), again.get_weights(), strict=True):
+    for one, two in zip(undisturbed.get_weights(), again.get_weights(), strict=True):
         np.testing.assert_allclose(one, two, atol=1e-5)
     with (tmp_path / "cut" / "history.csv").open() as file:
         assert len(list(csv.DictReader(file))) == 5
@@ -118,17 +127,19 @@ def test_a_start_is_made_once_and_counts_as_the_first_epoch(tmp_path):
         np.testing.assert_allclose(one, two, atol=1e-5)
 
 
-def test_a_finished_training_does_nothing_more(tmp_path):
-    first, history, _ = run(tmp_path)
-    second, again, seen = run(tmp_path)
+def test_a_finished_training_does_nothing_more(tmp_path, whole):
+    first, history, out = whole
+    second, again, seen = run(shutil.copytree(out, tmp_path / "again"))
     assert seen == []
     assert again == history
     for one, two in zip(first.get_weights(), second.get_weights(), strict=True):
         np.testing.assert_array_equal(one, two)
 
 
-def test_the_best_epoch_is_restored(tmp_path):
-    model, history, _ = run(tmp_path)
+def test_the_best_epoch_is_restored(whole):
+    trained, history, _ = whole
+    model = make_model()
+    model.set_weights(trained.get_weights())
     model.compile(loss="categorical_crossentropy")
     best = min(row["val_loss"] for row in history if row["phase"] == "fine")
     assert model.evaluate(make_batches(1, False), verbose=0, return_dict=True)["loss"] == pytest.approx(best, abs=1e-5)
@@ -161,8 +172,8 @@ def test_the_loss_of_the_history_is_without_the_penalty_on_weights(tmp_path):
     assert judged == pytest.approx(best + penalty, abs=1e-5)
 
 
-def test_training_changes_weights_and_learns(tmp_path):
-    model, history, _ = run(tmp_path)
+def test_training_changes_weights_and_learns(whole):
+    model, history, _ = whole
     before = make_model().get_weights()
     assert any(np.abs(a - b).max() > 1e-3 for a, b in zip(before, model.get_weights(), strict=True))
     assert history[-1]["loss"] < history[0]["loss"]

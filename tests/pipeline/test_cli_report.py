@@ -16,6 +16,8 @@ from tests.pipeline import fake_chain
 from tests.pipeline.fake_chain import tree, write_film
 from tests.pipeline.report_reader import opened
 
+pytestmark = pytest.mark.usefixtures("kept_decoders")
+
 
 @pytest.fixture
 def films(tmp_path):

@@ -20,6 +20,8 @@ from cxr_pipeline.results.folder import rows, run_info
 from tests.pipeline import fake_chain
 from tests.pipeline.fake_chain import tree
 
+pytestmark = pytest.mark.usefixtures("kept_decoders")
+
 ROOT = Path(__file__).parents[2]
 
 

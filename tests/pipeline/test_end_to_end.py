@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 import pytest
 
+from cxr_pipeline.cli.main import _call
 from cxr_pipeline.data.manifest import read_manifest
 from cxr_pipeline.data.synthetic import make_film
 from cxr_pipeline.models.store import shipped
@@ -33,6 +34,14 @@ def pipeline(*arguments, check=0, **options):
     )
     assert done.returncode == check, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done
+
+
+def called(capsys, *arguments, check=0):
+    """The same without a process of its own, where that is not what a test is about."""
+    code = _call([str(one) for one in arguments])
+    printed = capsys.readouterr()
+    assert code == check, f"exit code {code}\n{printed.out}\n{printed.err}"
+    return printed
 
 
 def rows_of(folder):
@@ -187,24 +196,24 @@ def bare(samples, folder, **columns):
         ("localize", {}, "has a lesion box"),
     ],
 )
-def test_films_without_truth_cannot_be_judged(stage, columns, says, samples, tiny_chain, tmp_path):
+def test_films_without_truth_cannot_be_judged(stage, columns, says, samples, tiny_chain, tmp_path, capsys):
     out = tmp_path / "out"
     call = ["--split", "all", "--out", out, "--weights", tiny_chain]
     table = read_manifest(samples).table
     data = bare(samples, tmp_path, **columns)
-    printed = pipeline("evaluate", "--stage", stage, "--data", data, *call, check=2).stderr
+    printed = called(capsys, "evaluate", "--stage", stage, "--data", data, *call, check=2).err
     assert f"no film of the selection {says}" in printed
     assert f"synthetic test {(table['split'] == 'test').sum()}" in printed
     assert "No film of the manifest has it" in printed
     assert not out.exists()
 
 
-def test_films_without_truth_are_told_where_there_are_others(samples, tiny_chain, tmp_path):
+def test_films_without_truth_are_told_where_there_are_others(samples, tiny_chain, tmp_path, capsys):
     table = read_manifest(samples).table
     in_test = table["split"] == "test"
     data = bare(samples, tmp_path, mask=table["mask"].where(~in_test, ""))
     call = ["evaluate", "--stage", "segment", "--data", data, "--out", tmp_path / "out", "--weights", tiny_chain]
-    printed = pipeline(*call, check=2).stderr
+    printed = called(capsys, *call, check=2).err
     assert "Films that have it: synthetic train" in printed
     assert f"synthetic val {(table['split'] == 'val').sum()}" in printed
 
@@ -249,7 +258,7 @@ def test_the_shipped_lungs_have_seen_montgomery(samples, tmp_path):
     assert seen_in_training(chain, read_manifest(bare(samples, tmp_path, source="new", split="external"))) == []
 
 
-def test_films_that_the_chain_refuses_are_judged_on_request(samples, tiny_chain, tmp_path):
+def test_films_that_the_chain_refuses_are_judged_on_request(samples, tiny_chain, tmp_path, capsys):
     shutil.copytree(tiny_chain, tmp_path / "weights")
     card = tmp_path / "weights" / "segment" / "card.json"
     facts = json.loads(card.read_text())
@@ -268,7 +277,7 @@ def test_films_that_the_chain_refuses_are_judged_on_request(samples, tiny_chain,
     ]
     judged = {}
     for flag in ([], ["--no-refuse"]):
-        pipeline(*command, "--out", tmp_path / f"out{len(flag)}", *flag)
+        called(capsys, *command, "--out", tmp_path / f"out{len(flag)}", *flag)
         judged[len(flag)] = json.loads((tmp_path / f"out{len(flag)}" / "metrics.json").read_text())
     assert judged[0]["n_judged"] == 0
     assert "refuse" not in judged[0]

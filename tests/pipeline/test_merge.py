@@ -13,6 +13,8 @@ from cxr_pipeline.run.inputs import find_inputs
 from cxr_pipeline.run.runner import Runner
 from tests.pipeline.fake_chain import chain, tree, write_film
 
+pytestmark = pytest.mark.usefixtures("kept_decoders")
+
 
 @pytest.fixture
 def films(tmp_path):

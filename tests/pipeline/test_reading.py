@@ -28,6 +28,7 @@ from cxr_pipeline.run import isolation
 from cxr_pipeline.run.inputs import find_inputs
 from cxr_pipeline.run.runner import Runner, identity_of
 from cxr_pipeline.web.settings import Settings
+from tests.decoders import lent_by
 from tests.pipeline.chromium import BROWSER, tab
 from tests.pipeline.fake_chain import chain, write_film
 
@@ -37,15 +38,15 @@ PRESS = "document.dispatchEvent(new KeyboardEvent('keydown', {{key: '{}'}}))"
 
 # ---- a folder, and its page ----
 @pytest.fixture
-def results(tmp_path):
+def results(tmp_path, decoders):
     for number in range(24):
         write_film(tmp_path / "films" / f"f{number:02}.png", number, lungs=0.02 + 0.016 * number)
     stages = chain()
     config = {"classify": {"classes": ["TB", "NTB", "NORM"], "positive": "TB", "normal": "NORM", "threshold": 0.5}}
     out = tmp_path / "out"
-    Runner(stages, out, identity=identity_of(stages, about={"config": config}), workers=2).run(
-        find_inputs([tmp_path / "films"])
-    )
+    runner = Runner(stages, out, identity=identity_of(stages, about={"config": config}), workers=2)
+    with lent_by(decoders):
+        runner.run(find_inputs([tmp_path / "films"]))
     return out
 
 

@@ -29,6 +29,8 @@ from tests.pipeline.chromium import BROWSER, tab
 from tests.pipeline.fake_chain import chain, tree, write_film
 from tests.pipeline.report_reader import Page, films_in, opened
 
+pytestmark = pytest.mark.usefixtures("kept_decoders")
+
 
 @pytest.fixture
 def films(tmp_path):

@@ -21,6 +21,8 @@ from cxr_pipeline.run.reading import file_hash
 from cxr_pipeline.run.runner import RunError, Runner
 from tests.pipeline.fake_chain import FakeLocalize, chain, tree, write_film
 
+pytestmark = pytest.mark.usefixtures("kept_decoders")
+
 
 @pytest.fixture
 def films(tmp_path):

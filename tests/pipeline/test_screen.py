@@ -24,6 +24,8 @@ from cxr_pipeline.train.calibration import CalibrationError
 from tests.pipeline import dicom_films
 from tests.pipeline.fake_chain import CLASSES, FakeClassify, chain, tree, write_film
 
+pytestmark = pytest.mark.usefixtures("kept_decoders")
+
 DECISIONS = {
     "classes": CLASSES,
     "positive": "TB",

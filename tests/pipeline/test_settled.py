@@ -17,6 +17,8 @@ from cxr_pipeline.run.inputs import find_inputs
 from cxr_pipeline.run.runner import Runner
 from tests.pipeline.fake_chain import chain, tree, write_film
 
+pytestmark = pytest.mark.usefixtures("kept_decoders")
+
 ROOT = Path(__file__).parents[2]
 ENV = {**os.environ, "PYTHONPATH": str(ROOT)}
 

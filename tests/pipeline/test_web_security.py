@@ -30,6 +30,8 @@ from tests.pipeline.web_server import (
     several,
 )
 
+pytestmark = pytest.mark.usefixtures("kept_decoders")
+
 
 @pytest.fixture(autouse=True)
 def own_tmp(tmp_path, monkeypatch):
