@@ -176,7 +176,7 @@ def _row(entry: dict[str, Any], embedded: bool, say: Texts) -> dict[str, Any]:
     row = entry["row"]
     size = size_of(row)
     error, warnings = row.get("error") or "", row.get("warnings") or ""
-    said, noted = say.reason(error), say.reasons(warnings)
+    said, noted = say.failure(error), say.reasons(warnings)
     out = {
         "id": row["id"],
         "image": row["image"],

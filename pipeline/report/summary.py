@@ -12,7 +12,7 @@ from cxr_pipeline.report.page import Markup, escape, folded, number, table
 from cxr_pipeline.results.worklist import Work, kind_of
 from cxr_pipeline.stages.base import FAILED, OK, REFUSED
 from cxr_pipeline.stages.sets import NEGATIVE, POSITIVE, UNSURE
-from cxr_pipeline.texts import ENGLISH, Texts
+from cxr_pipeline.texts import ENGLISH, LEFT_OUT, Texts
 
 SCREENS = (POSITIVE, UNSURE, NEGATIVE)
 _BINS = 20
@@ -79,7 +79,7 @@ class Tally:
             else:
                 tally._spread(row)
             if row["status"] != OK:
-                tally._note(tally.reasons[row["status"]], say.reason(row["error"]), row["image"])
+                tally._note(tally.reasons[row["status"]], say.failure(row["error"]), row["image"])
             for text in filter(None, row.get("warnings", "").split("; ")):
                 tally._note(tally.warnings, say.reason(text), row["image"])
             tally.warned += bool(row.get("warnings"))
@@ -190,7 +190,7 @@ def _inputs(run: dict[str, Any], tally: Tally, say: Texts) -> str:
     left = {why: part for why, part in (run.get("left_out") or {}).items() if isinstance(part, dict)}
     if left:
         rows = [
-            [_WHY.get(why, why), part["count"], ", ".join(map(name_of, part["files"][:_NAMED]))]
+            [say(LEFT_OUT.get(why, why)), part["count"], ", ".join(map(name_of, part["files"][:_NAMED]))]
             for why, part in left.items()
         ]
         title = say("Files left out, which are in no count; all of them are in left_out.csv")
@@ -199,14 +199,6 @@ def _inputs(run: dict[str, Any], tally: Tally, say: Texts) -> str:
 
 
 _FOLDERS = 20  # that the summary lists
-_WHY = {
-    "no_image": "no image: their first bytes are those of no format that is read",
-    "archive": "archives, which are not unpacked",
-    "link": "links to nothing, or to themselves",
-    "index": "indices, such as DICOMDIR and Thumbs.db",
-    "hidden": "hidden files, whose name begins with a dot or ends with ~",
-    "results": "results of an earlier run",
-}
 
 
 def _grouped(title: str, counted: Counter, tally: Tally, say: Texts) -> str:

@@ -24,7 +24,7 @@ from cxr_pipeline.report.summary import Tally, reason
 from cxr_pipeline.results.journal import JournalReader
 from cxr_pipeline.run.inputs import find_inputs
 from cxr_pipeline.run.runner import Runner
-from cxr_pipeline.texts import REASONS, Texts
+from cxr_pipeline.texts import LEFT_OUT, REASONS, Texts
 from tests.pipeline.chromium import BROWSER, tab
 from tests.pipeline.fake_chain import chain, tree, write_film
 from tests.pipeline.report_reader import Page, films_in, opened
@@ -265,7 +265,7 @@ def test_reasons_are_said_in_the_reports_language_and_kept_in_english(out):
     assert rows["bright"]["said"] == f"no_lungs: {say(REASONS['no_lungs'])}"
     assert rows["bright"]["error"].startswith("no_lungs: lungs cover 1.3 %")
     assert rows["f0"]["noted"] == f"unsure: {say(REASONS['unsure'])}; a marker was not counted"
-    assert "said" not in rows["text"]  # no code: English
+    assert rows["text"]["said"] == say.failure(rows["text"]["error"]) != rows["text"]["error"]
     assert f"no_lungs: {say(REASONS['no_lungs'])}</th>" in html.unescape(text)
     rows = opened(write_report(out, language="en")).json("rows")
     assert not any({"said", "noted"} & set(row) for row in rows)
@@ -344,6 +344,7 @@ def test_it_says_what_to_read_first_where_films_lay_and_what_was_left_out(films,
     assert re.search(r">\S*films/ward</th><td>1</td>", text)
     assert "1 film(s) are byte for byte the same file as another" in text
     assert "<td>2</td><td>notes.txt, more.txt</td>" in text
+    assert html.escape(Texts("es")(LEFT_OUT["no_image"])) in write_report(out, language="es").read_text()
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed: apt-get install chromium")
