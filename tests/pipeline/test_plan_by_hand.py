@@ -12,7 +12,7 @@ import pytest
 from cxr_pipeline.about import PROGRAM
 from cxr_pipeline.data.files import csv_line
 from cxr_pipeline.report import plan_files
-from cxr_pipeline.report.plan import Costs, plan
+from cxr_pipeline.report.plan import Costs, _age, plan
 from cxr_pipeline.report.plan_files import summary_lines, write_plan
 from cxr_pipeline.results.outputs import columns
 from tests.pipeline.chromium import BROWSER, tab
@@ -99,6 +99,12 @@ def test_the_table_is_what_counting_gives(results, tmp_path, costs):
                 assert float(row[name]) == pytest.approx(float(value), rel=1e-5, abs=1e-9, nan_ok=True), where
                 value, low, high = (float(row[f"{name}{end}"]) for end in ("", "_low", "_high"))
                 assert math.isnan(value + low + high) or low <= value <= high, where
+
+
+def test_an_age_may_have_the_form_of_dicom():
+    ages = {"58": 58, " 058Y": 58, "006M": 0.5, "026W": 0.5, "073D": 0.2, "33.5": 33.5}
+    assert {text: _age(text) for text in ages} == pytest.approx(ages)
+    assert [_age(text) for text in ("", "old", "Y", "nan", "-3", "900")] == [None] * 6
 
 
 def test_figures_are_shown_in_full_and_no_share_short_of_1_is_1(results, tmp_path):
