@@ -247,7 +247,7 @@ def _small_histogram(bins: list[int], threshold: float | None) -> str:
 def _histogram(bins: list[int], cutoff: float | None, score_name: str, say: Texts) -> str:
     """Films by score as an SVG with the threshold (a score), and the same as a table."""
     threshold = None if cutoff is None else cutoff / 100
-    width, height, left, top, bottom = 720, 200, 44, 22, 42
+    width, height, left, top, bottom = 720, 222, 44, 30, 56  # room for letters twice as large, as on a phone
     peak = max(bins)
     step, tall = (width - left - 10) / len(bins), height - top - bottom
     base = top + tall
@@ -259,11 +259,11 @@ def _histogram(bins: list[int], cutoff: float | None, score_name: str, say: Text
     )
     for score in range(0, 101, 10):
         x = left + score / 100 * step * len(bins)
-        marks += f'<text x="{x:.1f}" y="{base + 16}" text-anchor="middle">{score}</text>'
+        marks += f'<text x="{x:.1f}" y="{base + 4}" text-anchor="middle" dominant-baseline="hanging">{score}</text>'
     marks += f'<line class="axis" x1="{left}" y1="{base}" x2="{width - 10}" y2="{base}"/>'
     marks += f'<text x="{left - 6}" y="{top + 5}" text-anchor="end">{peak}</text>'
     marks += f'<text x="{left - 6}" y="{base}" text-anchor="end">0</text>'
-    marks += f'<text x="{(left + width) / 2:.0f}" y="{height - 6}" text-anchor="middle">{escape(score_name)}</text>'
+    marks += f'<text x="{(left + width) / 2:.0f}" y="{height - 4}" text-anchor="middle">{escape(score_name)}</text>'
     counts = {"n": sum(bins), "score": score_name, "step": 100 // len(bins)}
     shown = say("{n} films by {score}, in steps of {step} from 0 to 100.", **counts)
     if threshold is not None:

@@ -348,6 +348,21 @@ def test_it_says_what_to_read_first_where_films_lay_and_what_was_left_out(films,
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed: apt-get install chromium")
+def test_on_a_phone_the_histogram_can_be_read_and_on_a_desk_the_filter(out, tmp_path):
+    box = "[...document.querySelectorAll('.histogram svg text')].find((one) => one.textContent === '{}')"
+    with tab(tmp_path / "profile", width=390, height=800) as page:
+        page.open(write_report(out).as_uri())
+        page.run(f"figure = {box.format(0)}.getBoundingClientRect()")
+        page.run(f"title = {box.format('TB score')}.getBoundingClientRect()")
+        assert page.run("figure.height") >= 15
+        assert page.run("title.top - figure.top > 0.75 * figure.height")  # below the numbers, and not over them
+        assert page.run("document.documentElement.scrollWidth") <= 390
+        page.call("Emulation.setDeviceMetricsOverride", width=1280, height=900, deviceScaleFactor=1, mobile=False)
+        # From a score to a score: one field beside the other, also where the line breaks.
+        assert page.run("document.querySelector('#low').offsetTop === document.querySelector('#high').offsetTop")
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed: apt-get install chromium")
 def test_paper_has_positives_with_pictures_and_the_rest_as_a_list(out, tmp_path):
     with tab(tmp_path / "profile") as page:
         page.open(write_report(out).as_uri())
