@@ -268,6 +268,8 @@ def test_a_phone_shows_it_without_sideways_scrolling(server, films, tmp_path, da
         page.wait("document.querySelectorAll('#boxes rect').length === 1")
         screenshot(page, f"phone-{'dark' if dark else 'light'}")
         assert page.run("document.documentElement.scrollWidth") <= 360
+        ground = page.run("getComputedStyle(document.querySelector('#list')).backgroundAttachment")
+        assert ground == "local, local, scroll, scroll"  # a list that goes on below has a shadow there
         small = page.run(
             "[...document.querySelectorAll('button, .button, input[type=range], .check')]"
             ".filter((one) => one.offsetParent).map((one) => one.getBoundingClientRect().height)"
