@@ -84,8 +84,19 @@ weights_option = click.option(
 runtime_option = click.option(
     "--runtime", type=RUNTIME, default="onnx", show_default=True, help="What runs the networks."
 )
+
+
+def _parsed_site(_context: click.Context, _option: click.Parameter, value: str | None) -> Path | None:
+    """The site file; `none` is no site, as without the option, so that a script may always give it."""
+    return None if value is None or value == "none" else Path(value)
+
+
 site_option = click.option(
-    "--site", type=click.Path(path_type=Path), metavar="FILE", help="Site file of `pipeline calibrate`."
+    "--site",
+    type=click.Path(),
+    callback=_parsed_site,
+    metavar="FILE",
+    help="Site file of `pipeline calibrate`; none: the weights' own decisions.  [default: none]",
 )
 threshold_option = click.option(
     "--threshold",

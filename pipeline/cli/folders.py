@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import traceback
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -15,7 +16,6 @@ from cxr_pipeline.cli.commands import (
     explained,
     language_option,
     parsed_mode,
-    site_option,
     threshold_option,
     workers_option,
 )
@@ -47,13 +47,18 @@ def report_at_end(out: Path, films: int, wanted: bool | None) -> None:
 @command
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path), metavar="DIR")
 @threshold_option
-@site_option
+@click.option(
+    "--site",
+    type=click.Path(),
+    metavar="FILE",
+    help="Site file of `pipeline calibrate`; none: back to the weights' own decisions.",
+)
 @click.option(
     "--report/--no-report",
     default=None,
     help="Write report.html at the end.  [default: up to 2000 films in the folder]",
 )
-def screen(folder: Path, threshold: float | None, site: Path | None, report: bool | None) -> int:
+def screen(folder: Path, threshold: float | None, site: str | None, report: bool | None) -> int:
     """Decide the films of a finished folder again, in seconds: no network runs, and no film is read.
 
     Labels, screening answers, scores, warnings of doubt, the worklist and the overlays' captions are made anew. Masks,
@@ -63,11 +68,13 @@ def screen(folder: Path, threshold: float | None, site: Path | None, report: boo
     Examples:
       pipeline screen results --threshold 40        positive from a score of 40 on
       pipeline screen results --site ours.yaml      as the site file of `pipeline calibrate` decides
+      pipeline screen results --site none           back to what the weights decide
     """
     from cxr_pipeline.run.screen import screen as decide
     from cxr_pipeline.run.screen import summary
 
-    screened = decide(folder, threshold=threshold, site=site)
+    given: Path | Literal["none"] | None = "none" if site == "none" else Path(site) if site is not None else None
+    screened = decide(folder, threshold=threshold, site=given)
     click.echo(summary(screened, folder))
     report_at_end(folder, screened.films, report)
     return DONE

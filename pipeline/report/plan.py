@@ -36,6 +36,7 @@ LEAST = 10  # labelled films with the disease, and without, under which a table 
 LEAST_OF_GROUP = 5  # of each, for a group of people to have its own table
 _REPEATS = 300
 _Z = 1.959964  # of a 95 % interval
+_IN_A_YEAR = {"M": 12, "W": 52, "D": 365}
 _AGES = ((0, 15), (15, 35), (35, 55), (55, 200))
 FIGURES = (
     "sensitivity", "specificity", "true_positives", "false_positives", "tests_per_case", "cost_per_case", "ppv", "npv",
@@ -259,8 +260,10 @@ def _groups(films: Sequence[Mapping[str, Any]]) -> dict[str, list[bool]]:
 
 
 def _age(text: str) -> float | None:
+    """Years, of a number or of DICOM's form, such as 058Y, 006M and 013D."""
+    given = text.strip().upper()
     try:
-        age = float(text.strip().rstrip("Yy"))
+        age = float(given.rstrip("YMWD")) / _IN_A_YEAR.get(given[-1:], 1)
     except ValueError:
         return None
     return age if 0 <= age < 200 else None

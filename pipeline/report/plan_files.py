@@ -71,7 +71,7 @@ def _page(made: Plan, path: Path) -> None:
             group: {
                 "films": [sick, well],
                 "figures": {
-                    name: [[round(v, 4) if math.isfinite(v) else None for v in row] for row in values.tolist()]
+                    name: [[float(f"{v:.6g}") if math.isfinite(v) else None for v in row] for row in values.tolist()]
                     for name, values in figures.items()
                 },
             }
@@ -80,7 +80,7 @@ def _page(made: Plan, path: Path) -> None:
     }
     with page(path, "Choosing a threshold", "plan.js") as file:
         text = "".join(f"<p>{escape(line)}</p>\n" for line in summary_lines(made))
-        text += '<p><label for="group">People</label> <select id="group">'
+        text += '<p class="slider"><label for="group">People</label> <select id="group">'
         text += "".join(f"<option>{escape(group)}</option>" for group in made.groups) + "</select> "
         text += '<label for="at">Threshold</label> <input id="at" type="range" min="0" max="100" step="1"> '
         text += '<output id="score" for="at"></output></p>\n<div id="figures" aria-live="polite"></div>\n'
@@ -91,13 +91,20 @@ def _page(made: Plan, path: Path) -> None:
             [f"{score:g}", *(_number(made.groups["all"][2][name][int(score), 0]) for name in FIGURES)]
             for score in SCORES[::10]
         ]
-        text += table(["threshold", *names.values()], rows_, "All films, every tenth score", kind="figures")
+        text += table(["threshold", *names.values()], rows_, "All films, every tenth score", kind="figures programme")
         file.write(text.encode())
         file.write(data_block("plan", facts).encode())
 
 
 def _number(value: float) -> str:
-    return f"{value:.3g}" if math.isfinite(value) else "none found" if math.isinf(value) else "none"
+    """A figure to about three digits, as plan.js has it. A share near 1 keeps two digits of what it lacks of 1."""
+    if not math.isfinite(value):
+        return "none found" if math.isinf(value) else "none"
+    if value >= 100:
+        return f"{value:.0f}"
+    if 0.99 <= value < 1 - 1e-6:
+        return f"{round(value, 1 - math.floor(math.log10(1 - value)))}"
+    return f"{value:.3g}"
 
 
 def summary_lines(made: Plan) -> list[str]:

@@ -176,7 +176,7 @@ def _row(entry: dict[str, Any], embedded: bool, say: Texts) -> dict[str, Any]:
     row = entry["row"]
     size = size_of(row)
     error, warnings = row.get("error") or "", row.get("warnings") or ""
-    said, noted = say.reason(error), say.reasons(warnings)
+    said, noted = say.failure(error), say.reasons(warnings)
     out = {
         "id": row["id"],
         "image": row["image"],
@@ -244,8 +244,12 @@ def _about(run: dict[str, Any], say: Texts) -> str:
         ["fingerprints", as_text(run.get("fingerprints") or {})],
     ]
     out += table(["what", "value"], facts, "The run", kind="facts")
+    hashes = run.get("hashes") or {}
     for stage, decisions in (run.get("config") or {}).items():
         card = card_of(run, stage)
+        if card is None and stage in hashes and not hashes[stage]:
+            out += f"<h3>{escape(stage)}</h3>\n<p>A stage without weights. {escape(as_text(decisions))}</p>\n"
+            continue
         if card is None:
             out += '<p class="warning">The card of these weights is not at hand, or is not the one that the run used: '
             out += "of what follows, only the decisions are known.</p>\n"

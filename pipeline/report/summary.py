@@ -12,7 +12,7 @@ from cxr_pipeline.report.page import Markup, escape, folded, number, table
 from cxr_pipeline.results.worklist import Work, kind_of
 from cxr_pipeline.stages.base import FAILED, OK, REFUSED
 from cxr_pipeline.stages.sets import NEGATIVE, POSITIVE, UNSURE
-from cxr_pipeline.texts import ENGLISH, Texts
+from cxr_pipeline.texts import ENGLISH, LEFT_OUT, Texts
 
 SCREENS = (POSITIVE, UNSURE, NEGATIVE)
 _BINS = 20
@@ -79,7 +79,7 @@ class Tally:
             else:
                 tally._spread(row)
             if row["status"] != OK:
-                tally._note(tally.reasons[row["status"]], say.reason(row["error"]), row["image"])
+                tally._note(tally.reasons[row["status"]], say.failure(row["error"]), row["image"])
             for text in filter(None, row.get("warnings", "").split("; ")):
                 tally._note(tally.warnings, say.reason(text), row["image"])
             tally.warned += bool(row.get("warnings"))
@@ -190,7 +190,7 @@ def _inputs(run: dict[str, Any], tally: Tally, say: Texts) -> str:
     left = {why: part for why, part in (run.get("left_out") or {}).items() if isinstance(part, dict)}
     if left:
         rows = [
-            [_WHY.get(why, why), part["count"], ", ".join(map(name_of, part["files"][:_NAMED]))]
+            [say(LEFT_OUT.get(why, why)), part["count"], ", ".join(map(name_of, part["files"][:_NAMED]))]
             for why, part in left.items()
         ]
         title = say("Files left out, which are in no count; all of them are in left_out.csv")
@@ -199,14 +199,6 @@ def _inputs(run: dict[str, Any], tally: Tally, say: Texts) -> str:
 
 
 _FOLDERS = 20  # that the summary lists
-_WHY = {
-    "no_image": "no image: their first bytes are those of no format that is read",
-    "archive": "archives, which are not unpacked",
-    "link": "links to nothing, or to themselves",
-    "index": "indices, such as DICOMDIR and Thumbs.db",
-    "hidden": "hidden files, whose name begins with a dot or ends with ~",
-    "results": "results of an earlier run",
-}
 
 
 def _grouped(title: str, counted: Counter, tally: Tally, say: Texts) -> str:
@@ -255,7 +247,7 @@ def _small_histogram(bins: list[int], threshold: float | None) -> str:
 def _histogram(bins: list[int], cutoff: float | None, score_name: str, say: Texts) -> str:
     """Films by score as an SVG with the threshold (a score), and the same as a table."""
     threshold = None if cutoff is None else cutoff / 100
-    width, height, left, top, bottom = 720, 200, 44, 22, 42
+    width, height, left, top, bottom = 720, 222, 44, 30, 56  # room for letters twice as large, as on a phone
     peak = max(bins)
     step, tall = (width - left - 10) / len(bins), height - top - bottom
     base = top + tall
@@ -267,11 +259,11 @@ def _histogram(bins: list[int], cutoff: float | None, score_name: str, say: Text
     )
     for score in range(0, 101, 10):
         x = left + score / 100 * step * len(bins)
-        marks += f'<text x="{x:.1f}" y="{base + 16}" text-anchor="middle">{score}</text>'
+        marks += f'<text x="{x:.1f}" y="{base + 4}" text-anchor="middle" dominant-baseline="hanging">{score}</text>'
     marks += f'<line class="axis" x1="{left}" y1="{base}" x2="{width - 10}" y2="{base}"/>'
     marks += f'<text x="{left - 6}" y="{top + 5}" text-anchor="end">{peak}</text>'
     marks += f'<text x="{left - 6}" y="{base}" text-anchor="end">0</text>'
-    marks += f'<text x="{(left + width) / 2:.0f}" y="{height - 6}" text-anchor="middle">{escape(score_name)}</text>'
+    marks += f'<text x="{(left + width) / 2:.0f}" y="{height - 4}" text-anchor="middle">{escape(score_name)}</text>'
     counts = {"n": sum(bins), "score": score_name, "step": 100 // len(bins)}
     shown = say("{n} films by {score}, in steps of {step} from 0 to 100.", **counts)
     if threshold is not None:

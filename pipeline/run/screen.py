@@ -29,6 +29,7 @@ from cxr_pipeline.data.files import (
     write_json,
 )
 from cxr_pipeline.data.locks import FolderLock
+from cxr_pipeline.models.store import WeightsError, bundle_of, find, fingerprint, read_card
 from cxr_pipeline.results.drawing import Caption, Made, answers, layout, strip_of
 from cxr_pipeline.results.folder import LAYOUT, REPORT
 from cxr_pipeline.results.identity import ResultsError
@@ -43,7 +44,7 @@ from cxr_pipeline.stages.decisions import DOUBTS, Answer, Rules, probabilities_o
 from cxr_pipeline.stages.scores import AT_THRESHOLD, shown
 from cxr_pipeline.stages.uncertain import uncertain
 from cxr_pipeline.texts import ENGLISH, Texts
-from cxr_pipeline.train.site import check_site, read_site
+from cxr_pipeline.train.site import NoSite, check_site, read_site
 
 _OVERLAY = 50_000_000  # bytes that an overlay may have
 _END = b"\xff\xd9"  # of a whole JPEG
@@ -71,7 +72,7 @@ class Screened:
     threshold: float
 
 
-def screen(folder: Path, *, threshold: float | None = None, site: Path | None = None) -> Screened:
+def screen(folder: Path, *, threshold: float | None = None, site: Path | NoSite | None = None) -> Screened:
     """Decide a finished folder of `pipeline run` again, and put its files into their new form, each at once.
 
     Called again after a kill, it finishes what it began.
@@ -79,16 +80,17 @@ def screen(folder: Path, *, threshold: float | None = None, site: Path | None = 
     Args:
         folder: what `pipeline run --out` or `pipeline merge` left.
         threshold: score from which a film is positive, on the scale of the weights or the site; None: 50.
-        site: a site file in place of what the weights, or another site file, decide.
+        site: a site file in place of what the weights, or another site file, decide; "none": as the weights decide.
 
     Raises:
         ResultsError: there are no results.
-        ScreenError: neither is given, the folder has not finished, has no score, or was made before logits were kept.
+        ScreenError: neither is given, the folder has not finished, has no score, or was made before logits were kept;
+            or of "none", the weights are gone or have changed.
         CalibrationError: the site file cannot be read, or was made with other weights.
         OSError: the disk takes no more.
     """
     if threshold is None and site is None:
-        raise ScreenError("give --threshold SCORE, or --site FILE, or both")
+        raise ScreenError("give --threshold SCORE, or --site FILE (none: back to the weights' own decisions), or both")
     run = _finished(folder)
     mode = mode_like(folder / "run.json")
     lock = FolderLock(folder, mode)
@@ -116,12 +118,17 @@ def _finished(folder: Path) -> dict[str, Any]:
     return run
 
 
-def _decisions(folder: Path, run: dict[str, Any], threshold: float | None, site: Path | None) -> dict[str, Any]:
+def _decisions(
+    folder: Path, run: dict[str, Any], threshold: float | None, site: Path | NoSite | None
+) -> dict[str, Any]:
     """What decides from now on; `run` is changed to say so, with the fingerprint that such a run would have."""
     decisions = run["config"]["classify"]
     bundles = run.get("bundles") or run["fingerprints"]
     settings = dict(run.get("decided", {}))
-    if site is not None:
+    if isinstance(site, str):
+        decisions = _of_weights(folder, run, bundles["classify"])
+        settings = {key: value for key, value in settings.items() if key == "refuse"}
+    elif site is not None:
         calibrated, made_with = read_site(site)
         check_site(site, calibrated, made_with, bundles, decisions["classes"])
         settings = {key: value for key, value in settings.items() if key == "refuse"} | calibrated
@@ -133,6 +140,23 @@ def _decisions(folder: Path, run: dict[str, Any], threshold: float | None, site:
     run["config"]["classify"] = decisions
     run["decided"] = settings
     run["fingerprints"]["classify"] = fingerprint_of(bundles["classify"], settings)
+    return decisions
+
+
+def _of_weights(folder: Path, run: dict[str, Any], made_with: str) -> dict[str, Any]:
+    """What the card of the run's own weights decides: run.json knows that no more once a site file has decided."""
+    weights = str(run.get("weights", ""))
+    try:
+        bundle = bundle_of(find(weights), "classify")
+        found = fingerprint(bundle)
+        decisions = dict(read_card(bundle)["decisions"])
+    except (WeightsError, OSError) as error:
+        raise ScreenError(f"{folder} was made with weights that cannot be read now: {error}") from None
+    if found != made_with:
+        raise ScreenError(
+            f"{folder} was made with other weights ({made_with}) than {weights!r} is now ({found}). Run it again, with "
+            "--overwrite"
+        )
     return decisions
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from cxr_pipeline.configs.errors import CxrError
 from cxr_pipeline.configs.yaml_text import YamlError, read_yaml
 from cxr_pipeline.stages.base import Stage
 from cxr_pipeline.stages.scores import Scale
 from cxr_pipeline.stages.sets import Sets
+
+NoSite = Literal["none"]  # in place of a site file: the weights' own decisions
 
 
 class CalibrationError(CxrError, ValueError):

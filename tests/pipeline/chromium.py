@@ -132,8 +132,8 @@ class Tab:
         self.call("DOM.setFileInputFiles", files=[str(path) for path in paths], nodeId=node)
 
     def press(self, key):
-        """Press and let go of a key."""
-        code, number, text = _KEYS[key]
+        """Press and let go of a key: one of `_KEYS`, or a letter."""
+        code, number, text = _KEYS.get(key) or (f"Key{key.upper()}", ord(key.upper()), key)
         same = {"key": " " if key == "Space" else key, "code": code, "windowsVirtualKeyCode": number}
         self.call("Input.dispatchKeyEvent", type="keyDown", text=text, **same)
         self.call("Input.dispatchKeyEvent", type="keyUp", **same)

@@ -138,6 +138,11 @@ def test_the_card_of_changed_weights_is_not_shown(arguments, tmp_path):
     text = (tmp_path / "out" / "report.html").read_text()
     assert text.count("The card of these weights is not at hand") == 1
     assert "0.99" not in text
+    run = json.loads((tmp_path / "out" / "run.json").read_text())
+    run["hashes"]["classify"] = {}  # as of a stage that has no weights, and so no card that could be gone
+    (tmp_path / "out" / "run.json").write_text(json.dumps(run))
+    assert call("report", tmp_path / "out") == 0
+    assert "is not at hand" not in (tmp_path / "out" / "report.html").read_text()
     assert "threshold: 0.25" in text
 
 

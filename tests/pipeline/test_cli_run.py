@@ -35,7 +35,7 @@ def test_stage_names_are_those_of_the_stages():
 
 
 def test_all_done_is_0_and_says_where_and_what_for(films, tmp_path, weights, capsys):
-    assert call("run", films, "--out", tmp_path / "out", "--weights", weights) == 0
+    assert call("run", films, "--out", tmp_path / "out", "--weights", weights, "--site", "none") == 0
     message = capsys.readouterr().out
     assert "3 films: " in message
     assert "0 refused, 0 failed." in message
@@ -47,6 +47,7 @@ def test_all_done_is_0_and_says_where_and_what_for(films, tmp_path, weights, cap
     assert len(info["hashes"]["segment"]["card.json"]) == 64
     assert info["config"]["segment"]["threshold"] == 0.4
     assert info["arguments"]["inputs"] == [str(films)]
+    assert info["arguments"]["site"] is None
     assert {"python", "numpy", "onnxruntime"} <= set(info["versions"])
 
 

@@ -324,6 +324,7 @@ def test_a_person_reads_by_keys(results, tmp_path, monkeypatch):
     with page_of(made, pictures, tmp_path) as page:
         page.wait("document.querySelector('#said').textContent.includes('Film 1 of 6')")
         assert page.run("location.hash") == ""
+        assert page.run("document.querySelector('#before').offsetTop === document.querySelector('#after').offsetTop")
         grey = "document.querySelector('#film').getContext('2d').getImageData(20, 20, 1, 1).data[0]"
         before = page.run(grey)
         page.run(PRESS.format("i"))

@@ -24,7 +24,7 @@ from cxr_pipeline.report.summary import Tally, reason
 from cxr_pipeline.results.journal import JournalReader
 from cxr_pipeline.run.inputs import find_inputs
 from cxr_pipeline.run.runner import Runner
-from cxr_pipeline.texts import REASONS, Texts
+from cxr_pipeline.texts import LEFT_OUT, REASONS, Texts
 from tests.pipeline.chromium import BROWSER, tab
 from tests.pipeline.fake_chain import chain, tree, write_film
 from tests.pipeline.report_reader import Page, films_in, opened
@@ -267,7 +267,7 @@ def test_reasons_are_said_in_the_reports_language_and_kept_in_english(out):
     assert rows["bright"]["said"] == f"no_lungs: {say(REASONS['no_lungs'])}"
     assert rows["bright"]["error"].startswith("no_lungs: lungs cover 1.3 %")
     assert rows["f0"]["noted"] == f"unsure: {say(REASONS['unsure'])}; a marker was not counted"
-    assert "said" not in rows["text"]  # no code: English
+    assert rows["text"]["said"] == say.failure(rows["text"]["error"]) != rows["text"]["error"]
     assert f"no_lungs: {say(REASONS['no_lungs'])}</th>" in html.unescape(text)
     rows = opened(write_report(out, language="en")).json("rows")
     assert not any({"said", "noted"} & set(row) for row in rows)
@@ -346,6 +346,22 @@ def test_it_says_what_to_read_first_where_films_lay_and_what_was_left_out(films,
     assert re.search(r">\S*films/ward</th><td>1</td>", text)
     assert "1 film(s) are byte for byte the same file as another" in text
     assert "<td>2</td><td>notes.txt, more.txt</td>" in text
+    assert html.escape(Texts("es")(LEFT_OUT["no_image"])) in write_report(out, language="es").read_text()
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed: apt-get install chromium")
+def test_on_a_phone_the_histogram_can_be_read_and_on_a_desk_the_filter(out, tmp_path):
+    box = "[...document.querySelectorAll('.histogram svg text')].find((one) => one.textContent === '{}')"
+    with tab(tmp_path / "profile", width=390, height=800) as page:
+        page.open(write_report(out).as_uri())
+        page.run(f"figure = {box.format(0)}.getBoundingClientRect()")
+        page.run(f"title = {box.format('TB score')}.getBoundingClientRect()")
+        assert page.run("figure.height") >= 15
+        assert page.run("title.top - figure.top > 0.75 * figure.height")  # below the numbers, and not over them
+        assert page.run("document.documentElement.scrollWidth") <= 390
+        page.call("Emulation.setDeviceMetricsOverride", width=1280, height=900, deviceScaleFactor=1, mobile=False)
+        # From a score to a score: one field beside the other, also where the line breaks.
+        assert page.run("document.querySelector('#low').offsetTop === document.querySelector('#high').offsetTop")
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed: apt-get install chromium")

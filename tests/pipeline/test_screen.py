@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import yaml
 
+from cxr_pipeline.cli.main import _call
+from cxr_pipeline.models.store import fingerprint, write_card
 from cxr_pipeline.results.drawing import layout
 from cxr_pipeline.results.folder import Identity, rows, run_info
 from cxr_pipeline.results.identity import ResultsError
@@ -63,13 +65,15 @@ class Judge(FakeClassify):
         self.real._judge(record, logits)
 
 
-def go(films, out, settings=None, **how):
+def go(films, out, settings=None, weights=None, **how):
     """A run whose classifier has other settings than its card's, as `open_chain` would make it."""
     segment, _, localize = chain()
-    stages = [segment, Judge(settings), localize]
+    judge = Judge(settings, fingerprint=fingerprint(weights / "classify") if weights else None)
+    stages = [segment, judge, localize]
     bundles = {stage.name: stage.fingerprint for stage in stages}
     settings = settings or {}
     about = {"config": {"classify": DECISIONS | settings}, "bundles": bundles, "decided": settings}
+    about |= {"weights": str(weights)} if weights else {}
     prints = bundles | {"classify": fingerprint_of(bundles["classify"], settings)}
     identity = Identity("1", "onnx", prints, tuple(CLASSES), about)
     return Runner(stages, out, identity, workers=1, **how).run(find_inputs([films]))
@@ -88,6 +92,15 @@ def site(tmp_path):
     path = tmp_path / "site.yaml"
     path.write_text(yaml.safe_dump(SITE))
     return path
+
+
+@pytest.fixture
+def weights(tmp_path):
+    """A folder of weights whose card decides as DECISIONS do."""
+    bundle = tmp_path / "weights" / "classify"
+    bundle.mkdir(parents=True)
+    write_card(bundle, {"decisions": DECISIONS})
+    return bundle.parent
 
 
 def site_settings():
@@ -168,6 +181,37 @@ def test_a_threshold_on_top_of_a_site_and_back(films, tmp_path, site):
     assert table(tmp_path / "out") != table(tmp_path / "before")
     screen(tmp_path / "out", site=site)
     assert_the_same(tmp_path / "out", tmp_path / "before")
+
+
+def test_from_a_site_back_to_what_the_weights_decide(films, tmp_path, weights, site):
+    out, wanted = tmp_path / "out", tmp_path / "wanted"
+    site.write_text(yaml.safe_dump(SITE | {"weights": {"classify": fingerprint(weights / "classify")}}))
+    go(films, wanted, weights=weights)
+    shutil.copytree(wanted, out)
+    screen(out, site=site, threshold=70)
+    assert table(out) != table(wanted)
+    assert screen(out, site="none", threshold=40).threshold == 40
+    assert _call(["screen", str(out), "--site", "none", "--no-report"]) == 0
+    assert_the_same(out, wanted)
+    assert go(films, out, weights=weights).already == 9
+    go(films, tmp_path / "sited", site_settings(), weights)  # which knows the weights' own decisions from nowhere else
+    screen(tmp_path / "sited", site="none")
+    for name, row in table(tmp_path / "sited").items():
+        assert {**row, "regions": ""} == {**table(wanted)[name], "regions": ""}  # boxes stay as drawn
+    assert run_info(tmp_path / "sited")["config"] == run_info(wanted)["config"]
+
+
+def test_without_its_weights_no_folder_goes_back_from_a_site(films, tmp_path, weights, site):
+    out = tmp_path / "out"
+    go(films, out, site_settings(), weights)
+    before = tree(out)
+    write_card(weights / "classify", {"decisions": DECISIONS | {"threshold": 0.31}})
+    with pytest.raises(ScreenError, match="made with other weights .*--overwrite"):
+        screen(out, site="none")
+    shutil.rmtree(weights)
+    with pytest.raises(ScreenError, match="weights that cannot be read now: no weights"):
+        screen(out, site="none")
+    assert tree(out) == before
 
 
 def test_deciding_as_before_packs_no_overlay_again(films, tmp_path):

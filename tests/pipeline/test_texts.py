@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 
 import cxr_pipeline
-from cxr_pipeline.texts import LANGUAGES, REASONS, WORDS, LanguageError, Texts, table
+from cxr_pipeline.run import inputs
+from cxr_pipeline.stages.apply import crashed
+from cxr_pipeline.stages.base import Record
+from cxr_pipeline.texts import FAILURES, LANGUAGES, LEFT_OUT, REASONS, WORDS, LanguageError, Texts, table
 
 ROOT = Path(cxr_pipeline.__file__).parent
 SCRIPTS = ("report/templates/report.js", "web/pages/page.js", "reading/pages/reading.js")
@@ -39,6 +42,7 @@ def in_python(path):
 def shown():
     """All texts, by where they are."""
     out = {word: "WORDS" for word in WORDS} | {text: "REASONS" for text in REASONS.values()} | {TINTED: "data.content"}
+    out |= {text: "FAILURES" for text in FAILURES.values()} | {text: "LEFT_OUT" for text in LEFT_OUT.values()}
     for path in [*(ROOT / "report").glob("*.py"), *(ROOT / "results").glob("*.py")]:
         out |= {text: path.name for text in in_python(path)}
     for name in SCRIPTS:
@@ -105,6 +109,50 @@ def test_every_code_that_a_film_may_be_given_has_words():
     assert of_readers >= {"not_a_radiograph", "not_a_chest", "multi_frame"}
     assert set(REASONS) == set(CODES) | of_readers | {one.rstrip(": ") for one in DOUBTS}
     assert TINTED in Path(content.__file__).read_text(encoding="utf-8")
+
+
+def failures_in(path):
+    """What a module says of a file that cannot be read, as in results.csv; "a 7" stands for what code fills in."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "RadiographError"):
+            continue
+        if any(one.arg == "refused" for one in node.keywords):
+            continue  # these have a code
+        said = node.args[1]
+        parts = said.values if isinstance(said, ast.JoinedStr) else [said]
+        if not isinstance(said, ast.Attribute):
+            yield "film.png: " + "".join(part.value if isinstance(part, ast.Constant) else "a 7" for part in parts)
+
+
+def test_every_failure_is_said_in_other_languages():
+    """A new error of reading needs a pattern in FAILURES."""
+    paths = [*(ROOT.parent / "data" / "formats").glob("*.py"), ROOT.parent / "data" / "radiograph.py"]
+    found = [text for path in [*paths, ROOT / "run" / "isolation.py"] for text in failures_in(path)]
+    assert len(found) > 50
+    found += [
+        f"a.zip: {inputs.ARCHIVED}",
+        "films/x: the folder cannot be listed (Permission denied). Change its access rights",
+        "x: this is a device or a pipe. Give a file",
+        "x.png: reading it took longer than 120 s. Check the disk, or export it again",
+        "pulled/1.dcm: https://pacs.example.org/dicom-web did not give it (HTTP 404)",
+        crashed(Record(None, id="x"), "classify", ZeroDivisionError("division by zero")).error,
+    ]
+    assert [text for text in found if Texts("ru").failure(text) == text] == []
+    assert [text for text in found if Texts().failure(text) != text] == []
+
+
+def test_failures_are_said_in_short():
+    say = Texts("fr")
+    assert say.failure("x.dcm: the DICOM file is damaged (bad tag). Export it again") == say(
+        "the file is damaged or cut off. Export or copy it again"
+    )
+    assert say.failure("lateral: its view is LL") == f"lateral: {say(REASONS['lateral'])}"
+    assert say.failure("classify: ValueError: x") == say("something unforeseen happened. The file run.log says more")
+    assert say.failure("what nobody wrote before") == "what nobody wrote before"
+
+
+def test_every_reason_to_leave_a_file_out_has_words():
+    assert set(LEFT_OUT) == set(inputs.REASONS)
 
 
 def test_the_command_offers_the_languages_that_there_are():

@@ -5,6 +5,7 @@ CXR_SCREENSHOTS names a folder that gets pictures of it.
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -14,7 +15,7 @@ pytest.importorskip("fastapi", reason="the extra [web] is not installed")
 
 from cxr_pipeline.run.chain import Chain
 from cxr_pipeline.run.runner import identity_of
-from cxr_pipeline.texts import REASONS, Texts
+from cxr_pipeline.texts import FAILURES, REASONS, Texts
 from tests.pipeline.chromium import BROWSER, tab
 from tests.pipeline.fake_chain import findings_chain, write_film
 from tests.pipeline.web_server import KEY, listening, serving
@@ -175,7 +176,8 @@ def test_reasons_come_in_the_language_of_the_page():
         english = asked.get("/pages/texts.json").json()
     assert french["reasons"]["lateral"] == Texts("fr")(REASONS["lateral"])
     assert set(french["reasons"]) == set(REASONS)
-    assert english["reasons"] == {}
+    assert dict(french["failures"]) == {pattern: Texts("fr")(said) for pattern, said in FAILURES.items()}
+    assert (english["reasons"], english["failures"]) == ({}, [])
 
 
 def test_a_reason_with_a_code_is_said_above_the_english_one(page):
@@ -195,6 +197,16 @@ def test_a_reason_with_a_code_is_said_above_the_english_one(page):
 def test_a_bad_file_says_why(page):
     show(page, 3)
     assert "no image that can be read" in text(page, "#film-said")
+    pairs = [[pattern, Texts("es")(said)] for pattern, said in FAILURES.items()]
+    page.run(f"failures = {json.dumps(pairs)}")
+    try:
+        show(page, 3)
+        said, english = text(page, "#film-said").split("\n")
+        assert said == Texts("es").failure(english) != english
+        few = "x.png: 20x20 pixels are too few; at least 32 a side are needed. Export the film larger"
+        assert page.run(f"failed({few!r})") == Texts("es").failure(few) != few
+    finally:
+        page.run("failures = []")
     page.wait("document.querySelector('#stage').hidden")
 
 
@@ -256,6 +268,8 @@ def test_a_phone_shows_it_without_sideways_scrolling(server, films, tmp_path, da
         page.wait("document.querySelectorAll('#boxes rect').length === 1")
         screenshot(page, f"phone-{'dark' if dark else 'light'}")
         assert page.run("document.documentElement.scrollWidth") <= 360
+        ground = page.run("getComputedStyle(document.querySelector('#list')).backgroundAttachment")
+        assert ground == "local, local, scroll, scroll"  # a list that goes on below has a shadow there
         small = page.run(
             "[...document.querySelectorAll('button, .button, input[type=range], .check')]"
             ".filter((one) => one.offsetParent).map((one) => one.getBoundingClientRect().height)"

@@ -2,7 +2,13 @@
 (() => {
   const $ = (id) => document.getElementById(id);
   const plan = JSON.parse($("plan").textContent);
-  const number = (value) => (value === null ? "none" : value >= 100 ? value.toFixed(0) : Number(value.toPrecision(3)).toString());
+  // To about three digits, as the command prints it. A share near 1 keeps two digits of what it lacks of 1.
+  function number(value, name) {
+    if (value === null) return name.endsWith("_per_case") ? "none found" : "none";
+    if (value >= 100) return value.toFixed(0);
+    if (value >= 0.99 && value < 1 - 1e-6) return String(Number(value.toFixed(1 - Math.floor(Math.log10(1 - value)))));
+    return String(Number(value.toPrecision(3)));
+  }
   function make(tag, text) {
     const out = document.createElement(tag);
     if (text !== undefined) out.textContent = text;
@@ -20,7 +26,7 @@
       const row = make("tr");
       const head = make("th", words);
       head.scope = "row";
-      row.append(head, make("td", number(value)), make("td", `${number(low)} to ${number(high)}`));
+      row.append(head, make("td", number(value, name)), make("td", `${number(low, name)} to ${number(high, name)}`));
       table.append(row);
     }
     $("figures").replaceChildren(table);

@@ -5,6 +5,7 @@ const $ = (id) => document.getElementById(id);
 const STATES = { waiting: "waiting", running: "running" };
 let texts = {}; // of the page's language; English where there is none
 let reasons = {}; // what a reason or warning says in short, by its code; empty in English
+let failures = []; // the same of an error without a code: pairs of a pattern and what to say
 const t = (english, values = {}) =>
   Object.entries(values).reduce((text, [name, value]) => text.replaceAll(`{${name}}`, value), texts[english] || english);
 let key = sessionStorage.getItem("cxr-key") || "";
@@ -286,7 +287,7 @@ function show(id, move) {
   $("detail").hidden = false;
   $("film-name").textContent = film.name;
   const english = (result && (result.error || result.warnings)) || "";
-  const said = result ? short(english) : t(STATES[film.state]);
+  const said = result ? (result.error ? failed(english) : short(english)) : t(STATES[film.state]);
   $("film-said").textContent = said;
   if (result && said !== english) $("film-said").append(original(english));
   $("film-said").className = result && result.error ? "fault" : "small";
@@ -296,12 +297,16 @@ function show(id, move) {
 }
 
 // Reasons and warnings in the page's language where they have a code, each once.
-function short(joined) {
-  const one = (text) => {
-    const code = Object.keys(reasons).find((name) => text.startsWith(`${name}: `));
-    return code ? `${code}: ${reasons[code]}` : t(text);
-  };
-  return [...new Set(joined.split("; ").map(one))].join("; ");
+function reason(text) {
+  const code = Object.keys(reasons).find((name) => text.startsWith(`${name}: `));
+  return code ? `${code}: ${reasons[code]}` : t(text);
+}
+const short = (joined) => [...new Set(joined.split("; ").map(reason))].join("; ");
+// Why a film was refused or failed. Its sentence may hold a semicolon, so it stays whole.
+function failed(error) {
+  const said = reason(error);
+  const found = said === error && failures.find(([pattern]) => new RegExp(pattern).test(error));
+  return found ? found[1] : said;
 }
 function original(text) {
   const out = element("span", text, "original"); // what was measured, and what a search finds
@@ -558,9 +563,10 @@ document.addEventListener("drop", (event) => {
   hand([...event.dataTransfer.files]);
 });
 async function begin() {
-  const said = await fetch("pages/texts.json").then((answer) => answer.json()).catch(() => ({ language: "en", texts: {}, reasons: {} }));
+  const said = await fetch("pages/texts.json").then((answer) => answer.json()).catch(() => ({ language: "en", texts: {}, reasons: {}, failures: [] }));
   texts = said.texts;
   reasons = said.reasons;
+  failures = said.failures;
   document.documentElement.lang = said.language;
   for (const one of document.querySelectorAll("[data-t]")) one.textContent = t(one.textContent);
   await start();

@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import FileResponse
 
-from cxr_pipeline.texts import LANGUAGES, REASONS, Texts
+from cxr_pipeline.texts import FAILURES, LANGUAGES, REASONS, Texts
 
 PAGES = Path(__file__).parent.parent / "pages"
 
@@ -29,7 +29,8 @@ def router(language: str | None = None) -> APIRouter:
     def get_texts(request: Request) -> dict[str, Any]:
         say = Texts(language or accepted(request.headers.get("accept-language", "")))
         reasons = {code: say(text) for code, text in REASONS.items() if say.table}
-        return {"language": say.language, "texts": say.table, "reasons": reasons}
+        failures = [[pattern, say(text)] for pattern, text in FAILURES.items() if say.table]
+        return {"language": say.language, "texts": say.table, "reasons": reasons, "failures": failures}
 
     @routes.get("/docs")
     def get_docs() -> FileResponse:
