@@ -13,10 +13,13 @@ import pytest
 
 from cxr_pipeline import Pipeline, open_results
 from cxr_pipeline.cli.main import _call
+from cxr_pipeline.configs.schema import ConfigError
 from cxr_pipeline.data.radiograph import RadiographError
 from cxr_pipeline.data.synthetic import make_film, write_samples
 from cxr_pipeline.results.folder import ResultsError
 from cxr_pipeline.run.isolation import IsolatedReader
+from cxr_pipeline.run.spec import _overridden
+from tests.pipeline.fake_chain import findings_chain
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +73,13 @@ def test_a_notebook_shows_it_without_trusting_names(results):
     assert shown.count("<tr>") == 6
     assert "research" in shown.lower()
     assert "4 ok" in repr(results)
+
+
+def test_a_setting_may_name_a_class_of_other_weights():
+    (_, localize) = _overridden(["localize.label=Mass"], findings_chain())
+    assert localize.label == "Mass"
+    with pytest.raises(ConfigError, match=r"label must be one of \['Mass', 'Effusion', 'Pleural_Thickening'\]"):
+        _overridden(["localize.label=TB"], findings_chain())
 
 
 def test_one_film_without_a_folder(films, results):
