@@ -41,6 +41,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _SHOWN = 20  # rows that a notebook shows
+# Columns of text; numbers of patients and studies are text too, as they may begin with a zero.
+_TEXT = ("image", "id", "status", "error", "label", "screen", "warnings", "sha256", "ctr_note")
+_TEXT += ("patient_id", "study_uid", "accession", "study_date", "view")
 
 
 @dataclass(frozen=True)
@@ -68,8 +71,9 @@ class Results:
         require("pandas", "Results.table")
         import pandas as pd
 
-        text = {name: str for name in ("image", "id", "status", "error", "label", "screen", "warnings", "sha256")}
-        table = pd.read_csv(self.folder / "results.csv", dtype=text)
+        text = {name: str for name in _TEXT}
+        # A class or a film may be called None or NA, which pandas takes for empty cells of its own accord.
+        table = pd.read_csv(self.folder / "results.csv", dtype=text, keep_default_na=False, na_values=[""])
         named = [name for name in text if name in table]
         table[named] = table[named].fillna("").map(plain_cell)
         return table
@@ -211,7 +215,7 @@ class Pipeline:
             mode: permissions of what is written.
             identifiers: "pseudonym" or "plain" adds the columns `patient_id, study_uid, accession, study_date, view` to
                 results.csv, from the headers of DICOM films; None adds none.
-            dicom_header: table (CSV) of headers for films that are no DICOM, see docs/dicom.md.
+            dicom_header: table (CSV) of headers for films that are no DICOM, see docs/dicom-out.md.
 
         Raises:
             run.inputs.InputError: nothing to judge.

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from cxr_pipeline import Pipeline, open_results
+from cxr_pipeline.api import Results
 from cxr_pipeline.cli.main import _call
 from cxr_pipeline.configs.schema import ConfigError
 from cxr_pipeline.data.radiograph import RadiographError
@@ -73,6 +74,19 @@ def test_a_notebook_shows_it_without_trusting_names(results):
     assert shown.count("<tr>") == 6
     assert "research" in shown.lower()
     assert "4 ok" in repr(results)
+
+
+def test_the_table_keeps_text_as_it_is(tmp_path):
+    columns = "image,id,status,label,tb_score,patient_id,accession,ctr,ctr_note"
+    (tmp_path / "results.csv").write_text(f"{columns}\nNA.png,NA,ok,None,7.5,0012,007,,none\nb.png,b,failed,,,,,,\n")
+    first, second = Results(tmp_path).table.to_dict("records")
+    assert first | {"ctr": 0} == {
+        **{"image": "NA.png", "id": "NA", "status": "ok", "label": "None", "tb_score": 7.5},
+        **{"patient_id": "0012", "accession": "007", "ctr": 0, "ctr_note": "none"},
+    }
+    assert np.isnan(first["ctr"])
+    assert np.isnan(second["tb_score"])
+    assert (second["label"], second["patient_id"], second["ctr_note"]) == ("", "", "")
 
 
 def test_a_setting_may_name_a_class_of_other_weights():
