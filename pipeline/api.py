@@ -150,11 +150,14 @@ class Pipeline:
         threshold: score from which a film is screen positive; None: 50, the threshold of weights or site.
         label: heat map and regions of this class; None takes the predicted one.
         language: of overlays, see `texts.LANGUAGES`.
+        settings: run settings on top of all else, such as ["localize.threshold=0.6"]: `run --set`.
+        refuse: False judges films too that would be refused, with the reasons as warnings: `run --no-refuse`.
 
     Raises:
         models.store.WeightsError: the weights do not exist or cannot be opened.
         configs.schema.ConfigError: the config cannot be read.
         stages.UnknownStageError: no stage has that name.
+        stages.base.StageError: a run has no such setting, or the label is none of the classes.
     """
 
     def __init__(
@@ -169,6 +172,8 @@ class Pipeline:
         threshold: float | None = None,
         label: str | None = None,
         language: str = "en",
+        settings: Sequence[str] = (),
+        refuse: bool = True,
     ) -> None:
         spec = ChainSpec(
             str(weights),
@@ -180,6 +185,8 @@ class Pipeline:
             threshold=threshold,
             label=label,
             language=language,
+            overrides=tuple(settings),
+            refuse=refuse,
         )
         self._chain = spec.open({"api": True, "stage": stage})
         self._reader = IsolatedReader()  # starts no process before it is asked for a film

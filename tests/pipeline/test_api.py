@@ -20,6 +20,7 @@ from cxr_pipeline.data.synthetic import make_film, write_samples
 from cxr_pipeline.results.folder import ResultsError
 from cxr_pipeline.run.isolation import IsolatedReader
 from cxr_pipeline.run.spec import _overridden
+from cxr_pipeline.stages.base import StageError
 from tests.pipeline.fake_chain import findings_chain
 
 
@@ -87,6 +88,14 @@ def test_the_table_keeps_text_as_it_is(tmp_path):
     assert np.isnan(first["ctr"])
     assert np.isnan(second["tb_score"])
     assert (second["label"], second["patient_id"], second["ctr_note"]) == ("", "", "")
+
+
+def test_settings_of_a_run_and_films_that_would_be_refused():
+    loose = Pipeline(settings=["segment.min_side=10", "localize.label=NTB"], refuse=False)
+    segment, _, localize = loose._chain.stages[:3]
+    assert (segment.min_side, segment.refuse, localize.label) == (10, False, "NTB")
+    with pytest.raises(StageError, match=r"--set classify\.alpha=1: a run has the settings segment\.threshold"):
+        Pipeline(settings=["classify.alpha=1"])
 
 
 def test_a_setting_may_name_a_class_of_other_weights():
