@@ -20,7 +20,7 @@ from cxr_pipeline.data.synthetic import make_film, write_samples
 from cxr_pipeline.results.folder import ResultsError
 from cxr_pipeline.run.isolation import IsolatedReader
 from cxr_pipeline.run.spec import _overridden
-from cxr_pipeline.stages.base import StageError
+from cxr_pipeline.stages.base import Record, StageError
 from tests.pipeline.fake_chain import findings_chain
 
 
@@ -103,6 +103,16 @@ def test_a_setting_may_name_a_class_of_other_weights():
     assert localize.label == "Mass"
     with pytest.raises(ConfigError, match=r"label must be one of \['Mass', 'Effusion', 'Pleural_Thickening'\]"):
         _overridden(["localize.label=TB"], findings_chain())
+
+
+def test_a_film_shows_itself_in_a_line_and_its_labels_where_there_is_no_score():
+    record = Record(None, id="a", label="Mass|Effusion", mask=np.zeros((900, 900)))
+    assert repr(record) == "Record('a': ok, Mass|Effusion)"
+    assert "<th>label</th><td>Mass|Effusion</td>" in record._repr_html_()
+    assert "<th>label</th><td>none</td>" in Record(None, label="")._repr_html_()
+    scored = Record(None, id="b", label="TB", tb_score=61.26)
+    assert repr(scored) == "Record('b': ok, TB, score 61.3)"
+    assert "<th>label</th>" not in scored._repr_html_()
 
 
 def test_one_film_without_a_folder(films, results):
