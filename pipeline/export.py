@@ -44,11 +44,13 @@ class Format:
     Attributes:
         name: of the file or folder for a stage, with {stage} in it.
         write: from the stage's bundle to the path. open: the written network, ready to call.
+        note: what a program that opens the file has to know, to get the same answers.
     """
 
     name: str
     write: Callable[[Path, Path], None]
     open: Callable[[Path], Network]
+    note: str = ""
 
 
 def export(weights: str, to: str, out: Path) -> list[Exported]:
@@ -226,7 +228,13 @@ def _open_tflite(path: Path) -> Network:
 
 FORMATS: dict[str, Format] = {
     "onnx": Format("{stage}.onnx", _write_onnx, _open_runtime("onnx")),
-    "openvino": Format("{stage}.xml", _write_openvino, _open_runtime("openvino")),
+    "openvino": Format(
+        "{stage}.xml",
+        _write_openvino,
+        _open_runtime("openvino"),
+        "OpenVINO rounds to bfloat16 where the processor has it, which moves probabilities by hundredths. For these "
+        'answers: core.compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})',
+    ),
     "saved_model": Format("{stage}.saved_model", _write_saved_model, _open_saved_model),
     "tflite": Format("{stage}.tflite", _write_tflite, _open_tflite),
 }

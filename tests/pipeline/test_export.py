@@ -18,6 +18,14 @@ def test_the_command_offers_what_there_is():
     assert tuple(export.FORMATS) == command.FORMATS
 
 
+def test_what_another_program_must_set_for_the_same_answers_is_said(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(export, "export", lambda *_: [])
+    assert _call(["export", "--to", "openvino", "--out", str(tmp_path)]) == 0
+    assert '"INFERENCE_PRECISION_HINT": "f32"' in capsys.readouterr().out
+    assert _call(["export", "--to", "onnx", "--out", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == ""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("to", export.FORMATS)
 def test_the_written_networks_answer_like_the_keras_model(to, tmp_path, capsys):
