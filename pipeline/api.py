@@ -42,8 +42,10 @@ if TYPE_CHECKING:
 
 _SHOWN = 20  # rows that a notebook shows
 # Columns of text; numbers of patients and studies are text too, as they may begin with a zero.
-_TEXT = ("image", "id", "status", "error", "label", "screen", "warnings", "sha256", "ctr_note")
-_TEXT += ("patient_id", "study_uid", "accession", "study_date", "view")
+_TEXT = (
+    *("image", "id", "status", "error", "label", "screen", "warnings", "sha256", "ctr_note"),
+    *("patient_id", "study_uid", "accession", "study_date", "view"),
+)
 
 
 @dataclass(frozen=True)
