@@ -317,10 +317,16 @@ def load_config(source: str | Path | None = None, overrides: Sequence[str] = ())
         where = f"{source}: " if source is not None else ""
         lines = [
             f"  {'.'.join(map(str, e['loc'])) or 'config'}: "
-            + (_unknown(e["loc"]) if e["type"] == "extra_forbidden" else f"{e['msg']}. Received: {e['input']!r}")
+            + (_unknown(e["loc"]) if e["type"] == "extra_forbidden" else _wrong(e["msg"], e["input"]))
             for e in error.errors()
         ]
         raise ConfigError(f"{where}{len(lines)} setting(s) cannot be used:\n" + "\n".join(lines)) from error
+
+
+def _wrong(message: str, received: object) -> str:
+    """What to say of a value; a rule over several settings names what it received, and not all that it looked at."""
+    said = message.removeprefix("Value error, ")
+    return said if isinstance(received, dict) and "Received: " in said else f"{said}. Received: {received!r}"
 
 
 def _unknown(path: Sequence[str | int]) -> str:

@@ -41,6 +41,11 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _SHOWN = 20  # rows that a notebook shows
+# Columns of text; numbers of patients and studies are text too, as they may begin with a zero.
+_TEXT = (
+    *("image", "id", "status", "error", "label", "screen", "warnings", "sha256", "ctr_note"),
+    *("patient_id", "study_uid", "accession", "study_date", "view"),
+)
 
 
 @dataclass(frozen=True)
@@ -68,8 +73,9 @@ class Results:
         require("pandas", "Results.table")
         import pandas as pd
 
-        text = {name: str for name in ("image", "id", "status", "error", "label", "screen", "warnings", "sha256")}
-        table = pd.read_csv(self.folder / "results.csv", dtype=text)
+        text = {name: str for name in _TEXT}
+        # A class or a film may be called None or NA, which pandas takes for empty cells of its own accord.
+        table = pd.read_csv(self.folder / "results.csv", dtype=text, keep_default_na=False, na_values=[""])
         named = [name for name in text if name in table]
         table[named] = table[named].fillna("").map(plain_cell)
         return table
@@ -146,11 +152,14 @@ class Pipeline:
         threshold: score from which a film is screen positive; None: 50, the threshold of weights or site.
         label: heat map and regions of this class; None takes the predicted one.
         language: of overlays, see `texts.LANGUAGES`.
+        settings: run settings on top of all else, such as ["localize.threshold=0.6"]: `run --set`.
+        refuse: False judges films too that would be refused, with the reasons as warnings: `run --no-refuse`.
 
     Raises:
         models.store.WeightsError: the weights do not exist or cannot be opened.
         configs.schema.ConfigError: the config cannot be read.
         stages.UnknownStageError: no stage has that name.
+        stages.base.StageError: a run has no such setting, or the label is none of the classes.
     """
 
     def __init__(
@@ -165,6 +174,8 @@ class Pipeline:
         threshold: float | None = None,
         label: str | None = None,
         language: str = "en",
+        settings: Sequence[str] = (),
+        refuse: bool = True,
     ) -> None:
         spec = ChainSpec(
             str(weights),
@@ -176,6 +187,8 @@ class Pipeline:
             threshold=threshold,
             label=label,
             language=language,
+            overrides=tuple(settings),
+            refuse=refuse,
         )
         self._chain = spec.open({"api": True, "stage": stage})
         self._reader = IsolatedReader()  # starts no process before it is asked for a film
@@ -211,7 +224,7 @@ class Pipeline:
             mode: permissions of what is written.
             identifiers: "pseudonym" or "plain" adds the columns `patient_id, study_uid, accession, study_date, view` to
                 results.csv, from the headers of DICOM films; None adds none.
-            dicom_header: table (CSV) of headers for films that are no DICOM, see docs/dicom.md.
+            dicom_header: table (CSV) of headers for films that are no DICOM, see docs/dicom-out.md.
 
         Raises:
             run.inputs.InputError: nothing to judge.

@@ -44,11 +44,13 @@ class Format:
     Attributes:
         name: of the file or folder for a stage, with {stage} in it.
         write: from the stage's bundle to the path. open: the written network, ready to call.
+        note: what a program that opens the file has to know, to get the same answers.
     """
 
     name: str
     write: Callable[[Path, Path], None]
     open: Callable[[Path], Network]
+    note: str = ""
 
 
 def export(weights: str, to: str, out: Path) -> list[Exported]:
@@ -66,7 +68,7 @@ def export(weights: str, to: str, out: Path) -> list[Exported]:
     if to not in FORMATS:
         raise ExportError(f"--to must be one of {', '.join(FORMATS)}. Received: {to!r}")
     chain, folder, done = stages.load_chain(weights), find(weights), []
-    seen = _batches(chain)
+    seen = _batches(chain, folder)
     out.mkdir(parents=True, exist_ok=True)
     for name, batch in seen.items():
         bundle = bundle_of(folder, name)
@@ -108,8 +110,12 @@ def _aside(path: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _batches(chain: list[Any]) -> dict[str, np.ndarray]:
-    """What the network of each stage is given for a few synthetic films, float32 (N, H, W, C), by stage."""
+def _batches(chain: list[Any], folder: Path) -> dict[str, np.ndarray]:
+    """What the network of each stage is given for a few synthetic films, float32 (N, H, W, C), by stage.
+
+    Weights may refuse all of them, such as a segmentation that was trained on few films and finds no lungs in drawn
+    ones. The networks behind it get the films whole then, so that none is left out.
+    """
     from cxr_pipeline.data.radiograph import Radiograph
     from cxr_pipeline.data.synthetic import LABELS, make_film
     from cxr_pipeline.stages.base import Record
@@ -129,7 +135,19 @@ def _batches(chain: list[Any]) -> dict[str, np.ndarray]:
         stage.network = look
         records = stage.run(records)
         stage.network = network
+        if stage.name not in seen:
+            seen[stage.name] = _whole([film.pixels for film in films], bundle_of(folder, stage.name) / SERVING_FILE)
     return seen
+
+
+def _whole(films: list[np.ndarray], path: Path) -> np.ndarray:
+    """Films at the size and with the channels that the network in an ONNX file takes, float32 (N, H, W, C)."""
+    import cv2
+    import onnxruntime
+
+    height, width, channels = onnxruntime.InferenceSession(path).get_inputs()[0].shape[1:]
+    sized = np.stack([cv2.resize(film, (width, height)) for film in films]).astype(np.float32)
+    return np.repeat(sized[..., None], channels, axis=-1)
 
 
 def _compared(keras: Network, written: Network, batch: np.ndarray, name: str) -> dict[str, float]:
@@ -210,7 +228,13 @@ def _open_tflite(path: Path) -> Network:
 
 FORMATS: dict[str, Format] = {
     "onnx": Format("{stage}.onnx", _write_onnx, _open_runtime("onnx")),
-    "openvino": Format("{stage}.xml", _write_openvino, _open_runtime("openvino")),
+    "openvino": Format(
+        "{stage}.xml",
+        _write_openvino,
+        _open_runtime("openvino"),
+        "OpenVINO rounds to bfloat16 where the processor has it, which moves probabilities by hundredths. For these "
+        'answers: core.compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})',
+    ),
     "saved_model": Format("{stage}.saved_model", _write_saved_model, _open_saved_model),
     "tflite": Format("{stage}.tflite", _write_tflite, _open_tflite),
 }

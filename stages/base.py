@@ -156,11 +156,19 @@ class Record:
         found = self.radiograph.meta.get("warnings", ()) if self.radiograph is not None else ()
         return [*found, *self.extra.get("warnings", ())]
 
+    def __repr__(self) -> str:
+        """One line, where the arrays would fill the screen."""
+        said = [self.status, *([self.label] if self.label else [])]
+        said += [] if self.tb_score is None else [f"score {self.tb_score:.1f}"]
+        return f"Record({self.id!r}: {', '.join(said)})"
+
     def _repr_html_(self) -> str:
         """A notebook's view: what the film was answered with, in a table."""
         said: list[tuple[str, object]] = [("film", self.id), ("status", self.status), ("reason", self.error)]
         if self.tb_score is not None:
             said += [("screen", self.screen), ("score", f"{self.tb_score:.1f} of 100"), ("likeliest", self.label)]
+        elif self.label is not None:  # of several labels, those that reach their thresholds
+            said.append(("label", self.label or "none"))
         said += [(f"p {name}", f"{p:.3f}") for name, p in (self.probabilities or {}).items()]
         said += [("look at", f"{one.label}, {one.side} lung, {one.zone} zone") for one in self.regions or ()]
         said += [("warning", text) for text in self.warnings]

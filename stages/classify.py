@@ -11,7 +11,7 @@ import numpy as np
 
 from cxr_pipeline.models.store import fingerprint, open_network, read_card
 from cxr_pipeline.stages.base import DETAIL, Monitor, Record, Stage, StageError, Truth, needed
-from cxr_pipeline.stages.classify_films import require_films, require_sources, usable_films
+from cxr_pipeline.stages.classify_films import parts_of, require_films, require_sources, usable_films, warn_of_gaps
 from cxr_pipeline.stages.classify_targets import several_labels as targets_of
 from cxr_pipeline.stages.crops import encoder_input, lung_crop
 from cxr_pipeline.stages.decisions import Rules, probabilities_of
@@ -148,7 +148,15 @@ class Classify(Stage):
 
     @classmethod
     def require(cls, data: Manifest, config: Config) -> None:
-        """Films in train and val, with the positive class and without, or of which any label is known; a network."""
+        """Films in train and val, with the positive class and without, or of which any label is known; a network.
+
+        Classes and sources without films are warned of, before the lungs are trained for hours.
+        """
+        cls._require(data, config)
+        warn_of_gaps(parts_of(data, config), config)
+
+    @staticmethod
+    def _require(data: Manifest, config: Config) -> None:
         from cxr_pipeline.models.classifier import require_network
 
         require_films(data, config)
@@ -160,7 +168,7 @@ class Classify(Stage):
         """Train on the lung crops of `train`, watching the loss on `val`; calibrate on `val`."""
         from cxr_pipeline.stages.classify_training import ClassifyTraining
 
-        cls.require(data, config)
+        cls._require(data, config)
         return ClassifyTraining(data, config, out, chain).run()
 
     def unchecked(self) -> str | None:

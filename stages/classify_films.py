@@ -51,9 +51,7 @@ def require_films(data: Manifest, config: Config) -> None:
     """
     from cxr_pipeline.models.training.fit import TrainingError
 
-    chosen, advice = _chosen(config), ""
-    if config.classify.fit.sources is not None:
-        advice = ". To train on all sources: --set classify.fit.sources=null"
+    chosen, advice = _chosen(config), _advice(config)
     names = sorted(set(data.table["source"]))
     what = "of which any class is known" if config.multi_label else "with a class as its label"
     for split, part in parts_of(data, config).items():
@@ -113,7 +111,7 @@ def warn_of_gaps(parts: dict[str, Manifest], config: Config) -> None:
     for split, part in parts.items():
         lacking = [name for name in config.classes if not (part.table["label"] == name).any()]
         if lacking and not config.multi_label:
-            log.warning("no film of split %r is %s%s", split, " or ".join(lacking), _chosen(config))
+            log.warning("no film of split %r is %s%s%s", split, " or ".join(lacking), _chosen(config), _advice(config))
 
 
 def _chosen(config: Config) -> str:
@@ -122,6 +120,14 @@ def _chosen(config: Config) -> str:
     if settings.sources is not None:
         return f" of the sources {', '.join(settings.sources)} (classify.fit.sources)"
     return f" (left out: {', '.join(settings.leave_out)})" if settings.leave_out else ""
+
+
+def _advice(config: Config) -> str:
+    """How to train on all sources, where a config leaves some out."""
+    settings = config.classify.fit
+    if settings.sources is not None:
+        return ". To train on all sources: --set classify.fit.sources=null"
+    return ". To train on them too: --set classify.fit.leave_out=[]" if settings.leave_out else ""
 
 
 def _few(names: Sequence[str]) -> str:

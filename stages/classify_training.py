@@ -40,7 +40,7 @@ from cxr_pipeline.models.training.fit import (
 from cxr_pipeline.models.training.log import summary, training_bar
 from cxr_pipeline.models.training.probe import Lesions, solve_head
 from cxr_pipeline.models.training.two_steps import TwoSteps, solve_in_two_steps
-from cxr_pipeline.stages.classify_films import Crops, crops_of, parts_of, warn_of_gaps
+from cxr_pipeline.stages.classify_films import Crops, crops_of, parts_of
 from cxr_pipeline.stages.classify_tasks import OneClass, SeveralLabels, Task
 from cxr_pipeline.stages.crops import VERSION, encoder_input
 
@@ -88,7 +88,6 @@ class ClassifyTraining:
     def prepare(self) -> None:
         """The films as crops, and what they are trained for."""
         self.parts = parts_of(self.data, self.config)
-        warn_of_gaps(self.parts, self.config)
         self.crops = {split: crops_of(part, self.config, self.chain, self.cache) for split, part in self.parts.items()}
         for split, part in self.parts.items():
             if not self.crops[split].rows:

@@ -23,9 +23,11 @@ def test_the_notebook_runs(tmp_path, monkeypatch):
         exec(compile(tree, NOTEBOOK.name, "exec"), names)
         if last is not None:
             shown.append(eval(compile(ast.Expression(last.value), NOTEBOOK.name, "eval"), names))
-    results, table, film, shapes = shown
+    results, table, overlay, regions, film, shapes = shown
     assert results._repr_html_().count("<tr>") == 9
     assert list(table["tb_score"]) == sorted(table["tb_score"], reverse=True)
+    assert overlay._repr_png_()[:4] == b"\x89PNG"
+    assert regions == results.regions[table["id"].iloc[0]]
     assert "score" in film._repr_html_()
     assert "Research use only" in film._repr_html_()
-    assert shapes[0][2] == 3
+    assert shapes[0] == shapes[1]

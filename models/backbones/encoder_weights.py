@@ -138,7 +138,7 @@ def _not_downloaded(network: str, alpha: float | None, why: object) -> EncoderWe
     return EncoderWeightsError(
         f"the ImageNet weights of {_title(network, alpha)} could not be downloaded ({why}). Without internet, put "
         f"{file_name(network, alpha)} into a folder `weights` beside the manifest, or set {SETTINGS} to its path, "
-        "or to null to start from random weights"
+        "or to null to start from random weights. For lungs, segment.weights=tb takes the shipped ones instead"
     )
 
 

@@ -28,9 +28,12 @@ def export(weights: str, to: str, out: Path) -> int:
     Example:
       pipeline export --weights my-weights --to tflite --out exported
     """
+    from cxr_pipeline.export import FORMATS as formats
     from cxr_pipeline.export import export as write
 
     for one in write(weights, to, out):
         differences = ", ".join(f"{name} {value:.1e}" for name, value in one.differences.items())
         click.echo(f"{one.stage}: {one.path}  (largest difference to Keras: {differences})")
+    if formats[to].note:
+        click.echo(formats[to].note)
     return DONE

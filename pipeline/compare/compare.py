@@ -66,8 +66,8 @@ def compare(folders: Sequence[str | Path], *, split: str = "test") -> Comparison
         split: the evaluation taken from a trained run.
 
     Raises:
-        CompareError: a folder is no run or cannot be read, the runs are of different stages or answer about different
-            classes, or two evaluations disagree about a film's true class.
+        CompareError: a folder is no run or cannot be read, the runs are of different stages, answer about different
+            classes or were judged on different films, or two evaluations disagree about a film's true class.
     """
     from cxr_pipeline.compare.pairs import paired_tests
 
@@ -79,6 +79,7 @@ def compare(folders: Sequence[str | Path], *, split: str = "test") -> Comparison
         received = ", ".join(f"{run.folder}: {run.stage}" for run in runs)
         raise CompareError(f"runs of one stage can be compared. Received: {received}. Give such as RUN/classify")
     _same_question(runs)
+    _same_films(runs)
     notes = _notes(runs, split)
     pairs = paired_tests(runs, notes) if runs[0].stage == "classify" else []
     speeds = _milliseconds([run.bundle for run in runs])
@@ -101,6 +102,23 @@ def _same_question(runs: Sequence[Run]) -> None:
             f"these runs answer different questions, so that no figure of one stands beside that of another ({said}). "
             "Give runs with a class in common"
         )
+
+
+def _same_films(runs: Sequence[Run]) -> None:
+    """Refuse evaluations of which no two have a film in common: their figures differ by the films alone."""
+    tables = [run.evaluation / "films.csv" for run in runs if run.evaluation is not None]
+    judged = [{row["image"] for row in read_table(path) if "image" in row} for path in tables if path.is_file()]
+    if len(judged) < max(2, len(tables)) or any(a & b for n, a in enumerate(judged) for b in judged[n + 1 :]):
+        return
+    said = "; ".join(
+        f"{path.parent}: {len(films)} film(s), such as {min(films, default='none')}"
+        for path, films in zip(tables, judged, strict=True)
+    )
+    raise CompareError(
+        f"these runs were judged on different films, by the column image of films.csv, so that their figures do not "
+        f"compare ({said}). Judge each on the same manifest, and compare the folders: pipeline evaluate --stage "
+        f"{runs[0].stage} --data MANIFEST --split {runs[0].metrics.get('split') or 'test'} --weights RUN --out FOLDER"
+    )
 
 
 def _about(run: Run) -> set[str]:
@@ -213,7 +231,8 @@ def _notes(runs: Sequence[Run], split: str) -> list[str]:
         if run.metrics.get("multi_label")
     ]
     if len({run.metrics["split_hash"] for run in runs if "split_hash" in run.metrics}) > 1:
-        notes.append("The runs were judged on different films: their figures do not compare, only the paired tests do.")
+        paired = ", only the paired tests do" if runs[0].stage == "classify" else ""
+        notes.append(f"The runs were judged on different films: their figures do not compare{paired}.")
     return notes
 
 

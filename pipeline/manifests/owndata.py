@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cxr_pipeline.configs.schema import Config
+from cxr_pipeline.configs.schema import ClassifyConfig, Config
 from cxr_pipeline.data.manifest import Manifest
 from cxr_pipeline.stages.classify_films import can_leave_out
 
@@ -44,7 +44,8 @@ def settings_of(
     """What a training's settings should be for a manifest, where the user did not say.
 
     Classes follow only where the manifest has labels that `config` does not know; the lungs are taken from the shipped
-    weights where no film has a mask; and the last layer is solved at once where its two steps could not be calibrated.
+    weights where no film has a mask; the last layer is solved at once where its two steps could not be calibrated; and
+    where `given` names another network, what the preset says of its own one does not hold.
 
     Args:
         config: the settings so far, with the user's.
@@ -86,11 +87,36 @@ def settings_of(
             "no source of the films can be left out to calibrate on (that takes each class from two sources): the "
             "films of val calibrate (classify.head=solved)"
         )
+    preset = not own_config or config.classify.encoder_weights == "chest"
+    of_network = _of_network(config, keys) if preset else []
+    if of_network:
+        overrides += of_network
+        messages.append(f"of the network {config.classify.network}, not of the preset's: {', '.join(of_network)}")
     lungs = config.classify.lungs != "none" and config.segment.weights is None and "segment.weights" not in keys
     if lungs and stage != "segment" and not own_config and not (manifest.table["mask"] != "").any():
         overrides.append("segment.weights=tb")
         messages.append("no film has a lung mask: the lungs are found by the shipped weights (segment.weights=tb)")
     return Follows(tuple(overrides), tuple(messages))
+
+
+def _of_network(config: Config, keys: set[str]) -> list[str]:
+    """What the preset tb says of its own network alone, back at the default where the user names another network.
+
+    Its encoder has learned chest films, and stays as it came; any other would not know them without epochs.
+    """
+    asked = config.classify
+    if "classify.network" not in keys or asked.network == "chest":
+        return []
+    default = ClassifyConfig()
+    values: dict[str, object] = {}
+    if asked.encoder_weights == "chest":
+        values["encoder_weights"] = default.encoder_weights
+    if asked.pool == "evidence":
+        values["pool"] = default.pool
+    if not asked.fit.epochs:
+        values |= {"fit.epochs": default.fit.epochs, "fit.augment": default.fit.augment}
+    follow = {f"classify.{name}": value for name, value in values.items()}
+    return [f"{key}={json.dumps(value)}" for key, value in follow.items() if key not in keys]
 
 
 def roles(counts: Counter[str]) -> tuple[str, str | None]:

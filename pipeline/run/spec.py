@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -135,6 +136,7 @@ def _with_config(config: Config, chain: Sequence[Stage]) -> list[Stage]:
 
 def _overridden(overrides: Sequence[str], chain: Sequence[Stage]) -> list[Stage]:
     from cxr_pipeline.configs.schema import load_config
+    from cxr_pipeline.run.runner import classes_of
     from cxr_pipeline.stages.base import StageError
 
     allowed = [f"{stage.name}.{name}" for stage in chain for name in stage.run_settings]
@@ -144,12 +146,15 @@ def _overridden(overrides: Sequence[str], chain: Sequence[Stage]) -> list[Stage]
             raise StageError(
                 f"--set {one}: a run has the settings {', '.join(allowed)}. Others belong to `train --set`"
             )
-    typed = load_config("tb", overrides)  # says what is wrong with a value
+    # Says what is wrong with a value. The classes are those of the chain, as localize.label names one of them.
+    classes = list(classes_of(chain))
+    own = [f"classes={json.dumps(classes)}", "multi_label=true", "positive=null", "normal=null"] if classes else []
+    typed = load_config(None, [*own, *overrides])
     names = {tuple(one.partition("=")[0].strip().split(".", 1)) for one in overrides}
     out = []
     for stage in chain:
-        own = {name: getattr(getattr(typed, stage.name), name) for of, name in sorted(names) if of == stage.name}
-        out.append(stage.with_settings(**own) if own else stage)
+        asked = {name: getattr(getattr(typed, stage.name), name) for of, name in sorted(names) if of == stage.name}
+        out.append(stage.with_settings(**asked) if asked else stage)
     return out
 
 

@@ -69,6 +69,12 @@ def test_what_cannot_be_used_is_named(overrides, named):
         load_config("tb", overrides)
 
 
+def test_a_rule_over_several_settings_names_what_it_received_alone():
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, ["classes=[TB, NORM]", "positive=Flu"])
+    assert str(caught.value).endswith("config: positive must be one of the classes ['TB', 'NORM']. Received: 'Flu'")
+
+
 def test_a_typo_in_a_file_is_named_with_what_was_meant(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("classify: {fit: {learningrate: 0.1, epochs: 0}}\nsede: 3\n")

@@ -72,6 +72,7 @@ def test_without_internet_the_settings_to_change_are_named(monkeypatch):
 
     monkeypatch.setattr(k.applications, "MobileNetV2", offline)
     text = r"could not be downloaded \(URL.*set segment\.encoder_weights or classify\.encoder_weights to its path.*null"
+    text += r".*segment\.weights=tb"
     with pytest.raises(EncoderWeightsError, match=text):
         application("MobileNetV2", "imagenet", 64, 0.35)
 

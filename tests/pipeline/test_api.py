@@ -12,11 +12,16 @@ import numpy as np
 import pytest
 
 from cxr_pipeline import Pipeline, open_results
+from cxr_pipeline.api import Results
 from cxr_pipeline.cli.main import _call
+from cxr_pipeline.configs.schema import ConfigError
 from cxr_pipeline.data.radiograph import RadiographError
 from cxr_pipeline.data.synthetic import make_film, write_samples
 from cxr_pipeline.results.folder import ResultsError
 from cxr_pipeline.run.isolation import IsolatedReader
+from cxr_pipeline.run.spec import _overridden
+from cxr_pipeline.stages.base import Record, StageError
+from tests.pipeline.fake_chain import findings_chain
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +75,44 @@ def test_a_notebook_shows_it_without_trusting_names(results):
     assert shown.count("<tr>") == 6
     assert "research" in shown.lower()
     assert "4 ok" in repr(results)
+
+
+def test_the_table_keeps_text_as_it_is(tmp_path):
+    columns = "image,id,status,label,tb_score,patient_id,accession,ctr,ctr_note"
+    (tmp_path / "results.csv").write_text(f"{columns}\nNA.png,NA,ok,None,7.5,0012,007,,none\nb.png,b,failed,,,,,,\n")
+    first, second = Results(tmp_path).table.to_dict("records")
+    assert first | {"ctr": 0} == {
+        **{"image": "NA.png", "id": "NA", "status": "ok", "label": "None", "tb_score": 7.5},
+        **{"patient_id": "0012", "accession": "007", "ctr": 0, "ctr_note": "none"},
+    }
+    assert np.isnan(first["ctr"])
+    assert np.isnan(second["tb_score"])
+    assert (second["label"], second["patient_id"], second["ctr_note"]) == ("", "", "")
+
+
+def test_settings_of_a_run_and_films_that_would_be_refused():
+    loose = Pipeline(settings=["segment.min_side=10", "localize.label=NTB"], refuse=False)
+    segment, _, localize = loose._chain.stages[:3]
+    assert (segment.min_side, segment.refuse, localize.label) == (10, False, "NTB")
+    with pytest.raises(StageError, match=r"--set classify\.alpha=1: a run has the settings segment\.threshold"):
+        Pipeline(settings=["classify.alpha=1"])
+
+
+def test_a_setting_may_name_a_class_of_other_weights():
+    (_, localize) = _overridden(["localize.label=Mass"], findings_chain())
+    assert localize.label == "Mass"
+    with pytest.raises(ConfigError, match=r"label must be one of \['Mass', 'Effusion', 'Pleural_Thickening'\]"):
+        _overridden(["localize.label=TB"], findings_chain())
+
+
+def test_a_film_shows_itself_in_a_line_and_its_labels_where_there_is_no_score():
+    record = Record(None, id="a", label="Mass|Effusion", mask=np.zeros((900, 900)))
+    assert repr(record) == "Record('a': ok, Mass|Effusion)"
+    assert "<th>label</th><td>Mass|Effusion</td>" in record._repr_html_()
+    assert "<th>label</th><td>none</td>" in Record(None, label="")._repr_html_()
+    scored = Record(None, id="b", label="TB", tb_score=61.26)
+    assert repr(scored) == "Record('b': ok, TB, score 61.3)"
+    assert "<th>label</th>" not in scored._repr_html_()
 
 
 def test_one_film_without_a_folder(films, results):

@@ -273,6 +273,20 @@ def test_errors_name_the_folder_and_what_is_missing(tiny_chain, tmp_path, capsys
         compare([a, tmp_path / "half"])
 
 
+@pytest.mark.parametrize("stage", ["classify", "segment"])
+def test_runs_judged_on_other_films_are_refused(tmp_path, stage):
+    a = make_evaluation(tmp_path / "a", make_films(1), stage=stage)
+    apart = make_evaluation(tmp_path / "apart", make_films(1, range(50, 60)), stage=stage)
+    with pytest.raises(CompareError, match=rf"different films.*a: 30 film.*apart: 10 film.*50\.png.*--stage {stage}"):
+        compare([a, apart])
+
+
+def test_figures_of_segmentations_on_other_films_promise_no_paired_test(tmp_path):
+    a = make_evaluation(tmp_path / "a", make_films(1), stage="segment", split_hash="1")
+    b = make_evaluation(tmp_path / "b", make_films(1, range(20)), stage="segment", split_hash="2")
+    assert compare([a, b]).notes == ["The runs were judged on different films: their figures do not compare."]
+
+
 def test_runs_about_different_classes_are_refused(tmp_path):
     a = make_evaluation(tmp_path / "a", make_films(1), split_hash="1")
     other = make_evaluation(tmp_path / "other", make_films(1), positive="NORM", split_hash="1")

@@ -8,13 +8,22 @@ import pytest
 from cxr_pipeline import export
 from cxr_pipeline.cli import export as command
 from cxr_pipeline.cli.main import _call
-from cxr_pipeline.models.store import shipped
+from cxr_pipeline.models.store import open_network, shipped
+from cxr_pipeline.stages.segment import Segment
 
 pytestmark = pytest.mark.skipif(not shipped(), reason="no weights are shipped")
 
 
 def test_the_command_offers_what_there_is():
     assert tuple(export.FORMATS) == command.FORMATS
+
+
+def test_what_another_program_must_set_for_the_same_answers_is_said(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(export, "export", lambda *_: [])
+    assert _call(["export", "--to", "openvino", "--out", str(tmp_path)]) == 0
+    assert '"INFERENCE_PRECISION_HINT": "f32"' in capsys.readouterr().out
+    assert _call(["export", "--to", "onnx", "--out", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.slow
@@ -41,6 +50,18 @@ def test_a_network_that_answers_otherwise_is_not_left_and_an_earlier_one_stays(t
     assert "segment.onnx does not answer like the Keras model: lungs differs by 0.01" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["segment.onnx"]
     assert (tmp_path / "segment.onnx").read_text() == "earlier"
+
+
+def test_no_network_is_left_out_where_the_weights_refuse_the_synthetic_films(tmp_path, monkeypatch):
+    def without_lungs(self, records):
+        self.network(np.zeros((1, 256, 256, 1), np.float32))
+        return [record.refuse("no_lungs") for record in records]
+
+    monkeypatch.setattr(Segment, "run", without_lungs)
+    monkeypatch.setattr(export, "open_network", lambda bundle, runtime: open_network(bundle))  # spares TensorFlow
+    segment, classify = export.export("tb", "onnx", tmp_path)
+    assert (segment.stage, classify.stage) == ("segment", "classify")
+    assert set(classify.differences) == {"logits", "maps"}
 
 
 def test_files_and_folders_of_an_earlier_export_are_replaced_and_the_named_one_comes_last(tmp_path, monkeypatch):

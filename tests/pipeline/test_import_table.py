@@ -266,6 +266,29 @@ def test_known_classes_keep_the_presets(tmp_path):
     assert overrides == ("classify.head=solved", "segment.weights=tb")
 
 
+def test_another_network_does_not_take_what_belongs_to_the_presets_own(tmp_path):
+    put(tmp_path / "set", "TB/1.png", "NORM/2.png")
+    manifest = read_manifest(tmp_path / "set")
+
+    def follow(*given):
+        follows = settings_of(manifest, load_config("tb", given), given=given)
+        return follows.messages, load_config("tb", (*follows.overrides, *given)).classify
+
+    messages, section = follow("classify.network=efficientnetb0")
+    assert (section.encoder_weights, section.pool, section.fit.epochs, section.fit.augment) == (
+        "imagenet",
+        "zones",
+        4,
+        True,
+    )
+    assert any("of the network efficientnetb0" in text and "classify.pool" in text for text in messages)
+    _, section = follow("classify.network=efficientnetb0", "classify.encoder_weights=null", "classify.pool=all")
+    assert (section.encoder_weights, section.pool, section.fit.epochs) == (None, "all", 4)
+    assert follow("classify.network=efficientnetb0", "classify.fit.epochs=0")[1].fit.epochs == 0
+    for same in ((), ("classify.network=chest",)):
+        assert follow(*same)[1].encoder_weights == "chest"
+
+
 def test_a_head_in_two_steps_needs_films_of_two_sources(tmp_path):
     names = ("a1", "a2", "b1", "b2", "c1")
     put(tmp_path, *(f"{name}.png" for name in names))

@@ -81,6 +81,16 @@ def test_a_head_in_two_steps_that_nothing_could_calibrate_is_refused_before_it_b
     Classify.require(data, config)
 
 
+def test_a_class_without_films_is_named_before_anything_is_trained(samples, caplog):
+    config = load_config("tb", [*SMALL, "classify.head=solved", "classify.fit.leave_out=[jsrt]"])
+    data = read_manifest(samples, classes=config.classes)
+    data.table.loc[data.table["label"] == "NTB", "source"] = "jsrt"
+    Classify.require(data, config)
+    texts = [record.getMessage() for record in caplog.records]
+    advice = r"(left out: jsrt). To train on them too: --set classify.fit.leave_out=[]"
+    assert texts == [f"no film of split {split!r} is NTB {advice}" for split in ("train", "val")]
+
+
 def test_films_without_lungs_are_named_as_what_is_lacking(samples, tmp_path, monkeypatch):
     monkeypatch.setattr(classify_training, "crops_of", lambda *_: SimpleNamespace(rows=[]))
     config = load_config("tb", SMALL)
