@@ -48,6 +48,18 @@ PLANS = (
 )
 
 
+def lung_weight(share: Any) -> Any:
+    """How much each place counts in a mean over the lungs, (N, g, g, 1), from its share of lung."""
+    return share / (keras().ops.mean(share, axis=(1, 2), keepdims=True) + 1e-3)
+
+
+def joined_over_lungs(evidence: Any, weight: Any) -> Any:
+    """A film's evidence (N, C) from that of its places (N, g, g, C): the log of the weighted mean of their exp."""
+    k = keras()
+    top = k.ops.max(evidence, axis=(1, 2), keepdims=True)
+    return k.ops.log(k.ops.mean(k.ops.exp(evidence - top) * weight, axis=(1, 2)) + 1e-6) + top[:, 0, 0]
+
+
 def network(plan: Plan, encoder_weights: str | None) -> K.Model:
     """The network of a stage: from crops and lung shares to labels, cells, and in stage b the film's evidence."""
     k = keras()
@@ -55,7 +67,7 @@ def network(plan: Plan, encoder_weights: str | None) -> K.Model:
     encoder = k.Model(whole.input, whole.get_layer(CUT).output, name="encoder")
     crops, share = k.Input((plan.size, plan.size, 1)), k.Input((plan.size // STRIDE, plan.size // STRIDE, 1))
     seen = k.layers.Conv2D(256, 1, activation="relu", name="projection")(encoder(k.layers.Concatenate()([crops] * 3)))
-    weight = share / (k.ops.mean(share, axis=(1, 2), keepdims=True) + 1e-3)
+    weight = lung_weight(share)
     mean = k.layers.GlobalAveragePooling2D()(seen * weight)
     if plan.name == "a":
         cells = k.layers.Conv2D(1, 1, name="cells")(seen)
@@ -63,8 +75,7 @@ def network(plan: Plan, encoder_weights: str | None) -> K.Model:
         both = k.layers.Dropout(0.3)(k.layers.Concatenate()([mean, top]))
         return k.Model([crops, share], [k.layers.Dense(LABELS, name="labels")(both), cells])
     evidence = k.layers.Conv2D(len(CELL_WEIGHTS) + LABELS, 1, name="cells")(seen)
-    top = k.ops.max(evidence, axis=(1, 2), keepdims=True)
-    joined = k.ops.log(k.ops.mean(k.ops.exp(evidence - top) * weight, axis=(1, 2)) + 1e-6) + top[:, 0, 0]
+    joined = joined_over_lungs(evidence, weight)
     context = k.layers.Dense(LABELS, name="labels")(k.layers.Dropout(0.3)(mean))
     return k.Model([crops, share], [context + joined[:, 2:], evidence[..., :2], joined[:, 1:2]])
 

@@ -135,6 +135,8 @@ def labels_of(rows: Sequence[dict[str, Any]]) -> np.ndarray:
 
 Pool = list[tuple[float, list[int]]]  # shares of a kind's films, and the films to draw each from
 
+_NO_FILMS: Pool = [(1.0, [])]
+
 
 def pools_of(films: Films) -> dict[str, Pool]:
     """The films of each kind of a batch: with what share they are drawn from which. "SOURCE LABEL" is a kind too."""
@@ -144,9 +146,9 @@ def pools_of(films: Films) -> dict[str, Pool]:
         return [n for n, row in pairs if row["source"] == source and label in (None, row["label"])]
 
     hosts = those(COVID, NORMAL) + 2 * those(FINDINGS, NORMAL)
-    pairs = sorted({(row["source"], row["label"]) for row in films.rows})
+    own = sorted({(row["source"], row["label"]) for row in films.rows})
     return {
-        **{f"{source} {label}": [(1.0, those(source, label))] for source, label in pairs},
+        **{f"{source} {label}": [(1.0, those(source, label))] for source, label in own},
         "covid": [(0.45, those(COVID, OTHER)), (0.55, those(COVID, NORMAL))],
         "children": [(0.5, those(CHILDREN, OTHER)), (0.5, those(CHILDREN, NORMAL))],
         "findings": [(1.0, those(FINDINGS))],
@@ -180,7 +182,7 @@ class Batches:
         self.films, self.plan, self.seed = films, plan, seed
         self.labels, self.pools = labels_of(films.rows), pools_of(films)
         needed = {*plan.batch, "lesions"}
-        empty = [kind for kind in sorted(needed) if any(not numbers for _, numbers in self.pools.get(kind, [(1, [])]))]
+        empty = [kind for kind in sorted(needed) if not all(numbers for _, numbers in self.pools.get(kind, _NO_FILMS))]
         if empty:
             raise CxrError(
                 f"no usable film, or none of one of its labels, for {', '.join(empty)}. Needed are films of split "

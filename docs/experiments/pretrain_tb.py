@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
-from pretrain import Training, export, loss_of, network
+from pretrain import Training, export, joined_over_lungs, loss_of, lung_weight, network
 from pretrain_films import SOURCES, Batches, Films, Plan, films_of
 
 from cxr_pipeline.data.manifest import read_manifest
@@ -52,13 +52,9 @@ def pairs_of(plan: Plan) -> np.ndarray:
 
 def with_evidence(model: K.Model) -> K.Model:
     """The network of stage b, and as a fourth output the film's evidence of TB (N, 1)."""
-    k = keras()
-    crops, share = model.inputs
     evidence = model.get_layer("cells").output[..., :1]
-    weight = share / (k.ops.mean(share, axis=(1, 2), keepdims=True) + 1e-3)
-    top = k.ops.max(evidence, axis=(1, 2), keepdims=True)
-    joined = k.ops.log(k.ops.mean(k.ops.exp(evidence - top) * weight, axis=(1, 2)) + 1e-6) + top[:, 0, 0]
-    return k.Model([crops, share], [*model.outputs, joined])
+    joined = joined_over_lungs(evidence, lung_weight(model.inputs[1]))
+    return keras().Model(model.inputs, [*model.outputs, joined])
 
 
 def start_from(model: K.Model, features: str) -> None:

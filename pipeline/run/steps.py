@@ -94,7 +94,7 @@ class Steps:
         if not batch:
             return
         self.judged = True
-        if self.judges is None:
+        if self.judges is None:  # in this thread: a network may belong to the one that opened it
             self._judged(batch, self._records(batch))
             return
         while len(self.judging) >= self.runner.judges:
@@ -114,17 +114,19 @@ class Steps:
         """Give what is judged to the writers, and count what is written; all of it, if `wait`."""
         while self.judging and (wait or self.judging[0].records.done()):
             self._pass_on_oldest()
-        while self.writing and (wait or self.writing[0].done()):
-            self.tally.add(self.writing.popleft().result())
+        self._count_written(wait=wait)
 
     def _pass_on_oldest(self) -> None:
         batch = self.judging.popleft()
         self._judged(batch.films, batch.records.result())
 
+    def _count_written(self, *, wait: bool = False) -> None:
+        while self.writing and (wait or self.writing[0].done()):
+            self.tally.add(self.writing.popleft().result())
+
     def _write(self, film: RunItem) -> None:
         """Hand a film to the writers; waits while they are behind, and raises what went wrong with earlier ones."""
-        while self.writing and self.writing[0].done():
-            self.tally.add(self.writing.popleft().result())
+        self._count_written()
         self.room.take(film.pixels)
         self.writing.append(self.writers.submit(self._save, film))
 
