@@ -23,6 +23,7 @@ import numpy as np
 
 from cxr_pipeline.data.manifest import Manifest, read_manifest
 from cxr_pipeline.data.radiograph import Radiograph, RadiographError, read
+from cxr_pipeline.models.figures.metrics import wilson
 from cxr_pipeline.models.store import bundle_of, find
 from cxr_pipeline.stages.base import Record
 from cxr_pipeline.stages.quality import COMPARED, distances, unlikeness
@@ -146,13 +147,6 @@ def _dicom(path: Path) -> Radiograph | None:
     return Radiograph(pixels, path.stem, str(path), pixels.shape) if min(pixels.shape) >= 32 else None
 
 
-def wilson(hits: int, n: int) -> tuple[float, float]:
-    """The 95 % interval of a share (Wilson 1927)."""
-    z, p = 1.96, hits / n
-    middle, half = p + z * z / (2 * n), z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return max(0.0, (middle - half) / (1 + z * z / n)), min(1.0, (middle + half) / (1 + z * z / n))
-
-
 def measure_all(stage: Segment, data: Manifest) -> dict[str, Any]:
     """Refusals by kind, ready to be stored."""
     kinds: dict[str, list[dict[str, Any]]] = {}
@@ -167,8 +161,7 @@ def measure_all(stage: Segment, data: Manifest) -> dict[str, Any]:
     out = {}
     for kind, found in kinds.items():
         hits = sum(bool(one["code"]) for one in found)
-        low, high = wilson(hits, len(found))
-        node = {"refused": hits, "n": len(found), "ci95": [round(low, 4), round(high, 4)]}
+        node = {"refused": hits, "n": len(found), "ci95": [round(float(end), 4) for end in wilson(hits, len(found))]}
         node["codes"] = dict(Counter(one["code"] for one in found if one["code"]).most_common())
         node["warnings"] = dict(Counter(code for one in found for code in one["warnings"]).most_common())
         labels = sorted({one["label"] for one in found if one.get("label")})
@@ -189,8 +182,8 @@ def left_out(pairs: np.ndarray, measured: dict[str, np.ndarray], sources: np.nda
         fitted = fit(pairs[~away], {name: values[~away] for name, values in measured.items()})
         compared = np.column_stack([distances(pairs[away], fitted), *(measured[name][away] for name in COMPARED[4:])])
         hits, n = int((unlikeness(compared, fitted) > 1).sum()), int(away.sum())
-        low, high = wilson(hits, n)
-        node = {"refused": hits, "n": n, "ci95": [round(low, 4), round(high, 4)], "codes": {}, "warnings": {}}
+        ends = [round(float(end), 4) for end in wilson(hits, n)]
+        node = {"refused": hits, "n": n, "ci95": ends, "codes": {}, "warnings": {}}
         out[f"{source}, left out of the fit"] = node
     return out
 

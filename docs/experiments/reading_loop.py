@@ -30,6 +30,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # the tests' browser needs nothing that is not installed
 
+from cxr_pipeline.models.figures.metrics import wilson
 from cxr_pipeline.results.reader import rows
 from tests.pipeline.chromium import BROWSER, tab
 
@@ -138,15 +139,6 @@ def by_requests(address: str, labels: Sequence[str]) -> None:
     ask("v1/labels", {})
 
 
-def wilson(hits: int, n: int) -> list[float]:
-    """The 95 % interval of a share (Wilson 1927)."""
-    if not n:
-        return [0.0, 1.0]
-    z, share = 1.96, hits / n
-    middle, half = share + z * z / (2 * n), z * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return [float(max(0.0, (middle - half) / (1 + z * z / n))), float(min(1.0, (middle + half) / (1 + z * z / n)))]
-
-
 def figures(scores: Sequence[float], sick: Sequence[bool]) -> dict[str, dict]:
     """Sensitivity and specificity of scores, of which 50 and more are positive."""
     reached, truth = np.asarray(scores, float) >= 50, np.asarray(sick, bool)
@@ -156,7 +148,8 @@ def figures(scores: Sequence[float], sick: Sequence[bool]) -> dict[str, dict]:
         ("specificity", (~reached & ~truth).sum(), (~truth).sum()),
     ):
         value = float(right / n) if n else None
-        out[name] = {"value": value, "ci95": wilson(int(right), int(n)), "n": int(n)}
+        ends = [float(end) for end in wilson(right, n)] if n else [0.0, 1.0]
+        out[name] = {"value": value, "ci95": ends, "n": int(n)}
     return out
 
 

@@ -86,6 +86,19 @@ def bootstrap_mean(
 # --- masks -----------------------------------------------------------------------------------------------------------
 
 
+def wilson(hits: Any, n: Any) -> tuple[np.ndarray, np.ndarray]:
+    """The 95 % interval of a share (Wilson 1927): its lower and its upper end, in [0, 1].
+
+    Args:
+        hits: how often, a number or an array; n: of how many, more than 0.
+    """
+    hits, n, z = np.asarray(hits, float), np.asarray(n, float), 1.959964
+    share = hits / n
+    middle, half = share + z**2 / (2 * n), z * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    widened = 1 + z**2 / n
+    return np.maximum(0.0, (middle - half) / widened), np.minimum(1.0, (middle + half) / widened)
+
+
 def dice(a: np.ndarray, b: np.ndarray) -> float:
     """Twice the overlap over the sum of both areas, 0 to 1; 1 where both masks are empty."""
     a, b = np.asarray(a) > 0, np.asarray(b) > 0

@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 
 from cxr_pipeline.data.files import write_bytes
+from cxr_pipeline.models.figures.metrics import wilson
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -153,13 +154,10 @@ def reliability(confidence: np.ndarray, correct: np.ndarray, path: Path, bins: i
     sizes = np.bincount(which, minlength=bins)
     filled = sizes > 0
     mean = np.bincount(which, confidence, bins)[filled] / sizes[filled]
-    right = np.bincount(which, np.asarray(correct, float), bins)[filled] / sizes[filled]
+    hits = np.bincount(which, np.asarray(correct, float), bins)[filled]
     axis.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1)
-    z, n = 1.959964, sizes[filled]
-    middle = (right + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z / (1 + z**2 / n) * np.sqrt(right * (1 - right) / n + z**2 / (4 * n**2))
-    axis.vlines(mean, middle - half, middle + half, color=BLUE, linewidth=1.2, alpha=0.6)
-    axis.plot(mean, right, color=BLUE, marker="o")
+    axis.vlines(mean, *wilson(hits, sizes[filled]), color=BLUE, linewidth=1.2, alpha=0.6)
+    axis.plot(mean, hits / sizes[filled], color=BLUE, marker="o")
     axis.set(xlabel="confidence", ylabel="share right", title="reliability (95 % intervals)", xlim=(0, 1), ylim=(0, 1))
     count.bar(edges[:-1], sizes, width=1 / bins, align="edge", color=BLUE, edgecolor="white")
     count.set(xlabel="confidence", ylabel="films", title="how many")

@@ -52,6 +52,14 @@ def test_hd95_does_not_care_where_the_masks_lie(a, b, shift):
     assert m.hd95(*moved) == pytest.approx(m.hd95(np.pad(a, 1), np.pad(b, 1)))
 
 
+def test_shares_have_the_interval_of_wilson():
+    """Newcombe 1998, table I, method 3."""
+    low, high = m.wilson([81, 15, 0, 1], [263, 148, 20, 29])
+    np.testing.assert_allclose(low, [0.2553, 0.0624, 0.0, 0.0061], atol=5e-5)
+    np.testing.assert_allclose(high, [0.3662, 0.1605, 0.1611, 0.1718], atol=5e-5)
+    assert m.wilson(5, 5)[1] == pytest.approx(1)
+
+
 def test_two_classes_against_sklearn():
     draw = np.random.default_rng(0)
     y, score = draw.random(200) < 0.3, np.round(draw.random(200), 1)  # rounded: many ties

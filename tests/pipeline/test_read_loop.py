@@ -53,7 +53,9 @@ def test_figures_by_hand(loop):
     made = loop.figures([49.9, 50, 70, 10, 20, 60], [True, True, True, False, False, False])
     assert [made[name]["value"] for name in made] == [pytest.approx(2 / 3), pytest.approx(2 / 3)]
     assert made["sensitivity"]["n"] == 3
-    assert loop.wilson(9, 10) == pytest.approx([0.5958, 0.9821], abs=1e-4)  # Newcombe 1998, method 3
+    hits = loop.figures([80] * 9 + [20], [True] * 10)["sensitivity"]
+    assert (hits["value"], hits["n"]) == (0.9, 10)
+    assert hits["ci95"] == pytest.approx([0.5958, 0.9821], abs=1e-4)  # Newcombe 1998, method 3
     assert loop.figures([80], [True])["specificity"] == {"value": None, "ci95": [0.0, 1.0], "n": 0}
 
 
