@@ -125,6 +125,8 @@ def test_answers_to_a_version_that_is_refused_since_are_named(tmp_path, caplog):
     dark.PixelData = bytes([255]) * (dark.Rows * dark.Columns)
 
     def named():
+        if not (out / "outdated.csv").exists():  # it is written soon after the sender knows
+            return None
         with open(out / "outdated.csv", newline="") as file:
             return [(row["id"], row["destination"], row["answers"]) for row in csv.DictReader(file)]
 
