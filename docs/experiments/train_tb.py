@@ -1,4 +1,4 @@
-"""Trains the classifier and regions that ship, from features that learned from hospitals with TB.
+"""Trains the classifier and regions that ship, on the lungs that ship, with features that learned from TB.
 
     python docs/experiments/train_tb.py --data MANIFEST --out DIR --features C.npz --without shenzhen=A.npz rahman=B.npz
 
@@ -148,7 +148,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--cache", help="crops and features; several trainings may share one")
     given = parser.parse_args()
-    settings = [f"classify.encoder_weights={given.features}", *([f"cache={given.cache}"] if given.cache else [])]
+    settings = ["segment.weights=tb", f"classify.encoder_weights={given.features}"]
+    settings += [f"cache={given.cache}"] if given.cache else []
     twins = dict(one.split("=", 1) for one in given.without)
     train_with_twins(given.data, load_config("tb", settings), given.out, twins)
     print(f"trained: {given.out}")
