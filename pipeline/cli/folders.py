@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import traceback
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -20,9 +20,15 @@ from cxr_pipeline.cli.commands import (
     workers_option,
 )
 
+if TYPE_CHECKING:
+    from cxr_pipeline.report.pictures import Pictures
 
-def report_at_end(out: Path, films: int, wanted: bool | None) -> None:
-    """The report that ends a run. It is made from the results, which are there whatever becomes of it."""
+
+def report_at_end(out: Path, films: int, wanted: bool | None, pictures: Pictures | None = None) -> None:
+    """The report that ends a run. It is made from the results, which are there whatever becomes of it.
+
+    `pictures` are of films that the run has just judged.
+    """
     from cxr_pipeline.data.progress import progress_bar
     from cxr_pipeline.report.report import EMBEDDED, write_report
 
@@ -32,7 +38,7 @@ def report_at_end(out: Path, films: int, wanted: bool | None) -> None:
     elif wanted is not False:
         try:
             with progress_bar("report", films) as progress:
-                path = write_report(out, progress=progress)
+                path = write_report(out, progress=progress, pictures=pictures)
         except KeyboardInterrupt:
             click.echo(f"\nStopped. The results are complete, without report.html. Make it: {again}", err=True)
         except Exception as error:

@@ -188,6 +188,7 @@ def run(
         start_early()  # it imports what it needs while we do
         click.get_current_context().call_on_close(stop_early)
     from cxr_pipeline.cli.console import print_summary, run_progress
+    from cxr_pipeline.report.pictures import EMBEDDED, Pictures
     from cxr_pipeline.results.outputs.asked import asked, for_films
     from cxr_pipeline.run.engines import engine_class, owner_of
     from cxr_pipeline.run.inputs import LeftOut, find_inputs, marked_equal
@@ -270,6 +271,9 @@ def run(
         "fast_decode": fast_decode,
     }
     runner = made_by.runner(chain, spec, out, chosen_options, **cluster)
+    pictures = Pictures()
+    if report or (report is None and len(found) <= EMBEDDED):
+        runner.saved = pictures.keep
     try:
         with run_progress(len(found)) as progress:
             summary = runner.run(found, overwrite=overwrite, shard=shard, progress=progress)
@@ -284,7 +288,7 @@ def run(
     elif summary.unchanged and has_report(out):
         click.echo(f"Report    {out / REPORT}")
     else:
-        report_at_end(out, sum(summary.counts.values()) + summary.others, report)
+        report_at_end(out, sum(summary.counts.values()) + summary.others, report, pictures)
     return summary.exit_code
 
 

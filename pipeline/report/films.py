@@ -14,22 +14,20 @@ from typing import Any
 import cv2
 import numpy as np
 
-from cxr_pipeline.data.geometry import resize
 from cxr_pipeline.data.radiograph import Radiograph
-from cxr_pipeline.results.drawing import layout, stretched
+from cxr_pipeline.report.pictures import LONGEST, Pictures, jpeg, picture, small
+from cxr_pipeline.results.drawing import layout
 from cxr_pipeline.results.reader import film_bytes
 from cxr_pipeline.run.reading import file_hash
 
-LONGEST = 384  # of the embedded film, in pixels; long sides of 256, 384, 512: 9, 16, 24 KB as text
 _LARGE = 10_000_000  # pixels; of films above it, which take 4 to 9 bytes a pixel to read, one is read at a time
 _alone = threading.Lock()
-_JPEG = [cv2.IMWRITE_JPEG_QUALITY, 80]
 
 Reader = Callable[..., Radiograph]
 
 
-def pieces(folder: Path, entry: dict[str, Any], reader: Reader) -> dict[str, Any]:
-    """The embedded parts of a film, from an entry of the journal.
+def pieces(folder: Path, entry: dict[str, Any], reader: Reader, pictures: Pictures | None = None) -> dict[str, Any]:
+    """The embedded parts of a film, from an entry of the journal. `pictures` spares the films that it holds a reading.
 
     Keys, each only where there is something: `film` (JPEG) with `from`: "source" (read from its file, which still is
     what was judged) or "overlay" (the overlay, with outline, heat and boxes drawn in), `lungs` (outlines as an SVG path
@@ -40,14 +38,14 @@ def pieces(folder: Path, entry: dict[str, Any], reader: Reader) -> dict[str, Any
     if size is None:
         return {}
     out: dict[str, Any] = {}
-    film = _source(row, size, reader)
+    film = (pictures.of(row) if pictures is not None else None) or _source(row, size, reader)
     if film is not None:
-        out |= {"film": _text(cv2.imencode(".jpg", film, _JPEG)[1]), "from": "source"}
+        out |= {"film": _text(film), "from": "source"}
     else:
         drawn = _decoded(film_bytes(folder, entry, "overlays"), cv2.IMREAD_COLOR)
         if drawn is not None:
             h, w, _ = layout(*size)
-            out |= {"film": _text(cv2.imencode(".jpg", _small(drawn[:h, :w], LONGEST), _JPEG)[1]), "from": "overlay"}
+            out |= {"film": _text(jpeg(small(drawn[:h, :w]))), "from": "overlay"}
     mask = _decoded(film_bytes(folder, entry, "masks"), cv2.IMREAD_GRAYSCALE)
     if mask is not None and mask.shape == size:
         out["lungs"] = outline(mask)
@@ -76,7 +74,7 @@ def outline(mask: np.ndarray) -> str:
 def turbo() -> str:
     """The 256 colours of the heat maps, the same as in the overlays: RGB bytes as base64."""
     levels = np.arange(256, dtype=np.uint8)[None]
-    return _text(cv2.applyColorMap(levels, cv2.COLORMAP_TURBO)[0, :, ::-1])
+    return _text(cv2.applyColorMap(levels, cv2.COLORMAP_TURBO)[0, :, ::-1].tobytes())
 
 
 def in_order(jobs: Iterable[Callable[[], Any]], workers: int) -> Iterator[Any]:
@@ -97,8 +95,8 @@ def in_order(jobs: Iterable[Callable[[], Any]], workers: int) -> Iterator[Any]:
         cv2.setNumThreads(threads)
 
 
-def _source(row: dict[str, str], size: tuple[int, int], reader: Reader) -> np.ndarray | None:
-    """The film (h, w) uint8 from the file that was judged; None where it is gone or has changed since."""
+def _source(row: dict[str, str], size: tuple[int, int], reader: Reader) -> bytes | None:
+    """The film's picture from the file that was judged; None where it is gone or has changed since."""
     try:
         if not row.get("sha256") or file_hash(row["image"]) != row["sha256"]:
             return None
@@ -106,18 +104,12 @@ def _source(row: dict[str, str], size: tuple[int, int], reader: Reader) -> np.nd
             pixels = reader(row["image"], id=row["id"]).pixels
     except (OSError, ValueError):  # a RadiographError is a ValueError
         return None
-    return stretched(_small(pixels, LONGEST)) if pixels.shape == size else None
-
-
-def _small(image: np.ndarray, longest: int) -> np.ndarray:
-    """The image with a long side of at most `longest` pixels."""
-    scale = min(1.0, longest / max(image.shape[:2]))
-    return resize(image, *(max(1, round(side * scale)) for side in image.shape[:2]))
+    return picture(pixels) if pixels.shape == size else None
 
 
 def _decoded(data: bytes | None, flags: int) -> np.ndarray | None:
     return cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
 
 
-def _text(data: np.ndarray) -> str:
-    return base64.b64encode(data.tobytes()).decode("ascii")
+def _text(data: bytes) -> str:
+    return base64.b64encode(data).decode("ascii")

@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from cxr_pipeline.about import PROGRAM, cores
 from cxr_pipeline.report.films import in_order, pieces, size_of, turbo
@@ -28,6 +28,7 @@ from cxr_pipeline.report.page import (
     table,
     template,
 )
+from cxr_pipeline.report.pictures import EMBEDDED, Pictures
 from cxr_pipeline.report.summary import Tally, answers_of, probabilities_of, summary
 from cxr_pipeline.results.drawing import FAINT, HEAT
 from cxr_pipeline.results.folder import REPORT, run_info
@@ -39,9 +40,16 @@ from cxr_pipeline.stages.base import FAILED, OK, REFUSED
 from cxr_pipeline.stages.scores import AT_THRESHOLD, Scale, probability_at
 from cxr_pipeline.texts import Texts
 
-EMBEDDED = 2000  # films in the page itself, about 20 KB each; it must open on a small machine too
 TIMES = ("<!-- times of run.json -->", "<!-- end of times -->")  # all that differs between two runs of the same films
 _KNOWN = frozenset(columns())  # columns that the page shows in places of their own
+
+
+class _Work(NamedTuple):
+    """How the pictures are made: in so many threads, telling how many are done, and which need not be read."""
+
+    workers: int
+    progress: Callable[[int], None]
+    pictures: Pictures | None
 
 
 def write_report(
@@ -51,6 +59,7 @@ def write_report(
     workers: int | None = None,
     progress: Callable[[int], None] | None = None,
     language: str | None = None,
+    pictures: Pictures | None = None,
 ) -> Path:
     """Write `report.html` into the folder of a run, finished or not; an older one is replaced at once or not at all.
 
@@ -60,6 +69,7 @@ def write_report(
         workers: threads; by default one a core.
         progress: called with the number of films done.
         language: one of `texts.LANGUAGES`; by default that of the run.
+        pictures: of films that the run has just judged; the others are read again.
 
     Raises:
         LanguageError: there is no such language.
@@ -81,7 +91,8 @@ def write_report(
     if not lock.acquire():
         raise ReportError(f"a run is working in {folder}. Wait for it, then ask for the report again")
     try:
-        return _write(folder, run, journal, embed, workers or cores(), progress or (lambda done: None), say)
+        work = _Work(workers or cores(), progress or (lambda done: None), pictures)
+        return _write(folder, run, journal, embed, work, say)
     finally:
         lock.release()
 
@@ -91,8 +102,7 @@ def _write(
     run: dict[str, Any],
     journal: JournalReader,
     embed: int,
-    workers: int,
-    progress: Callable[[int], None],
+    work: _Work,
     say: Texts,
 ) -> Path:
     tally = Tally.of((entry["row"] for entry in journal), say)
@@ -125,7 +135,7 @@ def _write(
         file.write(b"\n]</script>\n")
         reader = IsolatedReader()
         try:
-            _write_films(file.write, _numbered(journal, chosen), folder, reader, workers, progress)
+            _write_films(file.write, _numbered(journal, chosen), folder, reader, work)
         finally:
             reader.close()
     return folder / REPORT
@@ -145,16 +155,15 @@ def _write_films(
     films: Iterator[tuple[int, dict[str, Any]]],
     folder: Path,
     reader: IsolatedReader,
-    workers: int,
-    progress: Callable[[int], None],
+    work: _Work,
 ) -> None:
     def one(number: int, entry: dict[str, Any]) -> str:
-        return data_block(f"film-{number}", pieces(folder, entry, reader))
+        return data_block(f"film-{number}", pieces(folder, entry, reader, work.pictures))
 
     jobs = (partial(one, number, entry) for number, entry in films)
-    for done, block in enumerate(in_order(jobs, workers), 1):
+    for done, block in enumerate(in_order(jobs, work.workers), 1):
         write(block.encode())
-        progress(done)
+        work.progress(done)
 
 
 def _numbered(journal: JournalReader, chosen: set[int] | None) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -29,7 +29,7 @@ from cxr_pipeline.run.inputs import Input, assign_ids
 from cxr_pipeline.run.isolation import SECONDS
 from cxr_pipeline.run.reading import Desk, hash_or_nothing
 from cxr_pipeline.run.steps import Steps
-from cxr_pipeline.stages.base import FAILED, OK, REFUSED, Stage
+from cxr_pipeline.stages.base import FAILED, OK, REFUSED, Record, Stage
 
 _SHOWN = 10  # refused and failed films that a summary names
 
@@ -105,6 +105,7 @@ class Runner:
         judges: threads that judge, a batch each; more than one only where several threads may call the stages at once,
             see `stages.base.Stage.shared`.
         ready: called before films are judged, such as to wait for networks that open late; not where all are done.
+        saved: called by the threads that write, with the content hash and the record of each film that was judged here.
     """
 
     stages: Sequence[Stage]
@@ -120,6 +121,7 @@ class Runner:
     fast_decode: bool = False
     judges: int = 1
     ready: Callable[[], None] | None = None
+    saved: Callable[[str, Record], None] | None = None
     _seconds: dict[str, float] = field(default_factory=dict, init=False, repr=False)
     _guard: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
 

@@ -133,7 +133,10 @@ class Steps:
     def _save(self, film: RunItem) -> dict[str, str]:
         try:
             with self.runner.timed("write"):
-                return self.folder.save(film.item.key, film.item.path, film.sha256, film.held, trace=film.trace)
+                row = self.folder.save(film.item.key, film.item.path, film.sha256, film.held, trace=film.trace)
+                if self.runner.saved is not None:
+                    self.runner.saved(film.sha256, film.held)
+                return row
         finally:
             self.room.give(film.pixels)
 

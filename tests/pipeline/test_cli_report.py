@@ -6,12 +6,17 @@ import json
 import subprocess
 import sys
 
+import cv2
+import numpy as np
 import pytest
 
 from cxr_pipeline import stages
 from cxr_pipeline.cli import main as cli
+from cxr_pipeline.data.radiograph import Radiograph
 from cxr_pipeline.report import report
+from cxr_pipeline.report.pictures import Pictures
 from cxr_pipeline.results.folder import run_info
+from cxr_pipeline.stages.base import Record
 from tests.pipeline import fake_chain
 from tests.pipeline.fake_chain import tree, write_film
 from tests.pipeline.report_reader import opened
@@ -74,6 +79,40 @@ def test_asked_for_again_it_is_the_same(arguments, tmp_path):
     assert tree(tmp_path / "out") == before
 
 
+def test_films_that_the_run_has_read_are_not_read_again(arguments, films, tmp_path, monkeypatch):
+    read = []
+    usual = report.IsolatedReader.__call__
+
+    def seen(self, path, **options):
+        read.append(str(path))
+        return usual(self, path, **options)
+
+    monkeypatch.setattr(report, "IsolatedReader", type("Reader", (report.IsolatedReader,), {"__call__": seen}))
+    assert call(*arguments) == 0
+    page = opened(tmp_path / "out" / "report.html")
+    assert [page.json(f"film-{number}")["from"] for number in range(3)] == ["source"] * 3
+    assert not read
+    write_film(films / "later.png", 7, lungs=0.2)  # the run goes on: the others were judged by an earlier call
+    assert call(*arguments) == 0
+    assert sorted(read) == [str(films / f"f{number}.png") for number in range(3)]
+    page = opened(tmp_path / "out" / "report.html")
+    assert [page.json(f"film-{number}")["from"] for number in range(4)] == ["source"] * 4
+
+
+def test_pictures_are_of_whole_films_and_not_of_more_than_a_number():
+    def record(name, pixels, size):
+        return Record(Radiograph(pixels, name, "", size, None, "png", 8, {}))
+
+    kept, film = Pictures(most=2), np.linspace(0, 1, 800 * 400, dtype=np.float32).reshape(800, 400)
+    kept.keep("0", record("half", film[::2, ::2], film.shape))  # decoded at half its size
+    for name in "abc":
+        kept.keep("0", record(name, film, film.shape))
+    found = {name: kept.of({"id": name, "sha256": "0"}) for name in ("half", "a", "b", "c")}
+    assert [name for name, data in found.items() if data] == ["a", "b"]
+    assert cv2.imdecode(np.frombuffer(found["a"], np.uint8), cv2.IMREAD_GRAYSCALE).shape == (384, 192)
+    assert kept.of({"id": "a", "sha256": "1"}) is None  # another film under the same name
+
+
 def test_without_it_none_is_left(arguments, tmp_path, capsys):
     assert call(*arguments, "--no-report") == 0
     assert not (tmp_path / "out" / "report.html").exists()
@@ -113,7 +152,7 @@ def test_a_closed_pipe_is_no_fault_of_the_report(tmp_path, monkeypatch, capsys):
             raise BrokenPipeError
         print(text)
 
-    monkeypatch.setattr(report, "write_report", lambda out, progress: out / "report.html")
+    monkeypatch.setattr(report, "write_report", lambda out, **_: out / "report.html")
     monkeypatch.setattr("click.echo", closed)
     with pytest.raises(BrokenPipeError):
         report_at_end(tmp_path, 1, True)

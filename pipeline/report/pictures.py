@@ -1,0 +1,59 @@
+"""Small pictures of films, kept by the run that judges them for the report at its end: no film is decoded twice."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from cxr_pipeline.stages.base import Record
+
+EMBEDDED = 2000  # films in a report's page itself, about 20 KB each; it must open on a small machine too
+LONGEST = 384  # of the embedded film, in pixels; long sides of 256, 384, 512: 9, 16, 24 KB as text
+QUALITY = 80  # of its JPEG
+
+
+def small(image: np.ndarray, longest: int = LONGEST) -> np.ndarray:
+    """The image with a long side of at most `longest` pixels."""
+    from cxr_pipeline.data.geometry import resize
+
+    scale = min(1.0, longest / max(image.shape[:2]))
+    return resize(image, *(max(1, round(side * scale)) for side in image.shape[:2]))
+
+
+def jpeg(image: np.ndarray) -> bytes:
+    """An image (H, W) or (H, W, 3) uint8, as the bytes of a JPEG file."""
+    import cv2
+
+    return cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])[1].tobytes()
+
+
+def picture(pixels: np.ndarray) -> bytes:
+    """A film (H, W) float in [0, 1] as a small JPEG, its grey levels stretched for looking."""
+    from cxr_pipeline.results.drawing import stretched
+
+    return jpeg(stretched(small(pixels)))
+
+
+class Pictures:
+    """The pictures of the films that one run has judged. Several threads may keep and ask at once.
+
+    Args:
+        most: further films are not kept, so that memory stays small: the report reads them again.
+    """
+
+    def __init__(self, most: int = EMBEDDED) -> None:
+        self._most = most
+        self._held: dict[tuple[str, str], bytes] = {}
+
+    def keep(self, sha256: str, record: Record) -> None:
+        """Keep the picture of a film with the content `sha256`, if it was read whole."""
+        film = record.radiograph
+        if film is not None and film.pixels.shape == film.size and len(self._held) < self._most:
+            self._held[film.id, sha256] = picture(film.pixels)
+
+    def of(self, row: Mapping[str, str]) -> bytes | None:
+        """The picture of the film that a row of the results tells of; None where it was not kept."""
+        return self._held.get((row["id"], row.get("sha256", "")))
