@@ -100,6 +100,6 @@ def test_every_value_says_where_it_came_from():
     assert shown["classify.fit.batch_size"] == (7, "--set")
     assert shown["segment.size"] == (256, "default")
     assert shown["seed"] == (1, "default")  # set to what it was
-    assert shown["classify.assumed_mix"][0] == {"TB": 0.31, "NTB": 0.19, "NORM": 0.50}
+    assert shown["classify.assumed_mix"][0] == {"TB": 0.25, "NTB": 0.25, "NORM": 0.50}
     with pytest.raises(ConfigError):
         explain("tb", ["classify.alfa=1"])
