@@ -1,10 +1,11 @@
 """Goes on with the features of the network `chest` on films with TB and normal ones of hospitals that have both.
 
-    python docs/experiments/pretrain_tb.py --data MANIFEST --sources rahman --out features.npz [--steps 400]
+    python docs/experiments/pretrain_tb.py --data MANIFEST --features PRETRAINED.npz --sources rahman --out features.npz
 
 Beside what stage b of pretrain.py learns, each film with TB is to have more evidence than each normal film of its own
 source: a hospital's level cancels out, so that what is learned varies within it. A source that takes part can no longer
-stand for a hospital never seen: train once without each, to judge on it.
+stand for a hospital never seen: train once without each, to judge on it. Start from a file of `pretrain.py`: the
+features that ship have learned from shenzhen and rahman already.
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ def compared(labels: np.ndarray, pairs: np.ndarray) -> Callable[..., Any]:
     return loss
 
 
-def train(films: Films, work: Path, plan: Plan, *, steps: int, seed: int, features: str = "chest") -> K.Model:
+def train(films: Films, work: Path, plan: Plan, *, steps: int, seed: int, features: str) -> K.Model:
     """The network after training, with its averaged weights; a run that was stopped goes on from `work`.
 
     Raises:
@@ -111,7 +112,7 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--sources", nargs="+", required=True, help="hospitals with TB and normal films")
-    parser.add_argument("--features", default="chest", help="to start from: 'chest', or a file of pretrain.py")
+    parser.add_argument("--features", required=True, help="to start from: a file of pretrain.py, or 'chest'")
     parser.add_argument("--weights", default="tb", help="chain whose segmentation makes the lung crops")
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--work", type=Path, help="checkpoints and crops; by default the name of --out with .work")

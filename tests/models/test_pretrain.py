@@ -229,7 +229,8 @@ def test_films_with_tb_go_on_from_the_shipped_features(scripts, drawn, tmp_path,
     sources = (*scripts[1].SOURCES, "shenzhen", "rahman")
     films = scripts[1].films_of(data, [stage], tmp_path / "crops", SIZE, sources)
     plan = scripts[2].plan_for(["shenzhen", "rahman"], SIZE)
-    before, after = (scripts[2].train(films, tmp_path / str(steps), plan, steps=steps, seed=1) for steps in (0, 1))
+    given = {"seed": 1, "features": "chest"}
+    before, after = (scripts[2].train(films, tmp_path / str(steps), plan, steps=steps, **given) for steps in (0, 1))
     scripts[0].export(before, tmp_path / "features.npz")
     found, ours = load_features(str(tmp_path / "features.npz")), load_features("chest")
     assert found.keys() == ours.keys()
