@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,7 +39,13 @@ HEAVY = (
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Have pytest-xdist, where it is used, keep our order: by itself it sorts files by their number of tests."""
+    """Have pytest-xdist, where it is used, keep our order: by itself it sorts files by their number of tests.
+
+    And have Python keep what it compiles, here and in the processes that tests start. Where PYTHONDONTWRITEBYTECODE is
+    set, each would compile TensorFlow again, for 8 seconds, as uv compiles nothing when it installs.
+    """
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    sys.dont_write_bytecode = False
     if hasattr(config.option, "loadscopereorder"):
         config.option.loadscopereorder = False
 
