@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import pytest
 
@@ -26,9 +28,18 @@ def test_what_another_program_must_set_for_the_same_answers_is_said(tmp_path, mo
     assert capsys.readouterr().out == ""
 
 
+@pytest.fixture(scope="module")
+def opened_once():
+    """The Keras models, opened once for all formats."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("load_keras", "open_network"):
+            patch.setattr(export, name, cache(getattr(export, name)))
+        yield
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("to", export.FORMATS)
-def test_the_written_networks_answer_like_the_keras_model(to, tmp_path, capsys):
+def test_the_written_networks_answer_like_the_keras_model(to, opened_once, tmp_path, capsys):
     assert _call(["export", "--to", to, "--out", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     assert {path.name.partition(".")[0] for path in tmp_path.iterdir()} == {"segment", "classify"}
