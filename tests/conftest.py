@@ -121,6 +121,16 @@ def tiny_chain(shared: Path, samples: Path, tiny_config: Config) -> Path:
     return shared / "chain"
 
 
+@pytest.fixture(scope="module")
+def eagerly() -> Iterator[None]:
+    """Steps of trainings run one by one: to compile them would take longer than the few steps of a test."""
+    import tensorflow as tf
+
+    tf.config.run_functions_eagerly(True)
+    yield
+    tf.config.run_functions_eagerly(False)
+
+
 @pytest.fixture(scope="session")
 def decoders() -> Iterator[Pool]:
     """Processes that decode films, for `lent_by`."""
