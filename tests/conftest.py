@@ -26,15 +26,21 @@ HERE = Path(__file__).parent
 HEAVY = (
     "pipeline/test_end_to_end.py",
     "pipeline/test_engine_ray.py",
-    "pipeline/test_other_tasks.py",
     "pipeline/test_distribution.py",
+    "models/test_networks.py",
+    "stages/test_quality.py",
     "pipeline/test_runner.py",
     "stages/test_contract.py",
-    "pipeline/test_engines.py",
-    "stages/test_heart.py",
     "pipeline/test_export.py",
+    "pipeline/test_engines.py",
+    "pipeline/test_other_tasks.py",
+    "stages/test_classify_training.py",
     "models/test_pretrain.py",
+    "stages/test_heart.py",
+    "models/test_fit.py",
     "models/test_checkpoints.py",
+    "pipeline/test_read_loop.py",
+    "pipeline/test_small_run.py",
 )
 
 
