@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,20 +26,32 @@ HERE = Path(__file__).parent
 HEAVY = (
     "pipeline/test_end_to_end.py",
     "pipeline/test_engine_ray.py",
-    "pipeline/test_other_tasks.py",
     "pipeline/test_distribution.py",
+    "models/test_networks.py",
+    "stages/test_quality.py",
     "pipeline/test_runner.py",
     "stages/test_contract.py",
-    "pipeline/test_engines.py",
-    "stages/test_heart.py",
     "pipeline/test_export.py",
+    "pipeline/test_engines.py",
+    "pipeline/test_other_tasks.py",
+    "stages/test_classify_training.py",
     "models/test_pretrain.py",
+    "stages/test_heart.py",
+    "models/test_fit.py",
     "models/test_checkpoints.py",
+    "pipeline/test_read_loop.py",
+    "pipeline/test_small_run.py",
 )
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Have pytest-xdist, where it is used, keep our order: by itself it sorts files by their number of tests."""
+    """Have pytest-xdist, where it is used, keep our order: by itself it sorts files by their number of tests.
+
+    And have Python keep what it compiles, here and in the processes that tests start. Where PYTHONDONTWRITEBYTECODE is
+    set, each would compile TensorFlow again, for 8 seconds, as uv compiles nothing when it installs.
+    """
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    sys.dont_write_bytecode = False
     if hasattr(config.option, "loadscopereorder"):
         config.option.loadscopereorder = False
 
@@ -112,6 +125,16 @@ def tiny_chain(shared: Path, samples: Path, tiny_config: Config) -> Path:
         if missing:
             train(samples, tiny_config, shared / "chain")
     return shared / "chain"
+
+
+@pytest.fixture(scope="module")
+def eagerly() -> Iterator[None]:
+    """Steps of trainings run one by one: to compile them would take longer than the few steps of a test."""
+    import tensorflow as tf
+
+    tf.config.run_functions_eagerly(True)
+    yield
+    tf.config.run_functions_eagerly(False)
 
 
 @pytest.fixture(scope="session")

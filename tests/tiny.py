@@ -1,7 +1,12 @@
-"""Settings that make the whole chain small enough to train in a test."""
+"""Settings that make the whole chain small enough to train in a test.
+
+What a training of a few films costs is the building of its steps, so the number of layers counts. Networks of full
+depth pass `tests/models/test_networks.py`; that of the lungs is trained in `tests/pipeline/test_distribution.py`.
+"""
 
 SMALL = [  # of any config
     "segment.size=64",
+    "segment.encoder=mobilenet",  # half as many layers as the default
     "segment.encoder_weights=null",
     "segment.decoder_filters=[8, 8, 8, 8, 4]",
     "segment.fit.epochs=2",
@@ -20,7 +25,7 @@ SMALL = [  # of any config
 TINY = [  # of the preset tb: a network whose encoder is trained, so that all steps of a training take place
     "classify.network=mobilenetv2",
     "classify.alpha=0.35",
-    "classify.cut=block_13_expand_relu",
+    "classify.cut=block_3_expand_relu",
     "classify.pool=zones",
     "classify.head=solved",
     "classify.fit.augment=true",

@@ -132,22 +132,24 @@ def hd95(a: np.ndarray, b: np.ndarray) -> float:
 
 def auroc(y: np.ndarray, score: np.ndarray) -> float:
     """Area under the ROC curve: how often a positive film scores above a negative one (ties count half)."""
-    from scipy.stats import rankdata
-
-    y = np.asarray(y, bool)
-    positives, negatives = int(y.sum()), int((~y).sum())
-    if not positives or not negatives:
+    y, score = np.asarray(y, bool), np.asarray(score, float)
+    positives, negatives = score[y], np.sort(score[~y])
+    if not len(positives) or not len(negatives):
         return float("nan")
-    ranks = rankdata(np.asarray(score, float))
-    return float((ranks[y].sum() - positives * (positives + 1) / 2) / (positives * negatives))
+    below, reached = (np.searchsorted(negatives, positives, side) for side in ("left", "right"))
+    return float((below.sum() + reached.sum()) / (2 * len(positives) * len(negatives)))
 
 
 def average_precision(y: np.ndarray, score: np.ndarray) -> float:
-    """Area under the precision-recall curve, as a step function."""
-    from sklearn.metrics import average_precision_score
-
-    y = np.asarray(y, bool)
-    return float(average_precision_score(y, score)) if y.any() else float("nan")
+    """Area under the precision-recall curve, as a step function; films with the same score make one step."""
+    # As scikit-learn has it, which looks at its arguments for a millisecond: the interval asks for it 1000 times.
+    order = np.argsort(-np.asarray(score, float), kind="stable")
+    y, score = np.asarray(y, bool)[order], np.asarray(score, float)[order]
+    if not y.any():
+        return float("nan")
+    last = np.append(np.flatnonzero(np.diff(score)), len(score) - 1)  # of each score
+    found = np.cumsum(y)[last]
+    return float((np.diff(found, prepend=0) * (found / (last + 1))).sum() / found[-1])
 
 
 def sensitivity(y: np.ndarray, score: np.ndarray, threshold: float) -> float:

@@ -82,6 +82,7 @@ def test_auroc_ignores_monotone_change(score, seed):
 def test_one_class_alone_is_undefined_and_no_error(y):
     score = np.linspace(0, 1, len(y))
     assert np.isnan(m.auroc(y, score))
+    assert np.isnan(m.average_precision(y, score)) == (not y.any())
     assert np.isnan(m.sensitivity(y, score, 0.5)) == (not y.any())
     assert np.isnan(m.threshold_for_sensitivity(y, score, 0.9)) == (not y.any())
 

@@ -152,16 +152,6 @@ def test_a_kind_without_films_is_named(scripts, films, plans):
         scripts[1].Batches(lacking, plans[0], 0)
 
 
-@pytest.fixture
-def eagerly():
-    """Steps run one by one: compiling the networks would take longer than the few steps of a test."""
-    import tensorflow as tf
-
-    tf.config.run_functions_eagerly(True)
-    yield
-    tf.config.run_functions_eagerly(False)
-
-
 @pytest.mark.slow
 def test_two_stages_make_features_that_a_classifier_starts_from(scripts, films, plans, tmp_path, monkeypatch, eagerly):
     pretrain = scripts[0]

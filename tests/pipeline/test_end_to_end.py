@@ -294,7 +294,9 @@ def test_training_leaves_what_it_promises(tiny_chain):
         assert card["figures"]["test"]["n"] > 0
 
 
-def test_a_training_killed_in_the_middle_of_an_epoch_ends_like_an_undisturbed_one(samples, tiny_chain, tmp_path):
+def test_a_training_killed_in_the_middle_of_an_epoch_ends_like_an_undisturbed_one(
+    samples, tiny_chain, tmp_path, capsys
+):
     settings = [part for line in TINY for part in ("--set", line)]
     command = ["train", "--stage", "segment", "--data", samples, "--config", "tb", "--out", tmp_path, *settings]
     child = subprocess.Popen(
@@ -308,7 +310,7 @@ def test_a_training_killed_in_the_middle_of_an_epoch_ends_like_an_undisturbed_on
         time.sleep(0.02)
     child.send_signal(signal.SIGKILL)  # the second epoch has begun
     child.wait()
-    pipeline(*command)
+    called(capsys, *command)
     with history.open() as file, (tiny_chain / "segment" / "history.csv").open() as whole:
         resumed, undisturbed = list(csv.DictReader(file)), list(csv.DictReader(whole))
     assert len(resumed) == len(undisturbed) == 2
@@ -356,10 +358,10 @@ def unmasked(samples, tmp_path_factory):
 
 
 @pytest.mark.parametrize("alone", [[], ["--stage", "classify"]])
-def test_films_without_masks_are_trained_on_with_lungs_from_elsewhere(unmasked, tiny_chain, tmp_path, alone):
+def test_films_without_masks_are_trained_on_with_lungs_from_elsewhere(unmasked, tiny_chain, tmp_path, capsys, alone):
     small = [word for line in TINY for word in ("--set", line)]
     taken = ["--set", f"segment.weights={tiny_chain}", "--set", "segment.margin=0.1", *alone]
-    pipeline("train", "--data", unmasked, "--out", tmp_path / "w", *small, *taken)
+    called(capsys, "train", "--data", unmasked, "--out", tmp_path / "w", *small, *taken)
     mine, theirs = (bundle / "segment" for bundle in (tmp_path / "w", tiny_chain))
     assert (mine / "model.onnx").read_bytes() == (theirs / "model.onnx").read_bytes()
     card, origin = (json.loads((bundle / "card.json").read_text()) for bundle in (mine, theirs))
@@ -367,10 +369,10 @@ def test_films_without_masks_are_trained_on_with_lungs_from_elsewhere(unmasked, 
     assert card["figures"] == origin["figures"]
     assert card["decisions"] == origin["decisions"] | {"margin": 0.1}
     assert (tmp_path / "w" / "localize").exists() is not bool(alone)
-    pipeline("report", tmp_path / "w")
+    called(capsys, "report", tmp_path / "w")
     assert f"taken from {tiny_chain}" in (tmp_path / "w" / "report.html").read_text(encoding="utf-8")
     only = ["--stage", "classify"] if alone else []
-    pipeline("run", unmasked, "--out", tmp_path / "out", "--weights", tmp_path / "w", *only)
+    called(capsys, "run", unmasked, "--out", tmp_path / "out", "--weights", tmp_path / "w", *only)
     assert len(rows_of(tmp_path / "out")) == 18
 
 

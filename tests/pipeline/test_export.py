@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
+from functools import cache
+
 import numpy as np
 import pytest
 
@@ -26,9 +30,27 @@ def test_what_another_program_must_set_for_the_same_answers_is_said(tmp_path, mo
     assert capsys.readouterr().out == ""
 
 
+@pytest.fixture(scope="module")
+def kept_networks(tmp_path_factory):
+    """The Keras models are opened once for all formats, and the SavedModel that TFLite is made of is written once."""
+    folder, write = tmp_path_factory.mktemp("written"), export._write_saved_model
+
+    def copied(bundle, path):
+        if not (folder / bundle.name).exists():
+            write(bundle, folder / bundle.name)
+        shutil.copytree(folder / bundle.name, path)
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("load_keras", "open_network"):
+            patch.setattr(export, name, cache(getattr(export, name)))
+        patch.setattr(export, "_write_saved_model", copied)
+        patch.setitem(export.FORMATS, "saved_model", replace(export.FORMATS["saved_model"], write=copied))
+        yield
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("to", export.FORMATS)
-def test_the_written_networks_answer_like_the_keras_model(to, tmp_path, capsys):
+def test_the_written_networks_answer_like_the_keras_model(to, kept_networks, tmp_path, capsys):
     assert _call(["export", "--to", to, "--out", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     assert {path.name.partition(".")[0] for path in tmp_path.iterdir()} == {"segment", "classify"}

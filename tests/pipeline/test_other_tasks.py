@@ -188,7 +188,7 @@ ONE_CLASS = {
     "class_of": {"LIQUID": ["Effusion"], "SICK": ["TB"], "WELL": ["NORM"]},
     "positive": "LIQUID",
     "normal": "WELL",
-    "classify": {"lungs": "none", "pool": "all", "fit": {"epochs": 1}},
+    "classify": {"lungs": "none", "pool": "all", "cut": "block_3_expand_relu", "fit": {"epochs": 1}},
 }
 
 
