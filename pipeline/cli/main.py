@@ -272,7 +272,7 @@ def run(
     }
     runner = made_by.runner(chain, spec, out, chosen_options, **cluster)
     pictures = Pictures()
-    if report or (report is None and len(found) <= EMBEDDED):
+    if report or (report is None and len(found) <= EMBEDDED * (shard[1] if shard else 1)):
         runner.saved = pictures.keep
     try:
         with run_progress(len(found)) as progress:

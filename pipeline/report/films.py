@@ -29,9 +29,10 @@ Reader = Callable[..., Radiograph]
 def pieces(folder: Path, entry: dict[str, Any], reader: Reader, pictures: Pictures | None = None) -> dict[str, Any]:
     """The embedded parts of a film, from an entry of the journal. `pictures` spares the films that it holds a reading.
 
-    Keys, each only where there is something: `film` (JPEG) with `from`: "source" (read from its file, which still is
-    what was judged) or "overlay" (the overlay, with outline, heat and boxes drawn in), `lungs` (outlines as an SVG path
-    in native pixels), `heat` (PNG, grey, of the whole film). Pictures are base64 text.
+    Keys, each only where there is something: `film` (JPEG) with `from`: "source" (kept by the run that judged it, or
+    read from its file, which still is what was judged) or "overlay" (the overlay, with outline, heat and boxes drawn
+    in), `lungs` (outlines as an SVG path in native pixels), `heat` (PNG, grey, of the whole film). Pictures are base64
+    text.
     """
     row = entry["row"]
     size = size_of(row)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,8 @@ if TYPE_CHECKING:
     import numpy as np
 
     from cxr_pipeline.stages.base import Record
+
+log = logging.getLogger("cxr.report")
 
 EMBEDDED = 2000  # films in a report's page itself, about 20 KB each; it must open on a small machine too
 LONGEST = 384  # of the embedded film, in pixels; long sides of 256, 384, 512: 9, 16, 24 KB as text
@@ -49,10 +52,14 @@ class Pictures:
         self._held: dict[tuple[str, str], bytes] = {}
 
     def keep(self, sha256: str, record: Record) -> None:
-        """Keep the picture of a film with the content `sha256`, if it was read whole."""
+        """Keep the picture of a film with the content `sha256`, if it was read whole. It is no reason to stop a run."""
         film = record.radiograph
-        if film is not None and film.pixels.shape == film.size and len(self._held) < self._most:
+        if film is None or film.pixels.shape != film.size or len(self._held) >= self._most:
+            return
+        try:
             self._held[film.id, sha256] = picture(film.pixels)
+        except Exception as error:  # such as too little memory: the report reads the film again
+            log.warning("%s: no picture for the report was kept (%s)", film.id, error)
 
     def of(self, row: Mapping[str, str]) -> bytes | None:
         """The picture of the film that a row of the results tells of; None where it was not kept."""

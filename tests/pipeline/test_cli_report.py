@@ -13,7 +13,7 @@ import pytest
 from cxr_pipeline import stages
 from cxr_pipeline.cli import main as cli
 from cxr_pipeline.data.radiograph import Radiograph
-from cxr_pipeline.report import report
+from cxr_pipeline.report import pictures, report
 from cxr_pipeline.report.pictures import Pictures
 from cxr_pipeline.results.folder import run_info
 from cxr_pipeline.stages.base import Record
@@ -111,6 +111,16 @@ def test_pictures_are_of_whole_films_and_not_of_more_than_a_number():
     assert [name for name, data in found.items() if data] == ["a", "b"]
     assert cv2.imdecode(np.frombuffer(found["a"], np.uint8), cv2.IMREAD_GRAYSCALE).shape == (384, 192)
     assert kept.of({"id": "a", "sha256": "1"}) is None  # another film under the same name
+
+
+def test_a_picture_that_cannot_be_kept_costs_nothing(arguments, tmp_path, monkeypatch):
+    def fails(_):
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(pictures, "picture", fails)
+    assert call(*arguments) == 0
+    page = opened(tmp_path / "out" / "report.html")
+    assert [page.json(f"film-{number}")["from"] for number in range(3)] == ["source"] * 3
 
 
 def test_without_it_none_is_left(arguments, tmp_path, capsys):
