@@ -131,23 +131,29 @@ def hd95(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def auroc(y: np.ndarray, score: np.ndarray) -> float:
-    """Area under the ROC curve: how often a positive film scores above a negative one (ties count half)."""
+    """Area under the ROC curve: how often a positive film scores above a negative one (ties count half).
+
+    NaN where a score is NaN.
+    """
     y, score = np.asarray(y, bool), np.asarray(score, float)
     positives, negatives = score[y], np.sort(score[~y])
-    if not len(positives) or not len(negatives):
+    if not len(positives) or not len(negatives) or np.isnan(score).any():
         return float("nan")
     below, reached = (np.searchsorted(negatives, positives, side) for side in ("left", "right"))
     return float((below.sum() + reached.sum()) / (2 * len(positives) * len(negatives)))
 
 
 def average_precision(y: np.ndarray, score: np.ndarray) -> float:
-    """Area under the precision-recall curve, as a step function; films with the same score make one step."""
+    """Area under the precision-recall curve, as a step function; films with the same score make one step.
+
+    NaN where a score is NaN.
+    """
     # As scikit-learn has it, which looks at its arguments for a millisecond: the interval asks for it 1000 times.
     order = np.argsort(-np.asarray(score, float), kind="stable")
     y, score = np.asarray(y, bool)[order], np.asarray(score, float)[order]
-    if not y.any():
+    if not y.any() or np.isnan(score).any():
         return float("nan")
-    last = np.append(np.flatnonzero(np.diff(score)), len(score) - 1)  # of each score
+    last = np.append(np.flatnonzero(score[1:] != score[:-1]), len(score) - 1)  # of each score
     found = np.cumsum(y)[last]
     return float((np.diff(found, prepend=0) * (found / (last + 1))).sum() / found[-1])
 

@@ -78,6 +78,13 @@ def test_auroc_ignores_monotone_change(score, seed):
         assert m.auroc(y, score) == pytest.approx(m.auroc(y, 3 * score**3 + score))
 
 
+def test_a_score_that_is_no_number_gives_no_figure():
+    y, score = [True, False, True], [np.nan, 0.2, 0.5]
+    assert np.isnan(m.auroc(y, score))
+    assert np.isnan(m.average_precision(y, score))
+    assert m.average_precision(y, [np.inf, 0.2, np.inf]) == 1.0
+
+
 @pytest.mark.parametrize("y", [np.zeros(5, bool), np.ones(5, bool), np.zeros(0, bool)])
 def test_one_class_alone_is_undefined_and_no_error(y):
     score = np.linspace(0, 1, len(y))
