@@ -11,7 +11,7 @@ with `left_out.csv` beside its stages.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from cxr_pipeline.configs.errors import CxrError
 from cxr_pipeline.configs.schema import Config, load_config
 from cxr_pipeline.data.files import whole_file
+from cxr_pipeline.data.manifest import read_manifest
 from cxr_pipeline.models.figures.metrics import auroc, bootstrap, bootstrap_mean, softmax
 from cxr_pipeline.models.store import LICENCE, bundle_of, read_card, write_card
 from cxr_pipeline.stages import classify_training, names_for
@@ -28,11 +30,15 @@ from cxr_pipeline.stages.classify_training import LEFT_OUT, ClassifyTraining
 from cxr_pipeline.train.training import train
 
 FEW = 20  # a source with no more films of a class has no figure of it
-TOLD = (
-    '"left_out" are films of train, each answered by a last layer fitted without its source. Films of {} are answered '
-    "by a twin whose features never saw their source either; of the other sources, features saw train films with other "
-    "labels (see models/weights/chest/card.json)"
-)
+
+
+def told(twins: Collection[str]) -> str:
+    """What the card says of the films left out."""
+    answered = f"Films of {' and '.join(twins)} are answered by a twin whose features never saw their source either. "
+    return (
+        '"left_out" are films of train, each answered by a last layer fitted without its source. '
+        f"{answered if twins else ''}Features saw train films of the other sources, see models/weights/chest/card.json"
+    )
 
 
 class WithTwins(ClassifyTraining):
@@ -118,9 +124,22 @@ def _auroc_of(truth: np.ndarray, score: np.ndarray, chosen: np.ndarray) -> float
 def train_with_twins(data: Path, config: Config, out: Path, twins: Mapping[str, str]) -> None:
     """Train as `pipeline train` does, with twins for the calibration; figures of left-out films go on the card.
 
+    Args:
+        out: must not hold a training: it would not tell by which twins it was calibrated.
+        twins: by source, the file of features that were trained without it.
+
     Raises:
-        CxrError: as `train`.
+        CxrError: as `train`; also where `out` holds a training, or no film of `train` is of a twin's source.
     """
+    if (out / "classify").exists():
+        raise CxrError(f"{out} holds a training already. Give another --out, or remove it")
+    films = read_manifest(data).select(split="train").table
+    unknown = sorted(set(twins) - set(films["source"]))
+    if unknown:
+        raise CxrError(
+            f"no film of train is of the source {', '.join(unknown)}. Sources of {data}: "
+            f"{', '.join(sorted(set(films['source'])))}"
+        )
     out.mkdir(parents=True, exist_ok=True)
     usual = classify_training.ClassifyTraining
     training = type("Training", (WithTwins,), {"twins": dict(twins), "table": out / LEFT_OUT.replace(".npy", ".csv")})
@@ -135,7 +154,7 @@ def train_with_twins(data: Path, config: Config, out: Path, twins: Mapping[str, 
         if stage == "classify":
             table = pd.read_csv(training.table)
             card["figures"]["left_out"] = {"by_source": figures_of(table, card["decisions"])}
-            card["training"]["left_out"] = TOLD.format(" and ".join(twins))
+            card["training"]["left_out"] = told(twins)
         write_card(folder, card)
 
 

@@ -1,18 +1,22 @@
 """Ways to fit a site from films without labels, compared by leaving hospitals out.
 
-    python docs/experiments/unlabelled.py LOGITS.npy manifest.csv models/weights/tb/classify/card.json --out DIR
+    python docs/experiments/unlabelled.py left_out.csv manifest.csv models/weights/tb/classify/card.json --out DIR
+                                          [--films figures/films.csv]
 
-LOGITS.npy is float (N, K): what the network says of each film of the manifest, in its order; zeros where a film was not
-judged. Films of `test` are left out, and montgomery is measured but chooses nothing. For each hospital the reference
-is made of the others; half of a sample of its films calibrates without labels, the other half measures.
+left_out.csv is what `train_tb.py` leaves: films of `train`, answered by what never saw their hospital. A network that
+learned from a hospital says nothing of a site never seen. `--films` adds films of a hospital that took part in nothing,
+from the folder of `pipeline evaluate`: montgomery is measured so, and chooses nothing. Films of `test` are left out.
+For each hospital the reference is made of the others; half of a sample of its films calibrates without labels, the
+other half measures.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -63,11 +67,29 @@ def alignments(x: np.ndarray, reference: Reference, typical: tuple[np.ndarray, n
     yield "components, half the shift", _with_shares(x, reference, halfway.shift / 2, halfway.stretch**0.5, "em")
 
 
+def logits_of(films: pd.DataFrame, left_out: Path, further: Path | None, decisions: Mapping[str, Any]) -> np.ndarray:
+    """Logits (N, K) of the films of a manifest, in its order; zeros where nothing is known.
+
+    Args:
+        left_out: a table of `train_tb.py`. further: films.csv of an evaluation: its probabilities become logits.
+        decisions: of the card.
+    """
+    classes = decisions["classes"]
+    found = pd.read_csv(left_out).set_index("image")[classes]
+    if further is not None:
+        judged = pd.read_csv(further).set_index("image")[[f"p_{name}" for name in classes]].dropna()
+        offsets = np.array([decisions["offsets"][name] for name in classes])
+        values = (np.log(np.maximum(judged.to_numpy(), 1e-9)) - offsets) * decisions["temperature"]
+        found = pd.concat([found, pd.DataFrame(values, judged.index, classes)])
+    return found.reindex(films["image"]).fillna(0.0).to_numpy()
+
+
 def main() -> None:
     """Print and write the comparison."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    for name in ("logits", "manifest", "card"):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("left_out", "manifest", "card"):
         parser.add_argument(name, type=Path)
+    parser.add_argument("--films", type=Path, help="films.csv of pipeline evaluate")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--repeats", type=int, default=4)
     parser.add_argument("--targets", type=float, nargs="+", default=[0.90])
@@ -75,7 +97,7 @@ def main() -> None:
     films = pd.read_csv(given.manifest, dtype=str, keep_default_na=False)
     decisions = json.loads(given.card.read_text())["decisions"]
     classes, k = decisions["classes"], decisions["classes"].index(decisions["positive"])
-    logits = np.load(given.logits).astype(float) / decisions["temperature"]
+    logits = logits_of(films, given.left_out, given.films, decisions) / decisions["temperature"]
     label = films["label"].map({name: c for c, name in enumerate(classes)}).fillna(-1).astype(int).to_numpy()
     source = films["source"].to_numpy()
     usable = (logits != 0).any(axis=1) & (label >= 0) & (films["split"] != "test").to_numpy()

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from cxr_pipeline.configs.errors import CxrError
 from cxr_pipeline.configs.schema import load_config
 from cxr_pipeline.data.manifest import read_manifest
 from cxr_pipeline.models.store import read_card, write_card
@@ -52,12 +53,27 @@ def test_a_twin_answers_the_films_of_its_hospital_alone(train_tb, two_hospitals,
     # A twin with the same features gives the same answers.
     np.testing.assert_allclose(training._answers_of("a", config.classify.encoder_weights), own, atol=1e-5)
 
+    class Twin:
+        """Answers with how long the name of its features is."""
+
+        def __init__(self, _data, config, out, _chain):
+            self.features, self.out = config.classify.encoder_weights, out
+
+        def prepare(self):
+            assert self.cache == training.cache
+
+        def build(self):
+            assert self.out != training.out
+
+        def start(self):
+            np.save(self.out / LEFT_OUT, np.full_like(own, len(self.features)))
+
     training.twins = {"a": "without.npz"}
-    monkeypatch.setattr(training, "_answers_of", lambda source, features: np.full_like(own, len(source + features)))
+    monkeypatch.setattr(train_tb, "ClassifyTraining", Twin)
     training.calibrate(training.task.decisions()["offsets"])
     table = pd.read_csv(training.table)
     assert set(table["source"]) == set(sources)
-    assert (table.loc[table["source"] == "a", list(config.classes)] == len("awithout.npz")).all(axis=None)
+    assert (table.loc[table["source"] == "a", list(config.classes)] == len("without.npz")).all(axis=None)
     np.testing.assert_allclose(table.loc[table["source"] == "b", list(config.classes)], own[sources == "b"], atol=1e-6)
     np.testing.assert_allclose(np.load(tmp_path / LEFT_OUT), table[list(config.classes)], atol=1e-6)
 
@@ -104,7 +120,7 @@ def test_figures_of_films_left_out_are_counted_by_source(train_tb):
     assert json.loads(json.dumps(found)) == found
 
 
-def test_the_training_is_the_usual_one_but_for_the_twins(train_tb, tmp_path, monkeypatch):
+def test_the_training_is_the_usual_one_but_for_the_twins(train_tb, two_hospitals, tmp_path, monkeypatch):
     usual = train_tb.classify_training.ClassifyTraining
     decisions = {"classes": ["TB", "NTB", "NORM"], "positive": "TB", "normal": "NORM", "temperature": 1.0}
     decisions |= {"offsets": dict.fromkeys(decisions["classes"], 0.0), "threshold": 0.5}
@@ -120,7 +136,9 @@ def test_the_training_is_the_usual_one_but_for_the_twins(train_tb, tmp_path, mon
             write_card(out / stage, {"stage": stage, "decisions": decisions, "figures": {"test": 1}, "training": {}})
 
     monkeypatch.setattr(train_tb, "train", train)
-    train_tb.train_with_twins(tmp_path, load_config("tb"), tmp_path / "out", {"a": "without.npz"})
+    with pytest.raises(CxrError, match=r"no film of train is of the source A\. Sources of .*: a, b"):
+        train_tb.train_with_twins(two_hospitals, load_config("tb"), tmp_path / "out", {"A": "without.npz"})
+    train_tb.train_with_twins(two_hospitals, load_config("tb"), tmp_path / "out", {"a": "without.npz"})
     card, regions = (read_card(tmp_path / "out" / stage) for stage in ("classify", "localize"))
     assert card["figures"] == {"test": 1, "left_out": {"by_source": {"a": {}}}}
     assert "Films of a are answered by a twin" in card["training"]["left_out"]
@@ -128,3 +146,6 @@ def test_the_training_is_the_usual_one_but_for_the_twins(train_tb, tmp_path, mon
     assert regions["licence"].startswith("MIT")
     assert regions["figures"] == {"test": 1}
     assert train_tb.classify_training.ClassifyTraining is usual
+    assert "twin" not in train_tb.told({})
+    with pytest.raises(CxrError, match="holds a training already"):  # by other twins, perhaps
+        train_tb.train_with_twins(two_hospitals, load_config("tb"), tmp_path / "out", {})
