@@ -88,9 +88,9 @@ def evidence_over_lungs(features: K.KerasTensor, lungs: K.KerasTensor) -> K.Kera
     """A film's evidence (N, C) of a map (N, h, w, 2 C): the log of the lungs' mean of exp(evidence), plus mean context.
 
     One diseased place is enough for a diseased film, however much sound lung is beside it: a mean would thin it out,
-    and a maximum hangs on a single place. AUROC of TB against normal at hospitals never seen, shenzhen (rahman): mean
-    of the places' probabilities 0.876 (0.973), maximum 0.881 (0.956), this 0.880 (0.974); with it, log-odds of films
-    and of places are on one scale.
+    and a maximum hangs on a single place. AUROC of TB against normal at hospitals never seen, features of stage a,
+    shenzhen (rahman): mean of the places' probabilities 0.876 (0.973), maximum 0.881 (0.956), this 0.880 (0.974); with
+    it, log-odds of films and of places are on one scale.
 
     The gradient by the evidence sums to 1 over the places, so its mean is 1 / (h w), as behind an average: Grad-CAM
     has the same closed form on the layer "evidence".

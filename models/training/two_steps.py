@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     from cxr_pipeline.data.batches import Batches
     from cxr_pipeline.models.training.features import FeatureCache
 
-# How far the second answer counts. Sources left out: 1 gives AUROC of TB against normal, by the probability of TB, of
-# 0.890 (shenzhen) and 0.935 (rahman), TB against other disease 0.929 and a balanced accuracy of 0.728; 0.7 gives 0.894,
-# 0.948, 0.918 and 0.722; 0.5 gives 0.897, 0.956, 0.903 and 0.709.
+# How far the second answer counts. Features of stage b, sources left out: 1 gives AUROC of TB against normal, by the
+# probability of TB, of 0.890 (shenzhen) and 0.935 (rahman), TB against other disease 0.929 and a balanced accuracy of
+# 0.728; 0.7 gives 0.894, 0.948, 0.918 and 0.722; 0.5 gives 0.897, 0.956, 0.903 and 0.709.
 _KIND = 0.7
 _ABNORMAL_L2, _INTERCEPT_L2, _KIND_L2 = 0.003, 0.009, 0.01  # penalties on squared weights of standardized features
 

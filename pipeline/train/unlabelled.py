@@ -37,13 +37,14 @@ _WIDE = 2.0  # logits; a shift less certain than this decides nothing
 _STRETCH = 0.15  # prior standard deviation of the stretch's logarithm
 _STRETCHES = np.exp(np.linspace(-0.3, 0.3, 7))
 _SHARES = 1.5  # Dirichlet prior of the shares: half a film of each class
-# How tightly the shift is held, as a share of the hospitals' own variance. Lowest sensitivity over shares of TB, mean
-# specificity, ECE at shenzhen and rahman left out: 1: 0.86, 0.63, 0.14; 0.25: 0.89, 0.63, 0.13; without a shift: 0.95,
-# 0.57, 0.10. See docs/experiments/unlabelled.py.
+# How tightly the shift is held, as a share of the hospitals' own variance; with the features of stage b. Lowest
+# sensitivity over shares of TB, mean specificity, ECE at shenzhen and rahman left out: 1: 0.86, 0.63, 0.14; 0.25: 0.89,
+# 0.63, 0.13; without a shift: 0.95, 0.57, 0.10. See docs/experiments/unlabelled.py.
 _HELD = 0.25
-# How far a site goes towards its own densest place. Sensitivity, specificity and ECE at shenzhen and rahman, left out,
-# and the lowest sensitivity over shares of TB from 0.1 to 0.6: as shipped 0.93, 0.52, 0.17, 0.83; 0.3: 0.92, 0.65,
-# 0.18, 0.88; 0.45: 0.91, 0.74, 0.11, 0.87; 0.6: 0.88, 0.80, 0.07, 0.82; 1: 0.83, 0.87, 0.12, 0.71.
+# How far a site goes towards its own densest place; with the features of stage b. Sensitivity, specificity and ECE at
+# shenzhen and rahman, left out, and the lowest sensitivity over shares of TB from 0.1 to 0.6: as shipped 0.93, 0.52,
+# 0.17, 0.83; 0.3: 0.92, 0.65, 0.18, 0.88; 0.45: 0.91, 0.74, 0.11, 0.87; 0.6: 0.88, 0.80, 0.07, 0.82; 1: 0.83, 0.87,
+# 0.12, 0.71.
 _TOWARDS = 0.5
 _DRAWS = 4000  # films drawn of each component, for thresholds
 _FITTED = 1000  # of them, those that probabilities are fitted on
