@@ -83,9 +83,6 @@ def bootstrap_mean(
     return bootstrap(lambda chosen: float(values[chosen].mean()), groups, repeats=repeats, seed=seed)
 
 
-# --- masks -----------------------------------------------------------------------------------------------------------
-
-
 def wilson(hits: Any, n: Any) -> tuple[np.ndarray, np.ndarray]:
     """The 95 % interval of a share (Wilson 1927): its lower and its upper end, in [0, 1].
 
@@ -97,6 +94,9 @@ def wilson(hits: Any, n: Any) -> tuple[np.ndarray, np.ndarray]:
     middle, half = share + z**2 / (2 * n), z * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
     widened = 1 + z**2 / n
     return np.maximum(0.0, (middle - half) / widened), np.minimum(1.0, (middle + half) / widened)
+
+
+# --- masks -----------------------------------------------------------------------------------------------------------
 
 
 def dice(a: np.ndarray, b: np.ndarray) -> float:

@@ -18,11 +18,11 @@ LONGEST = 384  # of the embedded film, in pixels; long sides of 256, 384, 512: 9
 QUALITY = 80  # of its JPEG
 
 
-def small(image: np.ndarray, longest: int = LONGEST) -> np.ndarray:
-    """The image with a long side of at most `longest` pixels."""
+def small(image: np.ndarray) -> np.ndarray:
+    """The image with a long side of at most `LONGEST` pixels."""
     from cxr_pipeline.data.geometry import resize
 
-    scale = min(1.0, longest / max(image.shape[:2]))
+    scale = min(1.0, LONGEST / max(image.shape[:2]))
     return resize(image, *(max(1, round(side * scale)) for side in image.shape[:2]))
 
 
