@@ -14,7 +14,7 @@ import pydicom
 
 from cxr_pipeline.data.formats.dicom_header import number, text
 from cxr_pipeline.data.formats.dicom_values import Stored
-from cxr_pipeline.data.formats.grey import depth_of
+from cxr_pipeline.data.formats.grey import depth_of_counts
 
 _STEPS = 1 << 16  # entries of the table, at most
 _INSIDE = 0.05  # share of the film that a window must leave between black and white
@@ -179,7 +179,7 @@ def _range(
     linear = rescaled is levels.values or abs(np.ptp(rescaled) / max(np.ptp(levels.values), 1e-12)) > 0
     # Behind a table of another depth, the bits of stored values say nothing of its entries.
     if 8 < bits <= 16 and bits == levels.bits and stored.min() >= 0 and linear:
-        held, marker = _held(levels, rescaled if not np.array_equal(rescaled, levels.values) else levels.values, bits)
+        held, marker = _held(levels, bits)
         if held < bits:
             table = rescaled[(levels.values >= 0) & (levels.values < 1 << held)]
             if marker or np.ptp(table) > 0:
@@ -201,14 +201,14 @@ def _range(
     return low, high, bits
 
 
-def _held(levels: Levels, rescaled: np.ndarray, bits: int) -> tuple[int, bool]:
-    """The bits that the film's stored values hold, see `grey.depth_of`."""
-    del rescaled
-    stored = np.repeat(levels.values, np.minimum(levels.counts, 1)).astype(np.int64)
-    if stored.max() >= 1 << 16:
+def _held(levels: Levels, bits: int) -> tuple[int, bool]:
+    """The bits that the film's stored values hold, none of them negative: see `grey.depth_of`."""
+    values = levels.present(levels.values).astype(int)
+    if values[-1] >= 1 << 16:
         return bits, False
-    values = np.repeat(levels.values.astype(np.uint16), levels.counts)
-    return depth_of(values, bits)
+    counts = np.zeros(values[-1] + 1, int)
+    counts[values] = levels.present(levels.counts)
+    return depth_of_counts(counts, bits)
 
 
 def _ends(levels: Levels, rescaled: np.ndarray, bits: int) -> tuple[float, float]:

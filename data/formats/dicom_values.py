@@ -95,20 +95,26 @@ def _sign(values: np.ndarray, bits: int, signed: bool, notes: list[str]) -> bool
     half = 1 << (bits - 1)
     if int(values.max()) < half:
         return signed  # no sign bit is set: both readings are the same
-    as_signed = (values ^ half) - half
-    plain, turned = roughness(values), roughness(as_signed)
+    rows = _sampled(values)
+    plain, turned = roughness(rows), roughness((rows ^ half) - half)
     if signed and plain < 0.5 * turned:
         notes.append("PixelRepresentation (0028,0103) says signed, the values are unsigned")
         return False
-    span = int(values.max()) - int(values.min()), int(as_signed.max()) - int(as_signed.min())
-    few = len(np.unique(values[:: max(1, values.shape[0] // _SAMPLED)])) <= _FEW_LEVELS
-    if not signed and not few and turned < 0.5 * plain and span[1] <= 0.5 * span[0]:
+    if signed or turned >= 0.5 * plain or len(np.unique(rows)) <= _FEW_LEVELS:
+        return signed
+    as_signed = (values ^ half) - half
+    if int(np.ptp(as_signed)) <= 0.5 * int(np.ptp(values)):
         notes.append("PixelRepresentation (0028,0103) says unsigned, the values are signed")
         return True
-    return signed
+    return False
 
 
 def roughness(values: np.ndarray) -> float:
     """The mean step between neighbours of (H, W) or (H, W, C), on a part of its rows."""
-    rows = values[:: max(1, values.shape[0] // _SAMPLED)]
+    rows = _sampled(values)
     return float(np.abs(np.diff(rows.astype(np.float64), axis=1)).mean()) if values.shape[1] > 1 else 0.0
+
+
+def _sampled(values: np.ndarray) -> np.ndarray:
+    """Some of the rows of (H, W) or (H, W, C); of so few rows, all."""
+    return values[:: max(1, values.shape[0] // _SAMPLED)]

@@ -25,11 +25,22 @@ def depth_of(values: np.ndarray, most: int) -> tuple[int, bool]:
         most: bits that the file says.
     """
     largest = int(values.max())
-    depth = next((bits for bits in DEPTHS if largest < 1 << bits and bits <= most), most)
+    depth = _filled(largest, most)
     if depth <= 8 or largest >= 1 << 16:
         return depth, False
-    counts = np.bincount(values.ravel(), minlength=largest + 1)
-    total = values.size
+    return depth_of_counts(np.bincount(values.ravel(), minlength=largest + 1), most)
+
+
+def depth_of_counts(counts: np.ndarray, most: int) -> tuple[int, bool]:
+    """As `depth_of`, of samples that were counted: `counts` (N,) by value, up to the largest that there is or beyond.
+
+    Samples over 16 bits have no marker.
+    """
+    largest = int(np.flatnonzero(counts)[-1])
+    depth = _filled(largest, most)
+    if depth <= 8 or largest >= 1 << 16:
+        return depth, False
+    total = int(counts.sum())
     for bits in DEPTHS:
         if 3 << bits > largest:
             return depth, False
@@ -39,6 +50,11 @@ def depth_of(values: np.ndarray, most: int) -> tuple[int, bool]:
         if above <= _MARKER * total and above - marker <= stray:
             return bits, True
     return depth, False
+
+
+def _filled(largest: int, most: int) -> int:
+    """The least of the usual depths that holds a sample."""
+    return next((bits for bits in DEPTHS if largest < 1 << bits and bits <= most), most)
 
 
 def normalised(samples: np.ndarray, name: str, alpha: bool = False) -> tuple[np.ndarray, int, list[str]]:
