@@ -99,6 +99,7 @@ def contestants(torch: str | None) -> dict[str, list[str]]:
     }
     if torch:
         out["torch"] = [torch, str(HERE / "plain_torch.py")]
+        out["torch small"] = [torch, str(HERE / "plain_torch.py")]
     return out
 
 
@@ -106,6 +107,7 @@ def seconds_of(command: list[str], name: str, folder: Path, out: Path) -> dict[s
     """Seconds of one contestant on one folder, with and without its start."""
     shutil.rmtree(out, ignore_errors=True)
     tail = [str(folder), "--out", str(out)] if name == "ours" else [str(folder), str(out)]
+    tail += ["small"] if name == "torch small" else []
     begun = time.time()
     answer = subprocess.run([*command, *tail], capture_output=True, text=True, check=True, cwd=HERE.parent)
     total = time.time() - begun

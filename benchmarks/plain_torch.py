@@ -1,8 +1,11 @@
 """The same chain in PyTorch, written with care: batches of eight, channels last, no gradients, maps in closed form.
 
-Networks of the same shape as ours with random weights (speed does not depend on them), the same outputs (mask, overlay,
-a row per film). Needs torch, torchvision, segmentation-models-pytorch, opencv and pydicom in the Python that runs it:
-python benchmarks/plain_torch.py FOLDER OUT
+Random weights (speed does not depend on them), the same outputs (mask, overlay, a row per film). Needs torch, torchvision,
+segmentation-models-pytorch, opencv and pydicom in the Python that runs it:
+python benchmarks/plain_torch.py FOLDER OUT [usual | small]
+
+The lungs are found by a UNet on MobileNetV2 as segmentation-models-pytorch builds it (usual), with the decoder's channels
+that ours had; or by one of the shape of ours (small).
 """
 
 from __future__ import annotations
@@ -45,6 +48,34 @@ class Classifier(torch.nn.Module):
         return logits, maps
 
 
+class SmallLungs(torch.nn.Module):
+    """MobileNetV2 0.35 and a decoder that sees its narrow maps; the answer is found at half of the grid and doubled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = torchvision.models.mobilenet_v2(width_mult=0.35).features[:18]
+        steps, before = [], 112
+        for skip, after in ((32, 32), (16, 16), (8, 8), (8, 8)):
+            steps.append(torch.nn.Sequential(*self._convolved(before + skip, after), *self._convolved(after, after)))
+            before = after
+        self.steps, self.answer = torch.nn.ModuleList(steps), torch.nn.Conv2d(before, 2, 3, padding=1)
+
+    @staticmethod
+    def _convolved(before: int, after: int) -> tuple[torch.nn.Module, ...]:
+        convolution = torch.nn.Conv2d(before, after, 3, padding=1, bias=False)
+        return convolution, torch.nn.BatchNorm2d(after), torch.nn.ReLU()
+
+    def forward(self, film: torch.Tensor) -> torch.Tensor:
+        seen, double = [], torch.nn.functional.interpolate
+        for number, block in enumerate(self.encoder):
+            film = block(film)
+            if number in (1, 3, 6, 13):
+                seen.append(film)
+        for step, skip in zip(self.steps, reversed(seen), strict=True):
+            film = step(torch.cat([double(film, scale_factor=2), skip], 1))
+        return double(torch.sigmoid(self.answer(film)), scale_factor=2, mode="bilinear")
+
+
 def load(path: Path) -> np.ndarray:
     """(H, W) float32 in [0, 1]."""
     if path.suffix == ".dcm":
@@ -61,9 +92,10 @@ def largest_two(mask: np.ndarray) -> np.ndarray:
 
 
 @torch.inference_mode()
-def main(folder: Path, out: Path) -> None:
+def main(folder: Path, out: Path, lungs: str = "usual") -> None:
     """Judge every film in a folder."""
-    segment = smp.Unet("mobilenet_v2", encoder_weights=None, decoder_channels=(32, 16, 8, 8, 8)).eval()
+    usual = {"encoder_weights": None, "decoder_channels": (32, 16, 8, 8, 8)}
+    segment = (SmallLungs() if lungs == "small" else smp.Unet("mobilenet_v2", **usual)).eval()
     segment = segment.to(memory_format=torch.channels_last)
     classify = Classifier().eval().to(memory_format=torch.channels_last)
     for name in ("masks", "overlays"):
@@ -105,4 +137,4 @@ def main(folder: Path, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:])

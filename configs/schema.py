@@ -105,10 +105,21 @@ class SegmentConfig(_Section):
     )
     size: int = Field(256, ge=64, multiple_of=32, description="side of the square that the network sees, in pixels")
     encoder: str = "mobilenetv2"
+    alpha: float = Field(0.35, gt=0, description="width of the encoder mobilenetv2; others have none")
+    skips: Literal["expanded", "projected"] = Field(
+        "projected",
+        description="maps of mobilenetv2 that the decoder sees: the wide ones within its blocks, or the narrow ones "
+        "between them, at half of the cost; others have those of segmentation-models",
+    )
     encoder_weights: str | None = Field("imagenet", description="'imagenet', a .weights.h5 file, or null for none")
     # Dice on shenzhen, trained on montgomery alone, and multiply-adds a film: 128-64-32-16-8 0.946, 1.94 G;
     # 64-32-16-8-8 0.948, 1.09 G; 32-16-8-8-8 0.949, 0.83 G; the first at 192 px 0.946, 1.09 G.
-    decoder_filters: tuple[int, int, int, int, int] = (32, 16, 8, 8, 8)
+    decoder_filters: tuple[int, ...] = Field(
+        (32, 16, 8, 8),
+        min_length=4,
+        max_length=5,
+        description="channels of the decoder's steps; with four, masks are found at half of `size` and doubled",
+    )
     threshold: float = Field(0.5, gt=0, lt=1)
     margin: float = Field(0.05, ge=0, le=0.5, description="added to the lung box on each side, as a share of it")
     min_fraction: float = Field(0.04, ge=0, lt=1, description="refuse a film with less lung than this share of it")

@@ -172,8 +172,8 @@ def _exposure(strength: float) -> list[A.BasicTransform]:
     ]
 
 
-def segment_augmentation(seed: int) -> A.Compose:
-    """For (image uint8 (H, W), mask uint8 (H, W)): framing, exposure, resolution, marks, opacities."""
+def segment_augmentation(seed: int, *, opacities: bool = True) -> A.Compose:
+    """For (image uint8 (H, W), mask uint8 (H, W)): framing, exposure, resolution, marks, opacities where asked."""
     return A.Compose(
         [
             A.Affine(
@@ -184,13 +184,21 @@ def segment_augmentation(seed: int) -> A.Compose:
                 p=0.9,
             ),
             A.GridDistortion(num_steps=4, distort_limit=0.15, p=0.2),
-            LungOpacities(p=0.35),
-            Opacities(p=0.35),
+            *(_opacities() if opacities else ()),
             *_exposure(1.0),
             Marks(p=0.35),
         ],
         seed=seed,
     )
+
+
+def opacity_augmentation(seed: int) -> A.Compose:
+    """For (image uint8 (H, W), mask uint8 (H, W)): lungs made white in part, and nothing else."""
+    return A.Compose(_opacities(), seed=seed)
+
+
+def _opacities() -> list[A.BasicTransform]:
+    return [LungOpacities(p=0.35), Opacities(p=0.35)]
 
 
 def classify_augmentation(seed: int) -> A.Compose:

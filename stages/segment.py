@@ -221,7 +221,8 @@ class Segment(Stage):
                     f"segment.heart is true, but no film of split {split!r} and the sources trained on has a mask of "
                     "the heart. Name them in the column `heart_mask` of the manifest, or set segment.heart to false"
                 )
-        require_encoder(config.segment.encoder, config.segment.encoder_weights, data.root)
+        settings = config.segment
+        require_encoder(settings.encoder, settings.alpha, settings.encoder_weights, data.root)
 
     @classmethod
     def train(cls, data: Manifest, config: Config, out: Path, chain: Sequence[Stage] = ()) -> Path:
@@ -247,6 +248,8 @@ class Segment(Stage):
         model = build_unet(
             settings.size,
             encoder=settings.encoder,
+            alpha=settings.alpha,
+            skips=settings.skips,
             encoder_weights=settings.encoder_weights,
             decoder_filters=settings.decoder_filters,
             nearby=data.root,

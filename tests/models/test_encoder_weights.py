@@ -86,6 +86,7 @@ def test_encoder_weights_load_into_both_networks(tmp_path):
     wanted = source.get_layer("block_6_expand").get_weights()[0]
     for model in (
         unet.build_unet(64, encoder_weights=str(file), decoder_filters=(8, 8, 8, 8, 4)),
+        unet.build_unet(64, encoder_weights=str(file), skips="projected", decoder_filters=(8, 8, 8, 8)),
         build_classifier("mobilenetv2", 64, 1, 2, alpha=1.0, encoder_weights=str(file)),
     ):
         (encoder,) = [layer for layer in model.layers if isinstance(layer, k.Model)]

@@ -174,6 +174,33 @@ class TestUnet(NetworkContract):
             unet.build_unet(100)
 
 
+class TestSmallUnet(NetworkContract):
+    """As the lungs that ship: a narrow encoder, its narrow maps, an answer at half of the grid that is doubled."""
+
+    def build(self):
+        return unet.build_unet(64, alpha=0.35, skips="projected", decoder_filters=(16, 8, 8, 8), outputs=2)
+
+    def target(self, n):
+        return np.repeat(self.batch(n) > 0.5, 2, axis=-1).astype(np.float32)
+
+    def loss(self):
+        return DiceCrossEntropy()
+
+    def test_output_has_the_size_of_the_input(self, model):
+        assert model.output.shape[1:] == (64, 64, 2)
+
+    def test_the_decoder_sees_narrow_maps(self, model):
+        (network,) = [layer for layer in model.layers if isinstance(layer, k.Model)]
+        joined = [layer for layer in network.layers if layer.name.endswith("_concat")]
+        # block 12, 5, 2 and 0 of MobileNetV2 0.35 have 32, 16, 8 and 8 channels, before the decoder's own are added
+        assert [layer.output.shape[-1] for layer in joined] == [112 + 32, 16 + 16, 8 + 8, 8 + 8]
+
+    @pytest.mark.parametrize("filters", [(8, 8, 8), (8,) * 6])
+    def test_a_decoder_has_four_or_five_steps(self, filters):
+        with pytest.raises(ValueError, match=r"4 or 5 numbers.*8, 8"):
+            unet.build_unet(64, decoder_filters=filters)
+
+
 class TestRegistered(ClassifierContract):
     """Every backbone with a line in the registry, with its own defaults."""
 
