@@ -1,11 +1,11 @@
 """The same chain in PyTorch, written with care: batches of eight, channels last, no gradients, maps in closed form.
 
-Random weights (speed does not depend on them), the same outputs (mask, overlay, a row per film). Needs torch, torchvision,
-segmentation-models-pytorch, opencv and pydicom in the Python that runs it:
+Random weights (speed does not depend on them), the same outputs (mask, overlay, a row per film). Needs torch,
+torchvision, segmentation-models-pytorch, opencv and pydicom in the Python that runs it:
 python benchmarks/plain_torch.py FOLDER OUT [usual | small]
 
-The lungs are found by a UNet on MobileNetV2 as segmentation-models-pytorch builds it (usual), with the decoder's channels
-that ours had; or by one of the shape of ours (small).
+The lungs are found by a UNet on MobileNetV2 as segmentation-models-pytorch builds it (usual), with the decoder's
+channels that ours had; or by one of the shape of ours (small).
 """
 
 from __future__ import annotations

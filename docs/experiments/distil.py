@@ -33,7 +33,7 @@ from cxr_pipeline.data.geometry import Frame
 from cxr_pipeline.data.manifest import Manifest, read_manifest
 from cxr_pipeline.data.radiograph import RadiographError
 from cxr_pipeline.models.export import save_bundle
-from cxr_pipeline.models.store import LICENCE, bundle_of, find, write_card
+from cxr_pipeline.models.store import LICENCE, bundle_of, find, read_card, write_card
 from cxr_pipeline.models.training.fit import Objective, Phase, Training, set_batchnorm_momentum
 from cxr_pipeline.models.training.log import summary, training_bar
 from cxr_pipeline.models.training.losses import DiceScore, segmentation_loss
@@ -42,6 +42,7 @@ from cxr_pipeline.stages.films import read_mask, stream
 from cxr_pipeline.stages.quality_fit import fit_bundle
 from cxr_pipeline.stages.segment import Segment
 from cxr_pipeline.stages.segment_films import preprocess
+from cxr_pipeline.train.evaluation import evaluate_stage, summary_of
 
 log = logging.getLogger("cxr.experiments")
 
@@ -236,6 +237,21 @@ def distil(data: Manifest, config: Config, teacher: Segment, out: Path, work: Pa
     )
     seen = replace(data, table=data.table[data.table["source"] != without])
     fit_bundle(out, Segment.load(out), seen.select(split="train"))
+    judge(out, data, without)
+
+
+def judge(out: Path, data: Manifest, without: str | None) -> None:
+    """Put the figures on `test` into the bundle's card, and those on the source that was left out."""
+    stage = Segment.load(out)
+    parts = {"test": data.select(split="test")}
+    if without:
+        parts[f"without {without}"] = data.select(source=without)
+    figures = {}
+    for name, part in parts.items():
+        if len(stage.films_with_truth(part)):
+            split = "test" if name == "test" else None
+            figures[name] = summary_of(evaluate_stage(stage, part, out / "evaluation" / name, split=split))
+    write_card(out, read_card(out) | {"figures": figures})
 
 
 def main() -> None:
@@ -250,6 +266,7 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     given = parser.parse_args()
     fit = [f"segment.fit.epochs={given.epochs}", "segment.fit.learning_rate=0.002", "segment.heart=true"]
+    fit.append("segment.fit.splits=[train, external]")
     config = load_config("tb", [*fit, f"segment.fit.batch_size={BATCH}", *given.set])
     teacher = Segment.load(bundle_of(find(given.teacher), "segment"))
     distil(read_manifest(given.data), config, teacher, given.out, given.work, given.without)

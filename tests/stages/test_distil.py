@@ -1,4 +1,4 @@
-"""The training of the lungs that ship: a small network that answers as a large one, and as the masks where there are."""
+"""The training of the lungs that ship: a small network answers as a large one, and as masks where there are any."""
 
 from __future__ import annotations
 
@@ -108,12 +108,13 @@ def test_views_are_seen_in_the_same_order_again(distil):
 def test_a_small_network_is_trained_into_a_bundle(distil, samples, tmp_path, eagerly):
     settings = [*SMALL, "segment.heart=true", "segment.fit.epochs=1"]
     data = read_manifest(samples)
-    table = pd.concat([data.select(split=split).table.head(4) for split in ("train", "val")])
+    table = pd.concat([data.select(split=split).table.head(4) for split in ("train", "val", "test")])
     data = replace(data, table=table.reset_index(drop=True))
     distil.distil(data, load_config("tb", settings), Teacher(), tmp_path / "out", tmp_path / "work", None)
     card = read_card(tmp_path / "out")
     assert card["training"]["distilled"].startswith("from 0123456789ab")
     assert card["training"]["films"]["train"]["n"] == 4
+    assert 0 <= card["figures"]["test"]["dice"]["value"] <= 1
     stage = Segment.load(tmp_path / "out")
     from cxr_pipeline.data.radiograph import read
 
