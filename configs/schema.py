@@ -112,8 +112,7 @@ class SegmentConfig(_Section):
         "between them, at half of the cost; others have those of segmentation-models",
     )
     encoder_weights: str | None = Field("imagenet", description="'imagenet', a .weights.h5 file, or null for none")
-    # Dice on shenzhen, trained on montgomery alone, and multiply-adds a film: 128-64-32-16-8 0.946, 1.94 G;
-    # 64-32-16-8-8 0.948, 1.09 G; 32-16-8-8-8 0.949, 0.83 G; the first at 192 px 0.946, 1.09 G.
+    # Wider decoders and maps cost much and gave nothing: docs/experiments.md, Segmentation.
     decoder_filters: tuple[int, ...] = Field(
         (32, 16, 8, 8),
         min_length=4,
