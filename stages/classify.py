@@ -13,7 +13,7 @@ from cxr_pipeline.models.store import fingerprint, open_network, read_card
 from cxr_pipeline.stages.base import DETAIL, Monitor, Record, Stage, StageError, Truth, needed
 from cxr_pipeline.stages.classify_films import parts_of, require_films, require_sources, usable_films, warn_of_gaps
 from cxr_pipeline.stages.classify_targets import several_labels as targets_of
-from cxr_pipeline.stages.crops import encoder_input, lung_crop
+from cxr_pipeline.stages.crops import encoder_input, lung_crop, rounded
 from cxr_pipeline.stages.decisions import Rules, probabilities_of
 from cxr_pipeline.stages.films import stream
 from cxr_pipeline.stages.quality import MIN_SIDE, by_header
@@ -200,7 +200,7 @@ class Classify(Stage):
                     **({} if record.tb_score is None else {"score": record.tb_score}),
                 }
                 if not self.multi_label:
-                    tiles.append((entry, lung_crop(record, 160)[0]))
+                    tiles.append((entry, rounded(lung_crop(record, 160)[0])))
                     tiles = worst_first(tiles, self.rules.positive, lambda tile: tile[0])[:SHOWN]
             if self.multi_label:
                 known = targets_of([row], self.classes)[0]

@@ -14,7 +14,7 @@ from cxr_pipeline.data.geometry import Box
 from cxr_pipeline.stages.base import Stage
 from cxr_pipeline.stages.classify_targets import UNKNOWN, one_hot, zones_with_lesions
 from cxr_pipeline.stages.classify_targets import several_labels as targets_of
-from cxr_pipeline.stages.crops import VERSION, lung_crop
+from cxr_pipeline.stages.crops import VERSION, lung_crop, rounded
 from cxr_pipeline.stages.films import sources_of, stream
 
 if TYPE_CHECKING:
@@ -165,7 +165,8 @@ def crops_of(data: Manifest, config: Config, chain: Sequence[Stage], folder: Pat
         for number, (row, record) in enumerate(stream(data, chain, description="lung crops")):
             if record.ok:
                 crop, lungs, frame = lung_crop(record, size)
-                yield number, {"crop": crop, "lungs": lungs, "zones": zones_with_lesions(lungs, boxes_of(row), frame)}
+                zones = zones_with_lesions(lungs, boxes_of(row), frame)
+                yield number, {"crop": rounded(crop), "lungs": lungs, "zones": zones}
 
     films = [(row["image"], [tuple(box) for box in boxes_of(row)]) for row in table]
     key = ["classify", VERSION, size, [s.fingerprint for s in chain], films, str(data.root)]

@@ -22,7 +22,9 @@ def lung_crop(record: Record, size: int) -> tuple[np.ndarray, np.ndarray, Frame]
     Without segmentation (a record without mask) it is the whole film, and all of it counts as lung.
 
     Returns:
-        The crop (size, size) uint8, the lungs (size, size) uint8 0/1, and the frame that leads back to native pixels.
+        The crop (size, size) float32 in [0, 255], the lungs (size, size) uint8 0/1, and the frame that leads back to
+        native pixels. Training keeps the crop `rounded`; a run does not round it, as that alone moves the scores of
+        some films by one and a half: what no eye sees of a film would then decide.
     """
     height, width = record.film.size
     box = record.lung_box or Box(0, 0, width, height)
@@ -45,14 +47,19 @@ def lung_crop(record: Record, size: int) -> tuple[np.ndarray, np.ndarray, Frame]
     inside = crop[lungs > 0]
     low, high = np.percentile(inside, [1, 99]) if inside.size else (0.0, 1.0)
     scaled = _DARKEST + (_BRIGHTEST - _DARKEST) * (crop - low) / max(high - low, 1e-3)
-    return np.round(np.clip(scaled, 0, 1) * 255).astype(np.uint8), lungs, frame
+    return (np.clip(scaled, 0, 1) * 255).astype(np.float32, copy=False), lungs, frame
+
+
+def rounded(crop: np.ndarray) -> np.ndarray:
+    """A crop of `lung_crop` as uint8, to be kept or looked at."""
+    return np.round(crop).astype(np.uint8)
 
 
 def encoder_input(crop: np.ndarray, lungs: np.ndarray, mode: str, pool: str = "all") -> np.ndarray:
     """The network's input of a crop and its lungs, second half of the preprocessing (after augmentation in training).
 
     Args:
-        crop: (H, W) uint8. lungs: (H, W) uint8, 0 or 1.
+        crop: (H, W) uint8 or float32, 0 to 255. lungs: (H, W) uint8, 0 or 1.
         mode: "none" and "crop" the crop as it is; "masked" all but the lungs faded to black; "channel" the lungs as a
             second channel.
         pool: "lungs" and "zones" add the lungs as the second channel too, for the network to average its features over.

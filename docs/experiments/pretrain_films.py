@@ -22,7 +22,7 @@ from cxr_pipeline.data.manifest import Manifest
 from cxr_pipeline.data.pasting import Donor, lesion_map, paste
 from cxr_pipeline.data.variation import varied
 from cxr_pipeline.stages.base import Record, Stage
-from cxr_pipeline.stages.crops import VERSION, lung_crop, soft_lungs
+from cxr_pipeline.stages.crops import VERSION, lung_crop, rounded, soft_lungs
 from cxr_pipeline.stages.films import stream
 
 COVID, CHILDREN, FINDINGS, LESIONS = "covidradiography", "kermany", "nih", "tbx11k"
@@ -93,7 +93,7 @@ def films_of(
         for number, (row, record) in enumerate(stream(chosen, chain, description="lung crops")):
             if _usable(record):
                 crop, lungs, frame = lung_crop(record, size)
-                yield number, {"crop": crop, "lungs": lungs, "boxes": _on_grid(lesions_of(row), frame)}
+                yield number, {"crop": rounded(crop), "lungs": lungs, "boxes": _on_grid(lesions_of(row), frame)}
 
     films = [(row["image"], [tuple(box) for box in lesions_of(row)]) for row in table]
     key = ["pretrain", VERSION, size, [stage.fingerprint for stage in chain], films, str(data.root)]
