@@ -202,13 +202,21 @@ class Frame:
             (height, width) of the grid, float32; 0 outside the film.
         """
         rows, columns = self.grid
-        # Its last pixels may end before the film does, and its first begin before: cells count what is film.
-        image = cv2.copyMakeBorder(image, 0, 1, 0, 1, cv2.BORDER_REPLICATE)
-        edges = []
-        for at, length, cells, side in zip(self.box[:2], self.box[2:], (columns, rows), self.native[::-1], strict=True):
-            native = np.clip(at + length / cells * np.arange(cells + 1), 0, side)
-            edges.append((native - centre) / scale + 0.5)  # 0.5: of edges, not of centres
-        return _cell_sums(image, edges[1], edges[0]) * np.float32(scale**2 * rows * columns / self.box.area)
+        edges, parts, missing = [], [], []
+        for at, length, cells, axis in ((self.box.y, self.box.h, rows, 0), (self.box.x, self.box.w, columns, 1)):
+            native = np.clip(at + length / cells * np.arange(cells + 1), 0, self.native[axis])
+            found = (native - centre) / scale + 0.5  # 0.5: of edges, not of centres
+            # The part in which they lie, and what its slopes hang on: summing all of a large film takes far longer.
+            first = int(np.clip(np.floor(found[0]) - 1, 0, image.shape[axis] - 1))
+            end = int(np.clip(np.ceil(found[-1]) + 2, first + 1, image.shape[axis] + 1))
+            edges.append(found - first)
+            parts.append(slice(first, end))
+            # Its last pixels may end before the film does, and its first begin before: cells count what is film.
+            missing.append(max(0, end - image.shape[axis]))
+        part = image[parts[0], parts[1]]
+        if any(missing):
+            part = cv2.copyMakeBorder(part, 0, missing[0], 0, missing[1], cv2.BORDER_REPLICATE)
+        return _cell_sums(part, *edges) * np.float32(scale**2 * rows * columns / self.box.area)
 
     def to_native(self, grid: np.ndarray, *, nearest: bool = False) -> np.ndarray:
         """A map on the grid, at native size (H, W) or (H, W, C); 0 outside the frame's box."""
