@@ -91,6 +91,11 @@ class Segment(Stage):
         """Four times what the network sees."""
         return max(DETAIL, 4 * self.size)
 
+    @property
+    def grids(self) -> tuple[int, ...]:
+        """What the network sees: the lung box hangs on it to the pixel, and scores on the lung box."""
+        return (self.size,)
+
     def run(self, records: Sequence[Record]) -> list[Record]:
         """Fill in `mask`, `lung_box` and `lung_fraction`; refuse films that cannot be judged (see `stages.quality`)."""
         todo = [record for record in records if record.ok]
