@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from cxr_pipeline.models.runtimes import Network
 from cxr_pipeline.results.filmfiles import FilmFiles
 from cxr_pipeline.run.inputs import find_inputs
 from cxr_pipeline.run.reading import file_hash
+from cxr_pipeline.run.runner import Runner
 from cxr_pipeline.run.spec import ChainSpec
 from cxr_pipeline.stages.base import Record
 
@@ -63,10 +65,11 @@ def main() -> None:
         classes = next((stage.classes for stage in chain.stages if stage.classes), ())
         files = FilmFiles(Path(name), chain.identity, classes)
         files.make_folders()
+        reader = partial(read, **Runner(chain.stages, Path(name)).how)
         for start in range(0, len(paths), BATCH):
             some = paths[start : start + BATCH]
             hashes = [costs.of("checksum", file_hash, path) for path in some]
-            records = [Record(costs.of("read", read, path)) for path in some]
+            records = [Record(costs.of("read", reader, path)) for path in some]
             for stage in chain.stages:
                 records = costs.of(stage.name, stage.run, records)
             for path, sha256, record in zip(some, hashes, records, strict=True):

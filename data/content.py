@@ -25,6 +25,8 @@ _TINT = 0.15  # share of the colour that brightness does not explain. Tints: und
 _STRONG = 1.45
 _FAINT, _FAINT_HUES, _FAINT_TINT = 0.6, 30.0, 0.025  # of a faint tint that changes its hue from dark to bright, as bone
 _PLATE = 0.001  # share of the picture in colour that a reader is told of
+_SAMPLED = 128  # rows and columns of a film, at most, in which its grey levels are counted
+MANY_LEVELS = 16  # nobody asks how many more a film has
 
 
 def findings(pixels: np.ndarray, colour: np.ndarray | None) -> tuple[list[tuple[str, str]], list[str]]:
@@ -45,6 +47,14 @@ def findings(pixels: np.ndarray, colour: np.ndarray | None) -> tuple[list[tuple[
         )
     of_colour, remarks = _by_colour(colour) if colour is not None else ([], [])
     return [*reasons, *of_colour], remarks
+
+
+def levels_in(pixels: np.ndarray) -> int:
+    """How many grey levels a sample of a film (H, W) has; of films with `MANY_LEVELS` or more, at least so many."""
+    step = -(-max(pixels.shape) // _SAMPLED)
+    sample = pixels[::step, ::step]
+    some = len(np.unique(sample[::8]))  # enough on nearly all films, and sorting a part takes an eighth
+    return some if some >= MANY_LEVELS else len(np.unique(sample))
 
 
 def _by_colour(colour: np.ndarray) -> tuple[list[tuple[str, str]], list[str]]:

@@ -8,6 +8,7 @@ and of COCO boxes): native x maps to grid ``(x - box.x) * grid_width / box.w``.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import cv2
@@ -106,9 +107,6 @@ def squared(image: np.ndarray, aspect: float) -> np.ndarray:
 def _cell_sums(image: np.ndarray, down: np.ndarray, across: np.ndarray) -> np.ndarray:
     """The sums of an image (h, w) float32 over cells whose edges may lie within its pixels, which then count in part.
 
-    Sums up to an edge are interpolated between those up to whole pixels, by cubic Hermite curves: each pixel keeps its
-    mean, and has a slope as its neighbours say.
-
     Args:
         down: (rows + 1,) edges of the cells in pixels, ascending; what lies outside of the image is 0.
         across: (columns + 1,), likewise.
@@ -116,19 +114,32 @@ def _cell_sums(image: np.ndarray, down: np.ndarray, across: np.ndarray) -> np.nd
     Returns:
         (rows, columns) float32.
     """
-    sums = cv2.integral(image, sdepth=cv2.CV_64F)
-    for edges, side in ((down, image.shape[0]), (across, image.shape[1])):
-        at = np.clip(edges, 0, side)
-        whole = np.minimum(at.astype(int), side - 1)
-        t = (at - whole)[:, None]
-        before, start, end, after = (sums[np.clip(whole + step, 0, side)] for step in (-1, 0, 1, 2))
-        before = np.where(whole[:, None] == 0, 2 * start - end, before)
-        after = np.where(whole[:, None] == side - 1, 2 * end - start, after)
-        slopes = (end - before) / 2, (after - start) / 2
-        smooth = t * t * (3 - 2 * t)
-        bend = t * (1 - t) * ((1 - t) * slopes[0] - t * slopes[1])
-        sums = (start + smooth * (end - start) + bend).T
-    return np.diff(np.diff(sums, axis=0), axis=1).astype(np.float32)
+    rows = _row_sums(image, down)
+    return np.ascontiguousarray(_row_sums(np.ascontiguousarray(rows.T), across).T)
+
+
+def _row_sums(image: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """The sums (rows, w) of an image's rows between edges that may lie within them.
+
+    The sum up to an edge is interpolated between those up to whole rows, by a cubic Hermite curve: each pixel keeps its
+    mean, and has a slope as its neighbours say. At the image's ends a pixel has itself as its neighbour.
+    """
+    side = image.shape[0]
+    at = np.clip(edges, 0, side)
+    whole = np.minimum(at.astype(int), side - 1)
+    t = (at - whole)[:, None].astype(np.float32)
+    bend = t * (1 - t) / 2
+    before, here, after = (image[np.clip(whole + step, 0, side - 1)] for step in (-1, 0, 1))
+    here *= t * t * (3 - 2 * t) + bend * (1 - 2 * t)  # they are copies
+    before *= bend * (1 - t)
+    after *= bend * t
+    here += before
+    here -= after
+    sums = np.diff(here, axis=0)
+    for row, (first, end) in enumerate(pairwise(whole)):
+        if end > first:
+            sums[row] += np.add.reduce(image[first:end], axis=0)
+    return sums
 
 
 @dataclass(frozen=True)
@@ -174,13 +185,15 @@ class Frame:
         part = self.box.intersect(Box(0, 0, width, height)).rounded()
         return int(part.x), int(part.y), int(part.x + part.w), int(part.y + part.h)
 
-    def to_grid(self, image: np.ndarray, *, nearest: bool = False) -> np.ndarray:
-        """Native `image` (H, W) or (H, W, C), any dtype that OpenCV takes, on the grid."""
+    def to_grid(self, image: np.ndarray, *, nearest: bool = False, times: int = 1) -> np.ndarray:
+        """Native `image` (H, W) or (H, W, C), any dtype that OpenCV takes, on the grid; its values so many `times`."""
         if image.shape[:2] != self.native:
             raise ValueError(f"the frame was made for a film of {self.native} pixels. Received: {image.shape}")
         x0, y0, x1, y1 = self._visible()
         bx, by, bw, bh = (int(v) for v in self.box)
         part = image[y0:y1, x0:x1]
+        if times != 1:  # of no more than is needed
+            part = part * part.dtype.type(times)
         if part.shape[:2] != (bh, bw):
             whole = np.zeros((bh, bw, *image.shape[2:]), image.dtype)
             whole[y0 - by : y1 - by, x0 - bx : x1 - bx] = part

@@ -6,7 +6,7 @@ no radiograph, raises `RadiographError` with the file's name, what is wrong, and
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from cxr_pipeline.data.formats.base import (
     check_size,
     short,
 )
-from cxr_pipeline.data.formats.small import Small
+from cxr_pipeline.data.formats.small import Small, Wanted, means, step_for
 from cxr_pipeline.data.geometry import Frame
 
 __all__ = [
@@ -49,7 +49,7 @@ class Radiograph:
 
     Attributes:
         pixels: (H, W) float32 in [0, 1], bright = dense, upright as it is displayed: the native pixels that every mask
-            and box refers to, or fewer where the film was decoded `small`. See `on`.
+            and box refers to, or fewer where the film is held `small`. See `on`.
         id: name of the film in a run, unique there.
         source: path as given.
         size: (height, width) of the film in native pixels.
@@ -62,6 +62,8 @@ class Radiograph:
         aspect: height of a pixel divided by its width. Networks see the film with square pixels: give it to
             `Frame.letterbox`.
         small: how `pixels` lie on the film, where they are fewer than `size` says.
+        grids: all of the film on squares, by their side, made of all its pixels where these are not kept.
+        counted: `grey_levels` of all its pixels, where these are not kept.
     """
 
     pixels: np.ndarray
@@ -74,12 +76,32 @@ class Radiograph:
     meta: dict[str, Any] = field(default_factory=dict)
     aspect: float = 1.0
     small: Small | None = None
+    grids: dict[int, np.ndarray] = field(default_factory=dict)
+    counted: int | None = None
 
-    def on(self, frame: Frame) -> np.ndarray:
-        """The film (h, w) float32 on the grid of a frame, however many of its pixels are here."""
-        if self.small is None:
-            return frame.to_grid(self.pixels)
-        return frame.small_to_grid(self.pixels, self.small.scale, self.small.centre)
+    def on(self, frame: Frame, least: int | None = None) -> np.ndarray:
+        """The film (h, w) float32 on the grid of a frame, however many of its pixels are here. Not to be written to.
+
+        Args:
+            frame: of this film.
+            least: what is seen are means of squares of pixels, as large as leaves the long side so many of them. The
+                answer is then the same whether all pixels were kept, or no more than these. None takes all.
+        """
+        side = frame.grid[0]
+        if side in self.grids and frame == Frame.letterbox(self.size, side):
+            return self.grids[side]
+        pixels, small = self.pixels, self.small or Small(self.size, 1, 0.5)
+        by = 1 if least is None or self.aspect != 1 else step_for(*self.size, least) // small.scale
+        if by > 1:
+            pixels, small = means(pixels, by), small.coarser(by)
+        return frame.to_grid(pixels) if small.scale == 1 else frame.small_to_grid(pixels, small.scale, small.centre)
+
+    @property
+    def grey_levels(self) -> int:
+        """See `data.content.levels_in`."""
+        from cxr_pipeline.data.content import levels_in
+
+        return levels_in(self.pixels) if self.counted is None else self.counted
 
     @property
     def warnings(self) -> list[str]:
@@ -87,7 +109,9 @@ class Radiograph:
         return self.meta.setdefault("warnings", [])
 
 
-def read(path: str | Path, *, id: str | None = None, least: int | None = None) -> Radiograph:
+def read(
+    path: str | Path, *, id: str | None = None, least: int | None = None, wanted: Wanted | None = None
+) -> Radiograph:
     """Read a film.
 
     Integer samples are divided by the full range of their depth (a 16-bit file whose film fits into 8, 10, 12, 14
@@ -99,6 +123,8 @@ def read(path: str | Path, *, id: str | None = None, least: int | None = None) -
         id: name in the run; the file's stem by default.
         least: pixels that the film's long side has to keep: a plain JPEG, or JPEG 2000 in a plain DICOM header, is then
             decoded at a half, a quarter or an eighth of its size where that is enough. None decodes every film whole.
+        wanted: what is kept of a film that was decoded whole, and looked at: the means of squares of its pixels take
+            their place where that is enough. None keeps all.
 
     Raises:
         RadiographError: always this one, whatever is wrong with the file.
@@ -129,7 +155,22 @@ def read(path: str | Path, *, id: str | None = None, least: int | None = None) -
         raise RadiographError(
             path, f"the {kind.label} file is damaged or cut off ({short(error)}). Export or copy it again", "damaged"
         ) from error
-    return _film(decoded, kind, name, name_in_run)
+    film = _film(decoded, kind, name, name_in_run)
+    return film if wanted is None else _lean(film, wanted)
+
+
+def _lean(film: Radiograph, wanted: Wanted) -> Radiograph:
+    """A film with no more than what is wanted of it; with all, where it is small or has oblong pixels."""
+    step = step_for(*film.size, wanted.least)
+    if step == 1 or film.aspect != 1:
+        return film
+    return replace(
+        film,
+        pixels=means(film.pixels, step),
+        small=Small(film.size, 1, 0.5).coarser(step),
+        grids={side: film.on(Frame.letterbox(film.size, side)) for side in wanted.grids},
+        counted=film.grey_levels,
+    )
 
 
 def _small(kind: Format, raw: bytes, name: str, id: str, least: int) -> Radiograph | None:

@@ -116,8 +116,8 @@ class Record:
         longer to shrink than all else that they do with it.
         """
         if self._lungs is None or self._lungs[0] is not self.mask or self._lungs[1] != frame:
-            levels = np.full(self.size, 255, np.uint8) if self.mask is None else self.mask * np.uint8(255)
-            self._lungs = (self.mask, frame, frame.to_grid(levels) >= 128)
+            mask = np.ones(self.size, np.uint8) if self.mask is None else self.mask
+            self._lungs = (self.mask, frame, frame.to_grid(mask, times=255) >= 128)
         return self._lungs[2]
 
     @property
@@ -347,6 +347,11 @@ class Stage(ABC):
     def detail(self) -> int | None:
         """Pixels that the long side of a film has to keep for the stage to run on it; None for all that it has."""
         return None
+
+    @property
+    def grids(self) -> tuple[int, ...]:
+        """Sides of the squares on which the stage sees the film letterboxed: they are made of all its pixels."""
+        return ()
 
     def unchecked(self) -> str | None:
         """For the first stage of a chain: why it cannot tell a chest X-ray from anything else; None where it can."""

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from cxr_pipeline.models.store import fingerprint, open_network, read_card
-from cxr_pipeline.stages.base import DETAIL, Monitor, Record, Stage, StageError, Truth, needed
+from cxr_pipeline.stages.base import Monitor, Record, Stage, StageError, Truth, needed
 from cxr_pipeline.stages.classify_films import parts_of, require_films, require_sources, usable_films, warn_of_gaps
 from cxr_pipeline.stages.classify_targets import several_labels as targets_of
-from cxr_pipeline.stages.crops import encoder_input, lung_crop, rounded
+from cxr_pipeline.stages.crops import detail_of, encoder_input, lung_crop, rounded
 from cxr_pipeline.stages.decisions import Rules, probabilities_of
 from cxr_pipeline.stages.films import stream
 from cxr_pipeline.stages.quality import MIN_SIDE, by_header
@@ -93,8 +93,8 @@ class Classify(Stage):
 
     @property
     def detail(self) -> int | None:
-        """Five times what the network sees: the lungs are a half of the film."""
-        return max(DETAIL, 5 * self.size)
+        """See `stages.crops.detail_of`."""
+        return detail_of(self.size)
 
     def run(self, records: Sequence[Record]) -> list[Record]:
         """Fill in what is decided, from `probabilities` to `abnormal`, and the Grad-CAM `maps` with their `frame`.

@@ -6,10 +6,15 @@ import cv2
 import numpy as np
 
 from cxr_pipeline.data.geometry import Box, Frame, coarse, resize, squared
-from cxr_pipeline.stages.base import Record
+from cxr_pipeline.stages.base import DETAIL, Record
 
 VERSION = 2  # of this preprocessing: cached crops of another version are not used
 _DARKEST, _BRIGHTEST = 0.12, 0.88  # where the lungs' 1st and 99th percentile come to lie; calcified spots keep headroom
+
+
+def detail_of(size: int) -> int:
+    """Pixels of a film's long side that a crop of `size` is made of: five times as many, as lungs are a half of it."""
+    return max(DETAIL, 5 * size)
 
 
 def lung_crop(record: Record, size: int) -> tuple[np.ndarray, np.ndarray, Frame]:
@@ -37,13 +42,13 @@ def lung_crop(record: Record, size: int) -> tuple[np.ndarray, np.ndarray, Frame]
             mask = record.square_mask
         elif mask is not None:
             mask = resize(mask * np.uint8(255), *pixels.shape) // 128
-    crop = seen.to_grid(pixels) if record.film.small is None else record.film.on(frame)
+    crop = record.film.on(frame, detail_of(size)) if seen is frame else seen.to_grid(pixels)
     if seen is frame:
         lungs = record.lungs_on(frame).astype(np.uint8)
     elif mask is None:
         lungs = np.ones(crop.shape, np.uint8)
     else:
-        lungs = (seen.to_grid(mask * np.uint8(255)) >= 128).astype(np.uint8)
+        lungs = (seen.to_grid(mask, times=255) >= 128).astype(np.uint8)
     inside = crop[lungs > 0]
     low, high = np.percentile(inside, [1, 99]) if inside.size else (0.0, 1.0)
     scaled = _DARKEST + (_BRIGHTEST - _DARKEST) * (crop - low) / max(high - low, 1e-3)

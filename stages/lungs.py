@@ -12,26 +12,43 @@ _OVERLAP = 0.5  # share of the narrower lung's width: two components that share 
 _SMALLEST_SHARE = 0.05  # a second component smaller than this share of the first is no lung
 
 
-def clean(mask: np.ndarray) -> np.ndarray:
+def clean(mask: np.ndarray, *, reuse: bool = False) -> np.ndarray:
     """The two largest components of a mask (H, W), their holes filled; uint8, 0 or 1.
 
     A second component under 5 % of the first is dropped too.
+
+    Args:
+        mask: bool or uint8, 0 or 1.
+        reuse: the answer may take the place of the mask: to get memory for a large one takes longer than to fill it.
     """
-    outlines, _ = cv2.findContours(mask.astype(np.uint8, copy=False), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-    outlines = sorted(outlines, key=cv2.contourArea, reverse=True)[:2]
-    if len(outlines) == 2 and cv2.contourArea(outlines[1]) < _SMALLEST_SHARE * cv2.contourArea(outlines[0]):
-        outlines = outlines[:1]
-    out = np.zeros(mask.shape, np.uint8)
-    cv2.drawContours(out, outlines, -1, 1, cv2.FILLED)
-    return out
+    outlines = _outlines(mask)
+    many = 2
+    if len(outlines) > 1 and cv2.contourArea(outlines[1]) < _SMALLEST_SHARE * cv2.contourArea(outlines[0]):
+        many = 1
+    return _filled(mask, outlines[:many], outlines[many:], reuse)
 
 
-def largest(mask: np.ndarray) -> np.ndarray:
-    """The largest component of a mask (H, W), its holes filled; uint8, 0 or 1. Empty stays empty."""
-    outlines, _ = cv2.findContours(mask.astype(np.uint8, copy=False), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-    out = np.zeros(mask.shape, np.uint8)
-    if outlines:
-        cv2.drawContours(out, [max(outlines, key=cv2.contourArea)], -1, 1, cv2.FILLED)
+def largest(mask: np.ndarray, *, reuse: bool = False) -> np.ndarray:
+    """The largest component of a mask (H, W), its holes filled; uint8, 0 or 1. Empty stays empty. As `clean`."""
+    outlines = _outlines(mask)
+    return _filled(mask, outlines[:1], outlines[1:], reuse)
+
+
+def _outlines(mask: np.ndarray) -> list[np.ndarray]:
+    """The outer outlines of a mask's components, the largest first."""
+    part = bounding_box(mask)
+    if part is None:
+        return []
+    x, y, w, h = (int(v) for v in part)  # OpenCV copies what it looks at, and for large masks that takes longest
+    seen = mask[y : y + h, x : x + w].astype(np.uint8, copy=False)
+    found, _ = cv2.findContours(seen, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE, offset=(x, y))
+    return sorted(found, key=cv2.contourArea, reverse=True)
+
+
+def _filled(mask: np.ndarray, kept: list[np.ndarray], dropped: list[np.ndarray], reuse: bool) -> np.ndarray:
+    out = mask.astype(np.uint8, copy=not reuse)
+    cv2.drawContours(out, dropped, -1, 0, cv2.FILLED)
+    cv2.drawContours(out, kept, -1, 1, cv2.FILLED)
     return out
 
 

@@ -147,14 +147,16 @@ class Measure(Stage):
         return {**figures, "n_not_pa": other_views, "films": rows}
 
 
-Lungs = tuple[np.ndarray, np.ndarray]  # the patient's right and left lung, (H, W) bool; one may be empty
+# The patient's right and left lung, (h, w) bool of the film or of a part of it that holds both; one may be empty.
+Lungs = tuple[np.ndarray, np.ndarray]
 
 
 def measured(
     mask: np.ndarray, heart: np.ndarray | None, spacing: tuple[float, float] | None
 ) -> dict[str, float | str | None]:
     """All columns of a lung mask (H, W) uint8 0/1 and one of the heart; see `cardiothoracic` and `sizes`."""
-    lungs = sides(mask)  # once: on a large film it takes longer than all that is measured
+    # Once, and of no more than the lungs take up: on a large film that takes longer than all that is measured.
+    lungs = sides(mask, bounding_box(mask))
     return cardiothoracic(lungs, heart) | sizes(lungs, spacing)
 
 
@@ -178,10 +180,12 @@ def sizes(lungs: Lungs, spacing: tuple[float, float] | None) -> dict[str, float 
     return out
 
 
-def sides(mask: np.ndarray) -> Lungs:
-    """The patient's right and left lung of a mask (H, W) uint8 0/1; two (H, W) bool, one may be empty."""
-    height, width = mask.shape
-    return split_lungs(mask > 0, Frame(mask.shape, Box(0, 0, width, height), mask.shape))
+def sides(mask: np.ndarray, part: Box | None = None) -> Lungs:
+    """The patient's right and left lung of a mask (H, W) uint8 0/1; two (h, w) bool of a part, or of all; one may be
+    empty."""
+    x, y, w, h = (int(v) for v in part or (0, 0, mask.shape[1], mask.shape[0]))
+    lungs = np.ascontiguousarray(mask[y : y + h, x : x + w])
+    return split_lungs(lungs.view(bool), Frame(mask.shape, Box(x, y, w, h), lungs.shape))
 
 
 def cardiothoracic(lungs: Lungs, heart: np.ndarray | None) -> dict[str, float | str | None]:

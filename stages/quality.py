@@ -18,6 +18,7 @@ from zipfile import BadZipFile
 import cv2
 import numpy as np
 
+from cxr_pipeline.data.content import MANY_LEVELS
 from cxr_pipeline.data.geometry import Frame, bounding_box
 from cxr_pipeline.data.radiograph import Radiograph
 from cxr_pipeline.models.store import QUALITY_FILE, WeightsError
@@ -37,8 +38,7 @@ _THROUGH = {"top": 0.65, "bottom": 0.5}
 _SHAPES = (0.58, 1.4)  # height by width of the lung box of whole films, 998 of 1,000; a film cut through is beyond
 # Grey levels under which lungs are no more than an outline. Films of the training: 2 of 1,000 under 50 in the lungs; of
 # 9,440 films of seven sources, none under 97 in all of it.
-_LEVELS = 16
-_SAMPLED = 128  # rows and columns of a film, at most, in which its grey levels are counted
+_LEVELS = MANY_LEVELS
 _MIRRORED = -3.0  # log odds. Test films of adults below it: 2 of 792, one a dextrocardia; mirrored ones: 221 of 238
 _CLEARLY = 1.5  # unlikeness past which bad exposure explains nothing: badly exposed films 0.7 to 1.4, photos 1.3 to 9
 
@@ -337,11 +337,7 @@ def by_header(film: Radiograph, min_side: int, min_age: float | None) -> list[Fi
 
 def _few_levels(film: Radiograph) -> Finding | None:
     """What speaks against a film of 1 to 3 bits. On the network's grid, grey levels in between would hide it."""
-    step = -(-max(film.pixels.shape) // _SAMPLED)
-    sample = film.pixels[::step, ::step]
-    if len(np.unique(sample[::8])) >= _LEVELS:  # so it is on nearly all films, and sorting a part takes an eighth
-        return None
-    levels = len(np.unique(sample))
+    levels = film.grey_levels
     if levels >= _LEVELS:
         return None
     return Finding(

@@ -33,13 +33,14 @@ def postprocess(probability: np.ndarray, frame: Frame, threshold: float) -> np.n
 
     The probability is brought to native size and thresholded there, so outlines are smooth on large films.
     """
-    return clean(organ(probability, frame, threshold))
+    return clean(organ(probability, frame, threshold), reuse=True)
 
 
 def organ(probability: np.ndarray, frame: Frame, threshold: float) -> np.ndarray:
     """Where a probability on the network's grid (h, w) reaches the threshold on the film, (H, W) uint8 0/1."""
-    # OpenCV's threshold keeps what is greater, in one pass.
-    return cv2.threshold(frame.to_native(levels_of(probability)), round(threshold * 255.0) - 1, 1, cv2.THRESH_BINARY)[1]
+    levels = frame.to_native(levels_of(probability))
+    # OpenCV's threshold keeps what is greater, in one pass; here in the place of the levels.
+    return cv2.threshold(levels, round(threshold * 255.0) - 1, 1, cv2.THRESH_BINARY, dst=levels)[1]
 
 
 def levels_of(probability: np.ndarray) -> np.ndarray:
@@ -90,6 +91,11 @@ class Segment(Stage):
         """Four times what the network sees."""
         return max(DETAIL, 4 * self.size)
 
+    @property
+    def grids(self) -> tuple[int, ...]:
+        """What the network sees: the lung box hangs on it to the pixel, and scores on the lung box."""
+        return (self.size,)
+
     def run(self, records: Sequence[Record]) -> list[Record]:
         """Fill in `mask`, `lung_box` and `lung_fraction`; refuse films that cannot be judged (see `stages.quality`)."""
         todo = [record for record in records if record.ok]
@@ -100,7 +106,7 @@ class Segment(Stage):
             if coarse(record.film.size, record.film.aspect, self.size):
                 self._fill_square(record, view.lungs)
             if heart is not None:
-                record.heart_mask = largest(organ(heart, frame, self.threshold))
+                record.heart_mask = largest(organ(heart, frame, self.threshold), reuse=True)
             reasons = by_header(record.film, self.min_side, self.min_age)
             hints: list[Finding] = []
             if self.quality is not None:

@@ -1,6 +1,7 @@
-"""Films decoded at a half, a quarter or an eighth of their size: what networks and overlays see is far smaller still.
+"""Large films with fewer pixels than they have: what networks and overlays see is far smaller still.
 
-Only plain kinds: where anything about a film has to be assumed, corrected or refused, it is decoded whole.
+Either decoded at a half, a quarter or an eighth of their size: only plain kinds, for where anything about a film has to
+be assumed, corrected or refused, it is decoded whole. Or decoded whole, and held as means of so many pixels each way.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import io
 from dataclasses import dataclass
 from typing import Any
 
+import cv2
 import numpy as np
 
 from cxr_pipeline.data.formats.codecs import StreamHeader
@@ -29,6 +31,44 @@ class Small:
     native: tuple[int, int]
     scale: int
     centre: float
+
+    def coarser(self, by: int) -> Small:
+        """How the means of `by` times `by` of its pixels lie on the film."""
+        return Small(self.native, self.scale * by, self.centre + self.scale * (by - 1) / 2)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be kept of a large film that was decoded whole.
+
+    Attributes:
+        least: pixels that its long side has to keep.
+        grids: sides of squares on which all of the film is seen: they are made before pixels are given up.
+    """
+
+    least: int
+    grids: tuple[int, ...] = ()
+
+
+def means(pixels: np.ndarray, step: int) -> np.ndarray:
+    """The means (ceil(H / step), ceil(W / step)) float32 of squares of a film (H, W) float32.
+
+    The last row and column hold the means of what is left there, which may be less than a square.
+    """
+    height, width = pixels.shape
+    out = np.empty((-(-height // step), -(-width // step)), np.float32)
+    for y, down in _whole_and_rest(height, step):
+        for x, across in _whole_and_rest(width, step):
+            if out[y, x].size:
+                size = out[y, x].shape[::-1]
+                out[y, x] = cv2.resize(pixels[down, across], size, interpolation=cv2.INTER_AREA)
+    return out
+
+
+def _whole_and_rest(side: int, step: int) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
+    """Where the means of whole squares lie along a side, and their pixels; then the same of what is left."""
+    whole = side // step
+    return (slice(0, whole), slice(0, whole * step)), (slice(whole, None), slice(whole * step, None))
 
 
 def step_for(height: int, width: int, least: int) -> int:

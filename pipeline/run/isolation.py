@@ -88,14 +88,14 @@ class IsolatedReader:
         self._idle: list[_Helper] = []
         self._all: list[_Helper] = []
 
-    def __call__(self, path: str | Path, *, id: str | None = None, least: int | None = None) -> Radiograph:
-        """Read a film; see `data.radiograph.read` for `least`.
+    def __call__(self, path: str | Path, *, id: str | None = None, **how: Any) -> Radiograph:
+        """Read a film; see `data.radiograph.read` for `how`.
 
         Raises:
             RadiographError: whatever is wrong with the file, a decoder that crashed or ran out of time or memory too.
         """
         if self.tries is None:
-            return self._read(path, id, least)
+            return self._read(path, id, how)
         key = os.path.abspath(path)
         if self.tries.begin(key) >= TRIES:
             self.tries.end(key)
@@ -105,15 +105,15 @@ class IsolatedReader:
                 "killed_the_run",
             )
         try:
-            return self._read(path, id, least)
+            return self._read(path, id, how)
         finally:
             self.tries.end(key)
 
-    def _read(self, path: str | Path, id: str | None, least: int | None) -> Radiograph:
+    def _read(self, path: str | Path, id: str | None, how: dict[str, Any]) -> Radiograph:
         for attempt in range(1, TRIES + 1):
             helper = self._take()
             try:
-                answer = helper.ask((str(path), id, least), self.seconds)
+                answer = helper.ask((str(path), id, how), self.seconds)
             except TimeoutError:
                 self._drop(helper)
                 raise RadiographError(
@@ -181,7 +181,7 @@ class _Helper:
         """See `Process.alive`."""
         return self._started.alive
 
-    def ask(self, question: tuple[str, str | None, int | None], seconds: float) -> Any:
+    def ask(self, question: tuple[str, str | None, dict[str, Any]], seconds: float) -> Any:
         self._connection.send(question)
         if not self._connection.poll(seconds):
             raise TimeoutError
@@ -223,11 +223,11 @@ def serve(address: str, key: bytes, memory: int, parent: int) -> None:
     with Client(f"\0{address[1:]}" if address.startswith("@") else address, authkey=key) as connection:
         while True:
             try:
-                path, name, least = connection.recv()
+                path, name, how = connection.recv()
             except (EOFError, OSError):
                 return
             try:
-                film = read(path, id=name, least=least)
+                film = read(path, id=name, **how)
             except RadiographError as error:
                 connection.send(error)
                 continue

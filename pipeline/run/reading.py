@@ -7,7 +7,7 @@ import os
 import stat
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as NotYet
 from contextlib import AbstractContextManager
@@ -62,9 +62,11 @@ class RunItem:
 
     @property
     def pixels(self) -> int:
-        """How many are held in memory."""
+        """How many are held in memory, or what takes as much: masks have the film's own size in any case."""
         film = self.record.radiograph if self.record is not None else None
-        return film.pixels.size if film is not None else 0
+        if film is None:
+            return 0
+        return film.pixels.size if film.small is None else film.size[0] * film.size[1] // 2
 
 
 class Reading:
@@ -80,7 +82,7 @@ class Reading:
         limit: seconds that reading one may take; a film that takes longer comes out as failed.
         masks: whether a mask that an earlier, shorter chain found is wanted.
         timed: a context that counts the seconds of a block.
-        least: pixels that the long side of a film has to keep; None reads every film whole.
+        how: what else the reader is told, see `data.radiograph.read`; a reader of somebody's own need not know it.
         tries: remembers what is being read, so that a film that ends the whole process is known afterwards.
     """
 
@@ -96,7 +98,7 @@ class Reading:
         limit: float,
         masks: bool,
         timed: Callable[[], AbstractContextManager[None]],
-        least: int | None = None,
+        how: Mapping[str, Any],
         tries: Tries | None = None,
     ) -> None:
         self.inputs, self.ids, self.folder = inputs, ids, folder
@@ -105,7 +107,7 @@ class Reading:
         if reader is None:
             reader = self.own_reader = IsolatedReader(tries=tries)
         self.reader = reader
-        self.how = {} if least is None else {"least": least}  # a reader of somebody's own need not know it
+        self.how = how
         self.reading_since: dict[str, float] = {}
         self.readers = ThreadPoolExecutor(workers, "cxr-read")
 

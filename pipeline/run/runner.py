@@ -18,6 +18,7 @@ import cv2
 from cxr_pipeline.about import cores, version
 from cxr_pipeline.configs.errors import CxrError
 from cxr_pipeline.data.files import PRIVATE
+from cxr_pipeline.data.formats.small import Wanted
 from cxr_pipeline.data.radiograph import Radiograph
 from cxr_pipeline.results.filmfiles import FilmFiles
 from cxr_pipeline.results.folder import Identity, ResultsFolder
@@ -241,8 +242,16 @@ class Runner:
         """Pixels that the long side of a film has to keep for all stages and outputs; None for all that it has."""
         outputs = chosen() if self.outputs is None else self.outputs
         needs = [*(stage.detail for stage in self.stages), *(one.detail for one in outputs)]
-        whole = not self.fast_decode or self.reader is not None  # a reader of somebody's own decides itself
+        whole = self.reader is not None  # a reader of somebody's own decides itself
         return None if whole or None in needs else max(need for need in needs if need is not None)
+
+    @property
+    def how(self) -> dict[str, Any]:
+        """What films are read with, see `data.radiograph.read`."""
+        if self.least is None:
+            return {}
+        wanted = Wanted(self.least, tuple(side for stage in self.stages for side in stage.grids))
+        return {"wanted": wanted, **({"least": self.least} if self.fast_decode else {})}
 
     @property
     def seconds(self) -> dict[str, float]:

@@ -54,7 +54,7 @@ class Steps:
             limit=runner.seconds_a_film,
             masks=runner.stages[0].restorable,
             timed=lambda: runner.timed("read"),
-            least=runner.least,
+            how=runner.how,
             tries=TriesFolder(Path(runner.out) / ".trying"),
         )
         self.judges = ThreadPoolExecutor(runner.judges, "cxr-judge") if runner.judges > 1 else None

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 
 import cv2
 import numpy as np
 import pytest
 
 from cxr_pipeline import stages
+from cxr_pipeline.data.formats.small import Wanted
 from cxr_pipeline.data.geometry import Box
-from cxr_pipeline.data.radiograph import read
+from cxr_pipeline.data.radiograph import Radiograph, read
 from cxr_pipeline.data.synthetic import make_film
 from cxr_pipeline.results.folder import rows
 from cxr_pipeline.results.outputs import chosen
@@ -27,6 +29,14 @@ def dice(one, two):
     return 2 * np.count_nonzero(one & two) / (np.count_nonzero(one) + np.count_nonzero(two))
 
 
+def large_film(number, label, size):
+    """A film (H, W) uint8, enlarged, as to draw so large a one takes long; with a detector's noise in single pixels."""
+    small = make_film(number, label=label, size=(size[0] // 4, size[1] // 4)).pixels
+    noise = np.random.default_rng(number).normal(0, 0.01, size)
+    large = cv2.resize(small, size[::-1], interpolation=cv2.INTER_CUBIC)
+    return np.round(np.clip(large + noise, 0, 1) * 255).astype(np.uint8)
+
+
 @pytest.fixture(scope="module")
 def weights():
     return stages.load_chain("tb", threads=1)
@@ -37,7 +47,7 @@ def test_a_run_on_large_films_reads_half_of_them(tmp_path, weights):
     size = (2205, 2051)
     (tmp_path / "films").mkdir()
     for number, label in enumerate(("TB", "NORM")):
-        image = np.round(make_film(number, label=label, size=size).pixels * 255).astype(np.uint8)
+        image = large_film(number, label, size)
         (tmp_path / "films" / f"{number}.jpg").write_bytes(cv2.imencode(".jpg", image)[1].tobytes())
     found = {}
     for name, more in (("small", FAST), ("whole", {}), ("crops", {"outputs": chosen("masks,crops")} | FAST)):
@@ -45,11 +55,37 @@ def test_a_run_on_large_films_reads_half_of_them(tmp_path, weights):
         masks = [cv2.imread(str(tmp_path / name / "masks" / f"{n}.png"), cv2.IMREAD_UNCHANGED) for n in range(2)]
         assert {mask.shape for mask in masks} == {size}
         found[name] = masks, [float(row["tb_score"]) for row in rows(tmp_path / name)]
-    assert found["crops"][1] == found["whole"][1]  # crops show the film's own pixels: it is read whole for them
+    # Crops show the film's own pixels, which are kept for them; it gets the score that it gets without.
+    assert found["crops"][1] == found["whole"][1]
+    for one, two in zip(found["crops"][0], found["whole"][0], strict=True):
+        np.testing.assert_array_equal(one, two)
     for one, two in zip(found["small"][0], found["whole"][0], strict=True):
         assert dice(one, two) >= 0.995
     # Moving the lung box by one of 2000 pixels changes the score of such a film by up to 3.
     np.testing.assert_allclose(found["small"][1], found["whole"][1], atol=2.0)
+
+
+class Whole(Radiograph):
+    """A film of which networks see all pixels."""
+
+    def on(self, frame, least=None):
+        return frame.to_grid(self.pixels)
+
+
+def test_a_film_held_as_means_is_answered_as_a_whole_one(tmp_path, weights):
+    """Masks to the pixel, as the segmentation's own view is made of all pixels; the score within 0.5."""
+    (tmp_path / "a.png").write_bytes(cv2.imencode(".png", large_film(5, "TB", (2117, 2048)))[1].tobytes())
+    whole = read(tmp_path / "a.png")
+    kept = read(tmp_path / "a.png", **Runner(weights, tmp_path / "out").how)
+    assert kept.small is not None
+    films = [kept, whole, Whole(**vars(whole))]
+    lean, same, wanted = (apply(weights, [Record(replace(one, meta={}))])[0] for one in films)
+    assert wanted.ok
+    for one in (lean, same):
+        np.testing.assert_array_equal(one.mask, wanted.mask)
+        assert (one.lung_box, one.label, one.warnings) == (wanted.lung_box, wanted.label, wanted.warnings)
+        assert one.tb_score == pytest.approx(wanted.tb_score, abs=0.5)
+    assert lean.tb_score == same.tb_score  # whoever reads whole films gets the same score
 
 
 def test_what_a_run_needs_decides(weights, tmp_path):
@@ -59,12 +95,12 @@ def test_what_a_run_needs_decides(weights, tmp_path):
     assert least() == 1024
     assert least(outputs=chosen("masks,heatmaps")) == 1024
     assert least(outputs=chosen("all")) is None
-    assert least(fast_decode=False) is None
-    assert Runner(weights, tmp_path).least is None  # unless it is asked for
     assert least(reader=read) is None
-    assert (
-        Runner(fake_chain(), tmp_path, **FAST).least is None
-    )  # stages that do not say what they need see all of a film
+    # Stages that do not say what they need see all of a film.
+    assert Runner(fake_chain(), tmp_path, **FAST).how == {}
+    wanted = Wanted(1024, (256,))
+    assert Runner(weights, tmp_path).how == {"wanted": wanted}  # decoded whole, unless it is asked for
+    assert Runner(weights, tmp_path, **FAST).how == {"wanted": wanted, "least": 1024}
 
 
 @pytest.mark.real

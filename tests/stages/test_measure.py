@@ -139,6 +139,6 @@ def test_the_error_of_the_ratio_is_against_the_true_masks(tmp_path, caplog):
 
 def test_the_lungs_are_told_apart_once(monkeypatch):
     calls = []
-    monkeypatch.setattr(measure, "sides", lambda mask: calls.append(1) or sides(mask))
+    monkeypatch.setattr(measure, "sides", lambda *mask: calls.append(1) or sides(*mask))
     assert measured(heart=box_mask(HEART))["ctr"] is not None
     assert len(calls) == 1

@@ -129,7 +129,7 @@ class RayRunner(Runner):
             threads=max(1, math.ceil(self.cpus_per_worker)),
             seconds_a_film=self.seconds_a_film,
             gpu=self.gpus_per_worker > 0,
-            least=self.least,
+            how=self.how,
         )
         waiting = {one.key: one for one in inputs}
         with connected(self.address) as (ray, own):
@@ -229,7 +229,7 @@ class _Task:
     threads: int
     seconds_a_film: float
     gpu: bool
-    least: int | None
+    how: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -307,7 +307,7 @@ class _Worker:
             identity=chain.identity,
             batch_size=task.batch_size,
             workers=task.threads,
-            reader=partial(IsolatedReader(), least=task.least),
+            reader=partial(IsolatedReader(), **task.how),
             seconds_a_film=task.seconds_a_film,
         )
 
