@@ -1,6 +1,6 @@
 """Trains the small network of the lungs that ships, to answer as a large one does (Hinton et al. 2015, distillation).
 
-    python docs/experiments/distil.py --data MANIFEST --teacher WEIGHTS --out DIR --work FOLDER [--epochs 6]
+    python docs/experiments/distil.py --data MANIFEST --teacher WEIGHTS --out DIR --work FOLDER
 
 Few films have masks of the lungs, and a small network learns less from them than a large one. The large one, the
 teacher, can answer on any film: so the small one learns from films of all sources, in views of which some are turned,
@@ -20,7 +20,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import cv2
 import keras
 import numpy as np
 import pandas as pd
@@ -37,7 +36,7 @@ from cxr_pipeline.models.store import LICENCE, bundle_of, find, read_card, write
 from cxr_pipeline.models.training.fit import Objective, Phase, Training, set_batchnorm_momentum
 from cxr_pipeline.models.training.log import summary, training_bar
 from cxr_pipeline.models.training.losses import DiceScore, segmentation_loss
-from cxr_pipeline.models.unet import build_unet
+from cxr_pipeline.models.unet import build_unet, start_from
 from cxr_pipeline.stages.films import read_mask, stream
 from cxr_pipeline.stages.quality_fit import fit_bundle
 from cxr_pipeline.stages.segment import Segment
@@ -46,13 +45,13 @@ from cxr_pipeline.train.evaluation import evaluate_stage, summary_of
 
 log = logging.getLogger("cxr.experiments")
 
-VIEWS, VIEWS_WITH_MASK = 3, 8  # of a film; its first is the film as it is
+VIEWS = (3, 8)  # of a film without a mask, and of one with; its first is the film as it is
 AT_MOST = {"covidradiography": 1500, "kermany": 300}  # films of the two largest sources
 VAL_AT_MOST = 80
 BATCH = 16
 UNKNOWN = 2  # of a mask that nobody drew
-# How often a view is turned by a quarter or more, inverted, mirrored, cut.
-TURNED, INVERTED, MIRRORED, CUT = 0.06, 0.04, 0.05, 0.08
+# How often a view is turned by a quarter or more, inverted, mirrored.
+TURNED, INVERTED, MIRRORED = 0.06, 0.04, 0.05
 
 
 def films_of(data: Manifest, split: str, without: str | None) -> Manifest:
@@ -79,18 +78,17 @@ def truth_on(frame: Frame, data: Manifest, row: dict[str, Any], size: tuple[int,
     return truth
 
 
-def view_of(image: np.ndarray, truth: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """A view of a film (s, s) uint8 and of its masks (s, s, 2)."""
+def view_of(image: np.ndarray, truth: np.ndarray, seed: int, cut: float) -> tuple[np.ndarray, np.ndarray]:
+    """A view of a film (s, s) uint8 and of its masks (s, s, 2).
+
+    Args:
+        cut: how often a part of the film is cut off on one side, and what is left letterboxed, as a film so cut is.
+    """
     rng = np.random.default_rng(seed)
     changed = segment_augmentation(seed % 2**31, opacities=False)(image=image, mask=truth)
     image, truth = changed["image"], changed["mask"]
-    if rng.random() < CUT:
-        side = image.shape[0]
-        kept = int(side * rng.uniform(0.5, 0.85))
-        y, x = rng.integers(0, side - kept, 2)
-        part = np.s_[y : y + kept, x : x + kept]
-        image = cv2.resize(image[part], (side, side), interpolation=cv2.INTER_LINEAR)
-        truth = cv2.resize(truth[part], (side, side), interpolation=cv2.INTER_NEAREST_EXACT)
+    if rng.random() < cut:
+        image, truth = cut_off(image, truth, rng)
     if rng.random() < TURNED:
         quarter = int(rng.integers(1, 4))
         image, truth = np.rot90(image, quarter), np.rot90(truth, quarter)
@@ -101,14 +99,29 @@ def view_of(image: np.ndarray, truth: np.ndarray, seed: int) -> tuple[np.ndarray
     return np.ascontiguousarray(image), np.ascontiguousarray(truth)
 
 
-def views(data: Manifest, teacher: Segment, work: Path, *, plain: bool) -> tuple[np.ndarray, np.ndarray]:
+def cut_off(image: np.ndarray, truth: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """A film and its masks without a part at one of four sides, on the square that they had. The bottom goes most."""
+    side, lost = image.shape[0], rng.uniform(0.1, 0.5)
+    first, last = int(side * lost), int(side * (1 - lost))
+    part = (np.s_[:last], np.s_[:last], np.s_[first:], np.s_[:, :last], np.s_[:, first:])[rng.integers(5)]
+    frame = Frame.letterbox(image[part].shape, side)
+    masks = [frame.to_grid(np.ascontiguousarray(truth[part][..., k]), nearest=True) for k in range(2)]
+    unknown = (truth == UNKNOWN).all(axis=(0, 1))
+    masks = [np.full_like(mask, UNKNOWN) if missing else mask for mask, missing in zip(masks, unknown, strict=True)]
+    return frame.to_grid(np.ascontiguousarray(image[part])), np.stack(masks, axis=-1)
+
+
+def views(
+    data: Manifest, teacher: Segment, work: Path, *, each: tuple[int, int] = VIEWS, cut: float = 0.0
+) -> tuple[np.ndarray, np.ndarray]:
     """Views (N, s, s) of films and what is to be answered (N, s, s, 2), uint8; 255 is a probability of one.
 
     Args:
-        plain: the films as they are, one view of each.
+        each: views of a film without a mask, and of one with; the first is the film as it is.
+        cut: see `view_of`.
     """
     size = teacher.size
-    counts = [1 if plain else VIEWS_WITH_MASK if row["mask"] else VIEWS for row in data.rows()]
+    counts = [each[bool(row["mask"])] for row in data.rows()]
     first = np.cumsum([0, *counts])
 
     def drawn() -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
@@ -120,7 +133,7 @@ def views(data: Manifest, teacher: Segment, work: Path, *, plain: bool) -> tuple
             truth = truth_on(frame, data, row, record.size)
             for view in range(counts[number]):
                 seed = int(hashlib.sha256(f"{row['image']} {view}".encode()).hexdigest()[:15], 16)
-                yield (first[number] + view, *(view_of(image, truth, seed) if view else (image, truth)))
+                yield (first[number] + view, *(view_of(image, truth, seed, cut) if view else (image, truth)))
 
     def rows() -> Iterator[tuple[int, dict[str, np.ndarray]]]:
         batch: list[tuple[int, np.ndarray, np.ndarray]] = []
@@ -132,7 +145,7 @@ def views(data: Manifest, teacher: Segment, work: Path, *, plain: bool) -> tuple
         if batch:
             yield from answered(batch, teacher)
 
-    key = ["distil", 1, teacher.fingerprint, sorted(data.table["image"]), data.content_hash(labels=False), plain]
+    key = ["distil", 2, teacher.fingerprint, sorted(data.table["image"]), data.content_hash(labels=False), each, cut]
     shapes = {"view": (size, size), "answer": (size, size, 2)}
     arrays, _ = kept_arrays(work, key, int(first[-1]), shapes, rows)
     return arrays["view"], arrays["answer"]
@@ -198,11 +211,23 @@ class LungDice(DiceScore):
         super().update_state(y_true[..., :1], y_pred[..., :1], sample_weight)
 
 
-def distil(data: Manifest, config: Config, teacher: Segment, out: Path, work: Path, without: str | None) -> None:
-    """Train, and write the stage's bundle into `out`."""
+def distil(
+    data: Manifest,
+    config: Config,
+    teacher: Segment,
+    out: Path,
+    work: Path,
+    without: str | None = None,
+    each: tuple[int, int] = VIEWS,
+    cut: float = 0.3,
+) -> None:
+    """Train, from the weights `segment.start` if there are any, and write the stage's bundle into `out`."""
     settings = config.segment
     parts = {split: films_of(data, split, without) for split in ("train", "val")}
-    arrays = {split: views(part, teacher, work, plain=split == "val") for split, part in parts.items()}
+    arrays = {
+        "train": views(parts["train"], teacher, work, each=each, cut=cut),
+        "val": views(parts["val"], teacher, work, each=(1, 1)),
+    }
     keras.utils.set_random_seed(config.seed)
     model = build_unet(
         settings.size,
@@ -215,6 +240,8 @@ def distil(data: Manifest, config: Config, teacher: Segment, out: Path, work: Pa
         outputs=2,
     )
     set_batchnorm_momentum(model)
+    if settings.start is not None:
+        start_from(model, settings.start)
     phase = Phase("fit", settings.fit.epochs, settings.fit.learning_rate, weight_decay=1e-4, ema=settings.fit.ema)
     with training_bar("segment", [phase]) as on_batch:
         history = Training(
@@ -224,7 +251,7 @@ def distil(data: Manifest, config: Config, teacher: Segment, out: Path, work: Pa
             Views(arrays["val"], shuffle=False),
             out,
             phases=[phase],
-            settings=f"{settings.model_dump_json()} {config.seed} {teacher.fingerprint} {without}",
+            settings=f"{settings.model_dump_json()} {config.seed} {teacher.fingerprint} {without} {each} {cut}",
             on_batch=on_batch,
         ).run()
     content = save_bundle(model, out)
@@ -261,7 +288,9 @@ def main() -> None:
     parser.add_argument("--teacher", default="tb", help="weights whose segmentation is to be matched, by name or path")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True, help="views and answers; several trainings may share them")
-    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--views", type=int, nargs=2, default=VIEWS, help="of a film without a mask, and of one with")
+    parser.add_argument("--cut", type=float, default=0.3, help="share of the views in which a side is cut off")
     parser.add_argument("--without", metavar="SOURCE")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     given = parser.parse_args()
@@ -269,7 +298,9 @@ def main() -> None:
     fit.append("segment.fit.splits=[train, external]")
     config = load_config("tb", [*fit, f"segment.fit.batch_size={BATCH}", *given.set])
     teacher = Segment.load(bundle_of(find(given.teacher), "segment"))
-    distil(read_manifest(given.data), config, teacher, given.out, given.work, given.without)
+    distil(
+        read_manifest(given.data), config, teacher, given.out, given.work, given.without, tuple(given.views), given.cut
+    )
     print(f"trained: {given.out}")
 
 
