@@ -34,10 +34,16 @@ def jpeg(image: np.ndarray) -> bytes:
 
 
 def picture(pixels: np.ndarray) -> bytes:
-    """A film (H, W) float in [0, 1] as a small JPEG, its grey levels stretched for looking."""
-    from cxr_pipeline.results.drawing import stretched
+    """A film (H, W) float in [0, 1] as a small JPEG, its grey levels stretched for looking.
 
-    return jpeg(stretched(small(pixels)))
+    Of a large film means of squares are looked at, as a run holds it: whoever reads it again gets the same bytes.
+    """
+    from cxr_pipeline.data.formats.small import means, step_for
+    from cxr_pipeline.results.drawing import stretched
+    from cxr_pipeline.stages.base import DETAIL
+
+    step = step_for(*pixels.shape, DETAIL)
+    return jpeg(stretched(small(means(pixels, step) if step > 1 else pixels)))
 
 
 class Pictures:
@@ -52,9 +58,11 @@ class Pictures:
         self._held: dict[tuple[str, str], bytes] = {}
 
     def keep(self, sha256: str, record: Record) -> None:
-        """Keep the picture of a film with the content `sha256`. It is no reason to stop a run."""
+        """Keep the picture of a film with the content `sha256`, decoded whole. It is no reason to stop a run."""
         film = record.radiograph
         if film is None or len(self._held) >= self._most:
+            return
+        if film.pixels.shape != film.size and film.counted is None:  # decoded at a half: read again, it looks otherwise
             return
         try:
             self._held[film.id, sha256] = picture(film.pixels)

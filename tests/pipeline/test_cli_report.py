@@ -12,9 +12,11 @@ import pytest
 
 from cxr_pipeline import stages
 from cxr_pipeline.cli import main as cli
+from cxr_pipeline.data.formats.small import Wanted
 from cxr_pipeline.data.radiograph import Radiograph
+from cxr_pipeline.data.radiograph import read as read_film
 from cxr_pipeline.report import pictures, report
-from cxr_pipeline.report.pictures import Pictures
+from cxr_pipeline.report.pictures import Pictures, picture
 from cxr_pipeline.results.folder import run_info
 from cxr_pipeline.stages.base import Record
 from tests.pipeline import fake_chain
@@ -111,6 +113,17 @@ def test_pictures_are_of_whole_films_and_not_of_more_than_a_number():
     assert [name for name, data in found.items() if data] == ["a", "b"]
     assert cv2.imdecode(np.frombuffer(found["a"], np.uint8), cv2.IMREAD_GRAYSCALE).shape == (384, 192)
     assert kept.of({"id": "a", "sha256": "1"}) is None  # another film under the same name
+
+
+def test_a_large_film_has_the_same_picture_from_what_a_run_holds_and_when_it_is_read_again(tmp_path):
+    file = tmp_path / "large.png"
+    film = np.random.default_rng(0).integers(0, 255, (300, 260), np.uint8)
+    cv2.imwrite(str(file), cv2.resize(film, (2051, 2301), interpolation=cv2.INTER_CUBIC))
+    held, whole = read_film(file, wanted=Wanted(1024)), read_film(file)
+    assert held.pixels.shape == (1151, 1026)
+    kept = Pictures()
+    kept.keep("0", Record(held))
+    assert kept.of({"id": "large", "sha256": "0"}) == picture(whole.pixels)
 
 
 def test_a_picture_that_cannot_be_kept_costs_nothing(arguments, tmp_path, monkeypatch):
