@@ -42,7 +42,8 @@ def picture(pixels: np.ndarray) -> bytes:
     from cxr_pipeline.results.drawing import stretched
     from cxr_pipeline.stages.base import DETAIL
 
-    step = step_for(*pixels.shape, DETAIL)
+    height, width = pixels.shape
+    step = step_for(height, width, DETAIL)
     return jpeg(stretched(small(means(pixels, step) if step > 1 else pixels)))
 
 
