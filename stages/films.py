@@ -16,7 +16,7 @@ from cxr_pipeline.stages.apply import apply
 from cxr_pipeline.stages.base import FAILED, REFUSED, Record, Stage
 
 if TYPE_CHECKING:
-    from cxr_pipeline.configs.schema import Fit
+    from cxr_pipeline.configs.fit import Fit
     from cxr_pipeline.data.manifest import Manifest
 
 log = logging.getLogger("cxr.films")

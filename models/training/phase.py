@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import keras as K
 
-# Those of `configs.schema.Fit` that a phase takes.
+# Those of `configs.fit.Fit` that a phase takes.
 PHASE_SETTINGS = {
     "epochs",
     "learning_rate",
@@ -29,7 +29,7 @@ def _unchanged(model: K.Model) -> None:
 
 @dataclass(frozen=True)
 class Phase:
-    """One step of a training: `epochs` epochs with one optimizer setting, as in `configs.schema.Fit`.
+    """One step of a training: `epochs` epochs with one optimizer setting, as in `configs.fit.Fit`.
 
     Attributes:
         epochs: at most; `early_stopping` epochs on end without a better figure end the phase before.

@@ -9,7 +9,8 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from cxr_pipeline.configs.schema import ClassifyConfig, Fit, SegmentConfig
+from cxr_pipeline.configs.fit import Fit
+from cxr_pipeline.configs.schema import ClassifyConfig, SegmentConfig
 from cxr_pipeline.models.backend import keras
 
 k = keras()
