@@ -13,6 +13,8 @@ from cxr_pipeline.models.backend import keras, segmentation_models
 if TYPE_CHECKING:
     import keras as K
 
+    from cxr_pipeline.configs.schema import SegmentConfig
+
 MOBILENET = "mobilenetv2"
 # What the decoder sees of the encoder at strides 16, 8, 4 and 2, and where the encoder ends, at stride 32. MobileNetV2
 # widens its maps sixfold within each block: a decoder that looks in there convolves six times as many channels.
@@ -82,6 +84,27 @@ def build_unet(
     if len(decoder_filters) < _STEPS:
         answer = k.layers.UpSampling2D(2, interpolation="bilinear", name="to_film_grid")(answer)
     return k.Model(film, answer, name="lung_unet")
+
+
+def unet_of(settings: SegmentConfig, nearby: Path | None = None) -> K.Model:
+    """The network of a config as its training begins; see `build_unet`, and `start_from` where it goes on from weights.
+
+    Raises:
+        EncoderWeightsError: weights that cannot be had, or are of another network.
+    """
+    model = build_unet(
+        settings.size,
+        encoder=settings.encoder,
+        alpha=settings.alpha,
+        skips=settings.skips,
+        encoder_weights=settings.encoder_weights,
+        decoder_filters=settings.decoder_filters,
+        nearby=nearby,
+        outputs=2 if settings.heart else 1,
+    )
+    if settings.start is not None:
+        start_from(model, settings.start)
+    return model
 
 
 def _features_of(encoder: str) -> tuple[Any, ...]:

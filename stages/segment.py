@@ -240,7 +240,7 @@ class Segment(Stage):
         from cxr_pipeline.models.training.fit import PHASE_SETTINGS, Objective, Phase, Training, set_batchnorm_momentum
         from cxr_pipeline.models.training.log import summary, training_bar
         from cxr_pipeline.models.training.losses import DiceScore, LungsAndHeart, OrganDice, segmentation_loss
-        from cxr_pipeline.models.unet import build_unet, start_from
+        from cxr_pipeline.models.unet import unet_of
         from cxr_pipeline.stages.quality_fit import fit_bundle
 
         cls.require(data, config)
@@ -251,19 +251,8 @@ class Segment(Stage):
             for split, part in parts.items()
         }
         keras().utils.set_random_seed(config.seed)
-        model = build_unet(
-            settings.size,
-            encoder=settings.encoder,
-            alpha=settings.alpha,
-            skips=settings.skips,
-            encoder_weights=settings.encoder_weights,
-            decoder_filters=settings.decoder_filters,
-            nearby=data.root,
-            outputs=2 if settings.heart else 1,
-        )
+        model = unet_of(settings, data.root)
         set_batchnorm_momentum(model)
-        if settings.start is not None:
-            start_from(model, settings.start)
         batches = partial(
             Batches,
             targets=None,

@@ -36,7 +36,7 @@ from cxr_pipeline.models.store import LICENCE, bundle_of, find, read_card, write
 from cxr_pipeline.models.training.fit import Objective, Phase, Training, set_batchnorm_momentum
 from cxr_pipeline.models.training.log import summary, training_bar
 from cxr_pipeline.models.training.losses import DiceScore, segmentation_loss
-from cxr_pipeline.models.unet import build_unet, start_from
+from cxr_pipeline.models.unet import unet_of
 from cxr_pipeline.stages.films import read_mask, stream
 from cxr_pipeline.stages.quality_fit import fit_bundle
 from cxr_pipeline.stages.segment import Segment
@@ -229,19 +229,8 @@ def distil(
         "val": views(parts["val"], teacher, work, each=(1, 1)),
     }
     keras.utils.set_random_seed(config.seed)
-    model = build_unet(
-        settings.size,
-        encoder=settings.encoder,
-        alpha=settings.alpha,
-        skips=settings.skips,
-        encoder_weights=settings.encoder_weights,
-        decoder_filters=settings.decoder_filters,
-        nearby=data.root,
-        outputs=2,
-    )
+    model = unet_of(settings, data.root)  # `segment.heart` is true: the teacher finds it
     set_batchnorm_momentum(model)
-    if settings.start is not None:
-        start_from(model, settings.start)
     phase = Phase("fit", settings.fit.epochs, settings.fit.learning_rate, weight_decay=1e-4, ema=settings.fit.ema)
     with training_bar("segment", [phase]) as on_batch:
         history = Training(
