@@ -91,9 +91,8 @@ class Radiograph:
         if side in self.grids and frame == Frame.letterbox(self.size, side):
             return self.grids[side]
         pixels, small = self.pixels, self.small or Small(self.size, 1, 0.5)
-        by = 1 if least is None or self.aspect != 1 else step_for(*self.size, least) // small.scale
-        if by > 1:
-            pixels, small = means(pixels, by), small.coarser(by)
+        by = 1 if least is None or self.aspect != 1 else max(1, step_for(*self.size, least) // small.scale)
+        pixels, small = means(pixels, by), small.coarser(by)
         return frame.to_grid(pixels) if small.scale == 1 else frame.small_to_grid(pixels, small.scale, small.centre)
 
     @property

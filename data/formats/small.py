@@ -53,8 +53,11 @@ class Wanted:
 def means(pixels: np.ndarray, step: int) -> np.ndarray:
     """The means (ceil(H / step), ceil(W / step)) float32 of squares of a film (H, W) float32.
 
-    The last row and column hold the means of what is left there, which may be less than a square.
+    The last row and column hold the means of what is left there, which may be less than a square. With a step of 1, the
+    film itself.
     """
+    if step == 1:
+        return pixels
     height, width = pixels.shape
     out = np.empty((-(-height // step), -(-width // step)), np.float32)
     for y, down in _whole_and_rest(height, step):

@@ -43,8 +43,7 @@ def picture(pixels: np.ndarray) -> bytes:
     from cxr_pipeline.stages.base import DETAIL
 
     height, width = pixels.shape
-    step = step_for(height, width, DETAIL)
-    return jpeg(stretched(small(means(pixels, step) if step > 1 else pixels)))
+    return jpeg(stretched(small(means(pixels, step_for(height, width, DETAIL)))))
 
 
 class Pictures:
