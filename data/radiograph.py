@@ -79,6 +79,13 @@ class Radiograph:
     grids: dict[int, np.ndarray] = field(default_factory=dict)
     counted: int | None = None
 
+    def step(self, least: int | None) -> int:
+        """The side in pixels of the squares whose means leave the film's long side `least` of them; 1 for all pixels.
+
+        Films of oblong pixels have no such squares.
+        """
+        return 1 if least is None or self.aspect != 1 else step_for(*self.size, least)
+
     def on(self, frame: Frame, least: int | None = None) -> np.ndarray:
         """The film (h, w) float32 on the grid of a frame, however many of its pixels are here. Not to be written to.
 
@@ -91,7 +98,7 @@ class Radiograph:
         if side in self.grids and frame == Frame.letterbox(self.size, side):
             return self.grids[side]
         pixels, small = self.pixels, self.small or Small(self.size, 1, 0.5)
-        by = 1 if least is None or self.aspect != 1 else max(1, step_for(*self.size, least) // small.scale)
+        by = max(1, self.step(least) // small.scale)
         pixels, small = means(pixels, by), small.coarser(by)
         return frame.to_grid(pixels) if small.scale == 1 else frame.small_to_grid(pixels, small.scale, small.centre)
 
@@ -109,7 +116,12 @@ class Radiograph:
 
 
 def read(
-    path: str | Path, *, id: str | None = None, least: int | None = None, wanted: Wanted | None = None
+    path: str | Path,
+    *,
+    id: str | None = None,
+    least: int | None = None,
+    rough: bool = True,
+    wanted: Wanted | None = None,
 ) -> Radiograph:
     """Read a film.
 
@@ -122,6 +134,8 @@ def read(
         id: name in the run; the file's stem by default.
         least: pixels that the film's long side has to keep: a plain JPEG, or JPEG 2000 in a plain DICOM header, is then
             decoded at a half, a quarter or an eighth of its size where that is enough. None decodes every film whole.
+        rough: False decodes so only what then gets the score of the whole film, to half a point: JPEG 2000 of ten bits
+            and more.
         wanted: what is kept of a film that was decoded whole, and looked at: the means of squares of its pixels take
             their place where that is enough. None keeps all.
 
@@ -139,7 +153,7 @@ def read(
             "needs_extra",
         )
     name_in_run = id if id is not None else Path(path).stem
-    if least is not None and (film := _small(kind, raw, name, name_in_run, least)) is not None:
+    if least is not None and (film := _small(kind, raw, name, name_in_run, least, rough)) is not None:
         return film
     try:
         decoded = kind.decode(raw, name)
@@ -160,8 +174,8 @@ def read(
 
 def _lean(film: Radiograph, wanted: Wanted) -> Radiograph:
     """A film with no more than what is wanted of it; with all, where it is small or has oblong pixels."""
-    step = step_for(*film.size, wanted.least)
-    if step == 1 or film.aspect != 1:
+    step = film.step(wanted.least)
+    if step == 1:
         return film
     return replace(
         film,
@@ -172,10 +186,10 @@ def _lean(film: Radiograph, wanted: Wanted) -> Radiograph:
     )
 
 
-def _small(kind: Format, raw: bytes, name: str, id: str, least: int) -> Radiograph | None:
+def _small(kind: Format, raw: bytes, name: str, id: str, least: int, rough: bool) -> Radiograph | None:
     """The film decoded small; None where anything about it is not plain: then it is decoded whole, which says what."""
     try:
-        decoded = kind.decode_small(raw, name, least)
+        decoded = kind.decode_small(raw, name, least, rough=rough)
         if decoded is None:
             return None
         _check_pixels(decoded, name)

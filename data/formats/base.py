@@ -97,18 +97,20 @@ class Format:
         """
         raise NotImplementedError
 
-    def decode_small(self, raw: bytes, name: str, least: int) -> Decoded | None:
+    def decode_small(self, raw: bytes, name: str, least: int, *, rough: bool = True) -> Decoded | None:
         """The film at a fraction of its size, with `Decoded.small`; None where it has to be decoded whole.
 
         Args:
             raw: the whole file.
             name: its path, for errors.
             least: pixels that the long side has to keep.
+            rough: whether its grey levels may differ by more from the means of the whole film's than scores can bear:
+                by a half in a hundred.
 
         Raises:
             RadiographError: as for `decode`, which then is asked, and whose answer counts.
         """
-        del raw, name, least
+        del raw, name, least, rough
         return None
 
     def missing(self) -> list[str]:

@@ -50,12 +50,13 @@ class Dicom(Format):
         film.meta, film.warnings = meta, notes
         return film
 
-    def decode_small(self, raw: bytes, name: str, least: int) -> Decoded | None:
-        """JPEG 2000 at a lower level, where nothing in the header is odd."""
+    def decode_small(self, raw: bytes, name: str, least: int, *, rough: bool = True) -> Decoded | None:
+        """JPEG 2000 of ten bits and more at a lower level, where nothing in the header is odd; never rough."""
         from cxr_pipeline.data.formats import dicom_header as header
         from cxr_pipeline.data.formats.dicom_file import open_dataset
         from cxr_pipeline.data.formats.dicom_small import small_values
 
+        del rough
         dataset, notes = open_dataset(raw, name)
         meta = header.facts(dataset, notes)
         header.refuse_others(dataset, meta, name)

@@ -14,6 +14,8 @@ from cxr_pipeline.data.formats.small import Small, j2k_samples, step_for
 
 # Tags that make single values of the film count, or that hardly any film has: such films are decoded whole.
 _ODD = ("PixelPaddingValue", "PixelPaddingRangeLimit", "ModalityLUTSequence", "NumberOfFrames")
+_FREQUENT, _MOST = 32, 0.3  # values, and the share of a film that the most frequent ones may be: usual is up to 0.15
+_FINE = 10  # bits of a sample: of fewer, what the low band is rounded by moves scores
 
 
 def small_values(dataset: pydicom.Dataset, name: str, least: int) -> tuple[Stored, Small] | None:
@@ -39,7 +41,7 @@ def small_values(dataset: pydicom.Dataset, name: str, least: int) -> tuple[Store
     if header is None or sum(one.startswith(J2K) for one in fragments) != 1:
         return None
     plain = header.components == layout.samples == 1 and not (header.signed or layout.signed)
-    if not plain or header.bits != layout.stored or not 8 <= header.bits <= 16 or notes:
+    if not plain or header.bits != layout.stored or not _FINE <= header.bits <= 16 or notes:
         return None
     native = header.height, header.width
     if native != (layout.rows, layout.columns) or layout.photometric not in ("MONOCHROME1", "MONOCHROME2"):
@@ -52,9 +54,9 @@ def small_values(dataset: pydicom.Dataset, name: str, least: int) -> tuple[Store
         step = step if samples is not None else step // 2
     if samples is None:
         return None
-    layout = layout._replace(high=layout.stored - 1, allocated=8 if header.bits == 8 else 16)
+    layout = layout._replace(high=layout.stored - 1, allocated=16)
     stored = settled(samples.astype(np.int64), layout, notes)
-    if notes or not _fills(stored):
+    if notes or not _fills(stored) or _few_levels(stored):
         return None
     # A sample of the low band lies at every step-th sample of the picture, and not between them.
     return stored, Small(native, step, 0.5)
@@ -64,3 +66,9 @@ def _fills(stored: Stored) -> bool:
     """Whether a film plainly fills the bits stored, so that black and white do not hang on its few largest values."""
     values = stored.values
     return bool(np.median(values[::4, ::4]) >= 1 << (stored.bits - 3) and values.max() >= 1 << (stored.bits - 1))
+
+
+def _few_levels(stored: Stored) -> bool:
+    """Whether a film may have so few grey levels that it cannot be judged: a low band has others between them."""
+    counts = np.bincount(stored.values.ravel())
+    return bool(np.sort(counts)[-_FREQUENT:].sum() > _MOST * stored.values.size)

@@ -111,12 +111,12 @@ class Jpeg(_Picture):
             raise RadiographError(name, "this JPEG file is cut off. Copy or export it again", "truncated")
         return grey.film(decode_jpeg(raw), name)
 
-    def decode_small(self, raw: bytes, name: str, least: int) -> Decoded | None:
-        """By the decoder itself, which leaves out the high frequencies of each block; of upright films alone."""
+    def decode_small(self, raw: bytes, name: str, least: int, *, rough: bool = True) -> Decoded | None:
+        """By the decoder itself, as means of squares, but rounded to eight bits: rough. Of upright films alone."""
         from cxr_pipeline.data.formats.codecs import jpeg_header
         from cxr_pipeline.data.formats.small import Small, step_for
 
-        header = jpeg_header(raw)
+        header = jpeg_header(raw) if rough else None
         if header is None or header.unusual or header.components not in (1, 3):
             return None
         native = header.height, header.width
@@ -130,7 +130,7 @@ class Jpeg(_Picture):
         if samples.shape[:2] != (-(-native[0] // step), -(-native[1] // step)):
             return None
         film = grey.film(samples, name)
-        film.small = Small(native, step, step / 2)
+        film.small = Small(native, step, step / 2, rough=True)
         return film
 
 

@@ -115,8 +115,9 @@ def _parsed_shard(_context: click.Context, _option: click.Parameter, value: str 
 @click.option("--mode", callback=parsed_mode, metavar="OCTAL", help="Permissions of the results.  [default: 600]")
 @click.option(
     "--fast-decode/--full-decode",
-    default=False,
-    help="Decode large JPEG and JPEG 2000 films only as far as needed: scores change a little.  [default: full]",
+    default=None,
+    help="Decode of all large JPEG and JPEG 2000 films only what is needed, or of none.  [default: of those whose "
+    "scores stay the same to half a point]",
 )
 @click.option("--verify", is_flag=True, help="Check every file that an earlier call left, not only a sample.")
 @click.option("--overwrite", is_flag=True, help="Discard what another run left in the folder.")
@@ -149,7 +150,7 @@ def run(
     dicom_header: Path | None,
     identifiers: str | None,
     mode: int,
-    fast_decode: bool,
+    fast_decode: bool | None,
     verify: bool,
     overwrite: bool,
     report: bool | None,
@@ -224,7 +225,7 @@ def run(
         **({"language": language} if language else {}),
         **{name: str(value) for name, value in whose.items() if value is not None},
         **({"from": source if identifiers == "plain" else without_values(source)} if source else {}),
-        **({"fast_decode": True} if fast_decode else {}),
+        **({} if fast_decode is None else {"fast_decode": fast_decode}),
         **cluster,
     }
     spec = ChainSpec(

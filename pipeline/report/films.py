@@ -19,6 +19,7 @@ from cxr_pipeline.report.pictures import LONGEST, Pictures, jpeg, picture, small
 from cxr_pipeline.results.drawing import layout
 from cxr_pipeline.results.reader import film_bytes
 from cxr_pipeline.run.reading import file_hash
+from cxr_pipeline.stages.base import DETAIL
 
 _LARGE = 10_000_000  # pixels; of films above it, which take 4 to 9 bytes a pixel to read, one is read at a time
 _alone = threading.Lock()
@@ -102,10 +103,10 @@ def _source(row: dict[str, str], size: tuple[int, int], reader: Reader) -> bytes
         if not row.get("sha256") or file_hash(row["image"]) != row["sha256"]:
             return None
         with _alone if size[0] * size[1] > _LARGE else nullcontext():
-            pixels = reader(row["image"], id=row["id"]).pixels
+            film = reader(row["image"], id=row["id"], least=DETAIL, rough=False)
     except (OSError, ValueError):  # a RadiographError is a ValueError
         return None
-    return picture(pixels) if pixels.shape == size else None
+    return picture(film) if film.size == size else None
 
 
 def _decoded(data: bytes | None, flags: int) -> np.ndarray | None:

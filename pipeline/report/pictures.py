@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import numpy as np
 
+    from cxr_pipeline.data.radiograph import Radiograph
     from cxr_pipeline.stages.base import Record
 
 log = logging.getLogger("cxr.report")
@@ -33,17 +34,17 @@ def jpeg(image: np.ndarray) -> bytes:
     return cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])[1].tobytes()
 
 
-def picture(pixels: np.ndarray) -> bytes:
-    """A film (H, W) float in [0, 1] as a small JPEG, its grey levels stretched for looking.
+def picture(film: Radiograph) -> bytes:
+    """A film as a small JPEG, its grey levels stretched for looking.
 
     Of a large film means of squares are looked at, as a run holds it: whoever reads it again gets the same bytes.
     """
-    from cxr_pipeline.data.formats.small import means, step_for
+    from cxr_pipeline.data.formats.small import means
     from cxr_pipeline.results.drawing import stretched
     from cxr_pipeline.stages.base import DETAIL
 
-    height, width = pixels.shape
-    return jpeg(stretched(small(means(pixels, step_for(height, width, DETAIL)))))
+    by = film.step(DETAIL) // (film.small.scale if film.small else 1)
+    return jpeg(stretched(small(means(film.pixels, max(1, by)))))
 
 
 class Pictures:
@@ -58,14 +59,17 @@ class Pictures:
         self._held: dict[tuple[str, str], bytes] = {}
 
     def keep(self, sha256: str, record: Record) -> None:
-        """Keep the picture of a film with the content `sha256`, decoded whole. It is no reason to stop a run."""
+        """Keep the picture of a film with the content `sha256`. It is no reason to stop a run."""
+        from cxr_pipeline.stages.base import DETAIL
+
         film = record.radiograph
         if film is None or len(self._held) >= self._most:
             return
-        if film.pixels.shape != film.size and film.counted is None:  # decoded at a half: read again, it looks otherwise
-            return
+        decoded_small = film.small if film.counted is None else None
+        if decoded_small is not None and (decoded_small.rough or decoded_small.scale != film.step(DETAIL)):
+            return  # read again by the report, it looks otherwise
         try:
-            self._held[film.id, sha256] = picture(film.pixels)
+            self._held[film.id, sha256] = picture(film)
         except Exception as error:  # such as too little memory: the report reads the film again
             log.warning("%s: no picture for the report was kept (%s)", film.id, error)
 

@@ -103,6 +103,7 @@ class Runner:
         mode: permissions of what is written; a stricter umask takes bits away.
         verify: read again every file of the films that are done, and not only a sample.
         fast_decode: decode large films at a half or less of their size, where that serves all stages and outputs.
+            By default those alone whose scores stay the same to half a point, see `data.radiograph.read`.
         judges: threads that judge, a batch each; more than one only where several threads may call the stages at once,
             see `stages.base.Stage.shared`.
         ready: called before films are judged, such as to wait for networks that open late; not where all are done.
@@ -119,7 +120,7 @@ class Runner:
     outputs: Sequence[Output] | None = None
     mode: int = PRIVATE
     verify: bool = False
-    fast_decode: bool = False
+    fast_decode: bool | None = None
     judges: int = 1
     ready: Callable[[], None] | None = None
     saved: Callable[[str, Record], None] | None = None
@@ -251,7 +252,8 @@ class Runner:
         if self.least is None:
             return {}
         wanted = Wanted(self.least, tuple(side for stage in self.stages for side in stage.grids))
-        return {"wanted": wanted, **({"least": self.least} if self.fast_decode else {})}
+        small = {} if self.fast_decode is False else {"least": self.least, "rough": self.fast_decode is True}
+        return {"wanted": wanted, **small}
 
     @property
     def seconds(self) -> dict[str, float]:

@@ -32,11 +32,11 @@ def jpeg(path, film, **options):
     return path
 
 
-def j2k(path, film, bits=12, **tags):
+def j2k(path, film, bits=12, *, reversible=True, **tags):
     """A film as JPEG 2000 in DICOM, whose values fill the bits."""
-    values = np.round(film * ((1 << bits) - 1)).astype(np.uint16)
+    values = np.round(film * ((1 << bits) - 1)).astype(np.uint8 if bits == 8 else np.uint16)
     dataset = pydicom.dcmread(dicom(path, values, bits, **tags))
-    how = {"level": 0, "bitspersample": bits, "codecformat": "j2k", "reversible": True}
+    how = {"level": 0, "bitspersample": bits, "codecformat": "j2k", "reversible": reversible}
     dataset.PixelData = encapsulate([imagecodecs.jpeg2k_encode(values, **how)])
     dataset["PixelData"].is_undefined_length = True
     dataset.file_meta.TransferSyntaxUID = JPEG2000Lossless
@@ -71,6 +71,28 @@ def test_nothing_is_moved(tmp_path, write, axis):
         moved = read(path, least=least).on(frame) - read(path).on(frame)
         assert abs(float(moved.mean())) < 0.0004
         assert float(np.abs(moved).max()) < 0.003
+
+
+@pytest.mark.parametrize("reversible", [True, False])
+@pytest.mark.parametrize(("least", "step"), [(300, 2), (150, 4)])
+def test_a_low_band_is_as_sharp_and_as_bright_as_means(tmp_path, reversible, least, step):
+    """Of a film with fine detail. Without what makes up for the wavelet it is off by three times the limit and more."""
+    size = (640, 640)
+    noise = np.random.default_rng(0).normal(0, 0.004, size)
+    path = j2k(tmp_path / "a", np.clip(0.1 + 0.8 * smooth(1, size) + noise, 0, 1), reversible=reversible)
+    film, whole = read(path, least=least, rough=False), read(path)
+    assert film.small.scale == step
+    frame = Frame.crop(size, Box(40, 30, 560, 580), 56)
+    apart = (film.on(frame) - whole.on(frame)) * 255
+    assert abs(float(apart.mean())) < 0.01
+    assert float(apart.std()) < 0.1 * (step - 1)
+
+
+def test_what_is_rounded_to_few_bits_is_decoded_small_only_where_asked(tmp_path):
+    path = jpeg(tmp_path / "a", smooth())
+    assert read(path, least=100).small.rough
+    assert read(path, least=100, rough=False).small is None
+    assert not read(j2k(tmp_path / "b", smooth(), 10), least=100, rough=False).small.rough
 
 
 @given(
@@ -128,7 +150,18 @@ def odd_window(path):
     return j2k(path, smooth(), WindowCenter="90000", WindowWidth="1")
 
 
-@pytest.mark.parametrize("write", [rotated, coloured, twelve_bits, png, low_bits, padded, odd_window])
+def eight_bits(path):
+    return j2k(path, smooth(), 8)
+
+
+def few_levels(path):
+    """Of so few that it is refused: a low band has others between them."""
+    return j2k(path, np.round(smooth() * 6) / 6)
+
+
+@pytest.mark.parametrize(
+    "write", [rotated, coloured, twelve_bits, png, low_bits, padded, odd_window, eight_bits, few_levels]
+)
 def test_what_is_not_plain_is_read_whole(tmp_path, write):
     path = write(tmp_path / "a")
     film, whole = read(path, least=100), read(path)
@@ -162,9 +195,9 @@ def test_a_cut_file_is_seen_as_ever(tmp_path, write):
 
 @pytest.mark.parametrize(("resolutions", "step"), [(3, 4), (2, 2), (1, None)])
 def test_of_a_stream_with_fewer_levels_the_last_is_taken(tmp_path, resolutions, step):
-    values = np.round(smooth() * 255).astype(np.uint8)
-    how = {"level": 0, "codecformat": "j2k", "reversible": True, "resolutions": resolutions}
-    dataset = pydicom.dcmread(dicom(tmp_path / "a", values, 8))
+    values = np.round(smooth() * 4095).astype(np.uint16)
+    how = {"level": 0, "bitspersample": 12, "codecformat": "j2k", "reversible": True, "resolutions": resolutions}
+    dataset = pydicom.dcmread(dicom(tmp_path / "a", values, 12))
     dataset.PixelData = encapsulate([imagecodecs.jpeg2k_encode(values, **how)])
     dataset["PixelData"].is_undefined_length = True
     dataset.file_meta.TransferSyntaxUID = JPEG2000Lossless

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import subprocess
 import sys
@@ -12,13 +13,16 @@ import pytest
 
 from cxr_pipeline import stages
 from cxr_pipeline.cli import main as cli
-from cxr_pipeline.data.formats.small import Wanted
+from cxr_pipeline.data.formats.small import Small, Wanted
 from cxr_pipeline.data.radiograph import Radiograph
 from cxr_pipeline.data.radiograph import read as read_film
 from cxr_pipeline.report import pictures, report
+from cxr_pipeline.report.films import pieces
 from cxr_pipeline.report.pictures import Pictures, picture
 from cxr_pipeline.results.folder import run_info
-from cxr_pipeline.stages.base import Record
+from cxr_pipeline.run.reading import file_hash
+from cxr_pipeline.stages.base import DETAIL, Record
+from tests.data.test_small import j2k
 from tests.pipeline import fake_chain
 from tests.pipeline.fake_chain import tree, write_film
 from tests.pipeline.report_reader import opened
@@ -101,14 +105,15 @@ def test_films_that_the_run_has_read_are_not_read_again(arguments, films, tmp_pa
     assert [page.json(f"film-{number}")["from"] for number in range(4)] == ["source"] * 4
 
 
-def test_pictures_are_of_whole_films_and_not_of_more_than_a_number():
-    def record(name, pixels, size):
-        return Record(Radiograph(pixels, name, "", size, None, "png", 8, {}))
+def test_pictures_are_of_no_rough_decoding_and_not_of_more_than_a_number():
+    def record(name, pixels, small=None):
+        return Record(Radiograph(pixels, name, "", film.shape, None, "png", 8, {}, small=small))
 
     kept, film = Pictures(most=2), np.linspace(0, 1, 800 * 400, dtype=np.float32).reshape(800, 400)
-    kept.keep("0", record("half", film[::2, ::2], film.shape))  # decoded at half its size
+    kept.keep("0", record("half", film[::2, ::2], Small(film.shape, 2, 1.0, rough=True)))
+    kept.keep("0", record("half", film[::2, ::2], Small(film.shape, 2, 1.0)))  # the report reads all of so small a film
     for name in "abc":
-        kept.keep("0", record(name, film, film.shape))
+        kept.keep("0", record(name, film))
     found = {name: kept.of({"id": name, "sha256": "0"}) for name in ("half", "a", "b", "c")}
     assert [name for name, data in found.items() if data] == ["a", "b"]
     assert cv2.imdecode(np.frombuffer(found["a"], np.uint8), cv2.IMREAD_GRAYSCALE).shape == (384, 192)
@@ -123,7 +128,19 @@ def test_a_large_film_has_the_same_picture_from_what_a_run_holds_and_when_it_is_
     assert held.pixels.shape == (1151, 1026)
     kept = Pictures()
     kept.keep("0", Record(held))
-    assert kept.of({"id": "large", "sha256": "0"}) == picture(whole.pixels)
+    assert kept.of({"id": "large", "sha256": "0"}) == picture(whole)
+
+
+def test_a_film_decoded_at_a_half_has_the_same_picture_when_it_is_read_again(tmp_path):
+    film = np.random.default_rng(0).random((300, 260), np.float32)
+    file = j2k(tmp_path / "large.dcm", cv2.resize(film, (2051, 2301), interpolation=cv2.INTER_LINEAR))
+    held = read_film(file, wanted=Wanted(DETAIL), least=DETAIL, rough=False)
+    assert held.pixels.shape == (1151, 1026)
+    kept = Pictures()
+    kept.keep("0", Record(held))
+    row = {"image": str(file), "id": "large", "sha256": file_hash(file), "height": "2301", "width": "2051"}
+    shown = pieces(tmp_path, {"row": row, "files": {}}, read_film)
+    assert base64.b64decode(shown["film"]) == kept.of({"id": "large", "sha256": "0"})
 
 
 def test_a_picture_that_cannot_be_kept_costs_nothing(arguments, tmp_path, monkeypatch):

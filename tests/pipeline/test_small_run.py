@@ -20,6 +20,7 @@ from cxr_pipeline.run.inputs import find_inputs
 from cxr_pipeline.run.runner import Runner
 from cxr_pipeline.stages.apply import apply
 from cxr_pipeline.stages.base import Record
+from tests.data.test_small import j2k
 from tests.pipeline.fake_chain import chain as fake_chain
 
 FAST = {"fast_decode": True}
@@ -99,21 +100,44 @@ def test_what_a_run_needs_decides(weights, tmp_path):
     # Stages that do not say what they need see all of a film.
     assert Runner(fake_chain(), tmp_path, **FAST).how == {}
     wanted = Wanted(1024, (256,))
-    assert Runner(weights, tmp_path).how == {"wanted": wanted}  # decoded whole, unless it is asked for
-    assert Runner(weights, tmp_path, **FAST).how == {"wanted": wanted, "least": 1024}
+    # Unless it is asked for, only films are decoded small whose scores stay the same.
+    assert Runner(weights, tmp_path).how == {"wanted": wanted, "least": 1024, "rough": False}
+    assert Runner(weights, tmp_path, **FAST).how == {"wanted": wanted, "least": 1024, "rough": True}
+    assert Runner(weights, tmp_path, fast_decode=False).how == {"wanted": wanted}
+
+
+def enlarged(real_data, count, side):
+    """Films (H, W) float32 of a site, enlarged."""
+    with (real_data / "manifest.csv").open(newline="") as file:
+        films = [row["image"] for row in csv.DictReader(file) if (row["source"], row["split"]) == ("shenzhen", "val")]
+    for image in films[:: len(films) // count][:count]:
+        film = read(real_data / image).pixels
+        scale = side / max(film.shape)
+        yield np.clip(cv2.resize(film, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC), 0, 1)
+
+
+@pytest.mark.real
+@pytest.mark.slow
+def test_real_films_as_jpeg_2000_keep_their_answers(real_data, weights, tmp_path):
+    """Of five films, as a run reads them if nothing is asked for: scores within a half."""
+    for film in enlarged(real_data, 5, 2300):
+        path = j2k(tmp_path / "a.dcm", film)
+        how = Runner(weights, tmp_path / "out").how
+        whole, small = (apply(weights, [Record(read(path, **one))])[0] for one in ({}, how))
+        assert small.film.small is not None
+        assert small.film.counted is None  # not decoded whole
+        assert (small.status, small.label, small.screen) == (whole.status, whole.label, whole.screen)
+        assert dice(whole.mask, small.mask) >= 0.995
+        assert small.tb_score == pytest.approx(whole.tb_score, abs=0.5)
 
 
 @pytest.mark.real
 @pytest.mark.slow
 def test_real_films_keep_their_masks_and_scores(real_data, weights, tmp_path):
-    """Films of a site, enlarged to 2600 px. Scores change by 0.5, or as with their box a pixel aside."""
-    with (real_data / "manifest.csv").open(newline="") as file:
-        films = [row["image"] for row in csv.DictReader(file) if (row["source"], row["split"]) == ("shenzhen", "val")]
+    """As JPEG decoded at a half. Scores change by 0.5, or as with their box a pixel aside."""
     changes = []
-    for image in films[:: len(films) // 8][:8]:
-        grey = np.round(read(real_data / image).pixels * 255).astype(np.uint8)
-        scale = 2600 / max(grey.shape)
-        large = cv2.resize(grey, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
+    for film in enlarged(real_data, 8, 2600):
+        large = np.round(film * 255).astype(np.uint8)
         cv2.imwrite(str(tmp_path / "a.jpg"), large, [cv2.IMWRITE_JPEG_QUALITY, 92])
         whole, small = (apply(weights, [Record(read(tmp_path / "a.jpg", least=n))])[0] for n in (None, 1024))
         assert small.film.small is not None

@@ -34,7 +34,7 @@ class RunnerOptions(TypedDict, total=False):
     outputs: Sequence[Output] | None
     mode: int
     verify: bool
-    fast_decode: bool
+    fast_decode: bool | None
 
 
 class Engine(ABC):
