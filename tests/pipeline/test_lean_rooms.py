@@ -1,4 +1,4 @@
-"""The node, and answers for the hospital: of large films no more is held than they look at."""
+"""The node, the page's numbers, and answers for the hospital: of large films no more is held than they look at."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 
 from cxr_pipeline.data import radiograph
 from cxr_pipeline.data.files import sha256_of
+from cxr_pipeline.results.folder import rows
 from cxr_pipeline.results.outputs import chosen
 from cxr_pipeline.results.outputs.base import JudgedFilm
 from cxr_pipeline.results.outputs.identifiers import Identifiers
@@ -107,3 +108,39 @@ def test_a_node_holds_as_much_as_a_run(chain, film, tmp_path, monkeypatch):
     Runner(chain.stages, tmp_path / "whole", chain.identity, outputs=outputs, reader=Spy()).run(inputs)
     for name in ("results.csv", "regions.json", "masks/film.png"):
         assert (tmp_path / "node" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
+@pytest.mark.slow
+def test_the_page_shows_whole_films_and_numbers_need_less(chain, film, tmp_path, monkeypatch):
+    pytest.importorskip("fastapi")
+    from cxr_pipeline.web import jobs
+    from cxr_pipeline.web.settings import Settings
+    from cxr_pipeline.web.uploads import Upload
+
+    monkeypatch.setattr(jobs, "IsolatedReader", Spy)
+    queue = jobs.JobQueue(chain, Settings())
+    queue.start()
+    found = []
+    try:
+        for pictures in (False, True):
+            folder = queue.new_folder()
+            path = folder / "uploads" / "a.png"
+            path.write_bytes(film.with_suffix(".png").read_bytes())
+            with queue.places(1) as places:
+                job = queue.submit(folder, [Upload("a.png", path, "0")], places, pictures=pictures)
+            job.finished.result(60)
+            found.append(job)
+        pictured = found[1]
+        shown = {name: pictured.picture(pictured.films[0], name) for name in ("film.png", "crop.png")}
+        sizes = {name: cv2.imread(str(path)).shape[:2] for name, path in shown.items()}
+        (row,) = rows(pictured.results)
+    finally:
+        queue.stop()
+    assert queue._reader.seen == [Runner(chain.stages, tmp_path, outputs=()).how, {}]
+    assert queue._reader.seen[0]
+    numbers, pictures = (job.films[0] for job in found)
+    assert numbers.row["status"] == "ok"
+    assert {name: numbers.row.get(name) or "" for name in row} == row
+    assert numbers.boxes == pictures.boxes
+    assert max(sizes["film.png"]) == 1600
+    assert sizes["crop.png"][0] > 1024, "at the film's own size"
