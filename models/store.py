@@ -147,11 +147,12 @@ def open_network(bundle: Path, runtime: str = "onnx", threads: int | None = None
 
     Args:
         bundle: folder with the network's files.
-        runtime: "onnx" and "openvino" run the serving file without TensorFlow, "keras" the Keras file.
+        runtime: "keras" runs the Keras file, all others the serving file without TensorFlow.
         threads: cores for ONNX Runtime and OpenVINO; None lets them take all.
 
     Raises:
         WeightsError: the file is missing or damaged, or the runtime is unknown or not installed.
+        models.runtimes.RuntimeUnusableError: the runtime cannot work on this machine.
     """
     if runtime not in RUNTIMES:
         raise WeightsError(f"runtime must be one of {', '.join(RUNTIMES)}. Received: {runtime!r}")
@@ -168,10 +169,12 @@ def _opened(path: Path, runtime: str, threads: int | None) -> Network:
     try:
         return runtimes.RUNTIMES[runtime].open_file(path, threads)
     except ModuleNotFoundError as error:
-        extra = runtimes.RUNTIMES[runtime].extra
-        named = f"cxr-pipeline[{extra}]" if extra else "cxr-pipeline"
+        needed = runtimes.RUNTIMES[runtime]
+        named = f"cxr-pipeline[{needed.extra}]" if needed.extra else needed.package
         raise WeightsError(
             f"the runtime {runtime!r} is not installed ({error}). Install it: pip install '{named}'"
         ) from error
+    except runtimes.RuntimeUnusableError:
+        raise  # the file may well be whole
     except Exception as error:
         raise WeightsError(f"{path} cannot be loaded ({type(error).__name__}: {error}). Is the file whole?") from error

@@ -14,8 +14,17 @@ from cxr_pipeline.models import runtimes
 
 PROGRAM = "cxr-pipeline"
 NOTICE = "Research use only. Not a medical device; no diagnosis may rest on it."
-RUNTIMES = {name: one.package for name, one in runtimes.RUNTIMES.items()}  # in --runtime -> the package it needs
-PACKAGES = ("numpy", "opencv-python-headless", "onnxruntime", "openvino", "pydicom", "keras", "tensorflow")
+RUNTIMES = tuple(runtimes.RUNTIMES)  # what --runtime takes
+PACKAGES = (
+    "numpy",
+    "opencv-python-headless",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "openvino",
+    "pydicom",
+    "keras",
+    "tensorflow",
+)
 EXIT_CODES = {
     0: "all done",
     1: "done, but some inputs were refused or failed; results.csv says which and why",
@@ -70,7 +79,10 @@ def info() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(terse=True),
         "notice": NOTICE,
-        "runtimes": {name: _installed(package) for name, package in RUNTIMES.items()},
+        "runtimes": {
+            name: _installed(one.package) or (_installed(one.replaced) if one.replaced else None)
+            for name, one in runtimes.RUNTIMES.items()
+        },
         "packages": versions(),
         "stages": _stages(),
         "weights": _weights(),
@@ -140,7 +152,8 @@ def as_text(facts: dict[str, Any]) -> str:
         "",
     ]
     lines.append("Runtimes (--runtime)")
-    lines += [f"  {name:10}{value or 'not installed'}" for name, value in facts["runtimes"].items()]
+    width = max(map(len, facts["runtimes"]))
+    lines += [f"  {name:{width}}  {value or 'not installed'}" for name, value in facts["runtimes"].items()]
     lines += ["", "Stages (--stage)"]
     lines += [f"  {name:10}{stage['summary']}" for name, stage in facts["stages"].items()]
     lines += ["", "Weights (--weights)"]

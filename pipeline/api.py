@@ -146,7 +146,7 @@ class Pipeline:
         weights: name of shipped weights, or the folder of trained ones.
         stage: run the chain up to this stage; None runs all that the weights have.
         also: further stages, such as ("measure",), which needs no weights.
-        runtime: "onnx", "openvino" or "keras".
+        runtime: "onnx", "onnx-cuda", "onnx-tensorrt", "openvino" or "keras".
         config: YAML file or preset; of it, a run obeys the thresholds.
         site: a site file, see `pipeline calibrate`.
         threshold: score from which a film is screen positive; None: 50, the threshold of weights or site.

@@ -70,7 +70,7 @@ def debugging() -> bool:
     return _debug
 
 
-RUNTIME = click.Choice(tuple(RUNTIMES))
+RUNTIME = click.Choice(RUNTIMES)
 
 data_option = click.option(
     "--data",
@@ -160,7 +160,7 @@ _ENGINE_OPTIONS = (
     click.option(
         "--gpus-per-worker",
         type=click.FloatRange(0),
-        help="With --engine ray: GPUs of each worker, such as 0.25; needs --runtime keras.  [default: 0]",
+        help="With --engine ray: GPUs of each worker, such as 0.25; needs a --runtime that uses them.  [default: 0]",
     ),
 )
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,8 @@ class Station:
         self.folder = ResultsFolder(out, chain.identity, outputs=outputs, mode=mode)
         self._tries = TriesFolder(out / ".trying")
         self._reader = _LastingReader(IsolatedReader(tries=self._tries), workers)
-        options: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "reader": self._reader}
+        how = Runner(chain.stages, out, outputs=outputs).how
+        options: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "reader": partial(self._reader, **how)}
         self._runner = Runner(chain.stages, out, identity=chain.identity, outputs=outputs, mode=mode, **options)
         self._started, self._begun = _now(), time.monotonic()
         self._threads = cv2.getNumThreads()
@@ -164,8 +166,8 @@ class _LastingReader:
         self._reader = reader
         self._threads = ThreadPoolExecutor(workers, "cxr-decode")
 
-    def __call__(self, path: str | Path, *, id: str | None = None) -> Radiograph:
-        return self._threads.submit(self._reader, path, id=id).result()
+    def __call__(self, path: str | Path, *, id: str | None = None, **how: Any) -> Radiograph:
+        return self._threads.submit(self._reader, path, id=id, **how).result()
 
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)

@@ -26,7 +26,7 @@ class ChainSpec:
         weights: name of shipped weights, or the folder of trained ones.
         last_stage: the chain goes up to and including it; None takes all stages that the weights have.
         also: further stages by name, with what they build on.
-        runtime: what runs the networks: "onnx", "openvino" or "keras".
+        runtime: what runs the networks: a name of `models.runtimes.RUNTIMES`.
         config: a YAML file or the name of a preset. Of it, a run obeys the `run_settings` of each stage, where it names
             them and they differ from what the weights were trained with (a fitted threshold stays when the config of
             the training is given again).

@@ -15,6 +15,7 @@ from concurrent.futures import Future
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 
 from cxr_pipeline.data.files import PRIVATE, write_bytes
@@ -23,6 +24,7 @@ from cxr_pipeline.results.folder import ResultsFolder
 from cxr_pipeline.results.outputs import chosen, regions_of, row_of
 from cxr_pipeline.run.chain import Chain
 from cxr_pipeline.run.isolation import IsolatedReader
+from cxr_pipeline.run.runner import Runner
 from cxr_pipeline.stages.apply import where
 from cxr_pipeline.stages.base import FAILED
 from cxr_pipeline.web.answers import PICTURES, ApiError
@@ -116,6 +118,8 @@ class JobQueue:
         self._average = 0.5  # seconds per film, of the last ones
         self._since: float | None = None  # when the film in work was begun
         self._reader = IsolatedReader(settings.timeout)
+        # Where numbers alone are asked for. Crops and the picture for the page show a film's own pixels.
+        self._how = Runner(chain.stages, Path(), outputs=()).how
         self._in_work: tuple[Job, UploadedFilm] | None = None
         self._outputs = chosen("masks,overlays,crops,regions", native_heatmaps=True)  # the page draws them all
         self._temporary = ExitStack()
@@ -333,7 +337,8 @@ class JobQueue:
             self._end(job)
 
     def _judge(self, job: Job, film: UploadedFilm) -> None:
-        record, trace = through(film, self._reader, self.chain.stages)
+        how = self._how if job.results is None else {}
+        record, trace = through(film, partial(self._reader, **how), self.chain.stages)
         sha256, name = film.upload.sha256, film.upload.name
         if job.results is None:
             film.row = row_of(record) | {"image": name, "id": film.id, "sha256": sha256}

@@ -109,7 +109,7 @@ def test_without_ray_it_says_what_to_install(films, tmp_path, monkeypatch, capsy
     [
         (["--cpus-per-worker", "2"], "--cpus-per-worker: for --engine ray only"),
         (["--address", "auto"], "--address: for --engine ray only"),
-        (["--engine", "ray", "--gpus-per-worker", "0.5"], "Add --runtime keras"),
+        (["--engine", "ray", "--gpus-per-worker", "0.5"], "Add --runtime onnx-cuda or onnx-tensorrt or keras"),
         (["--engine", "ray", "--cpus-per-worker", "0"], "0"),
     ],
 )

@@ -68,7 +68,7 @@ class Output:
     default: ClassVar[bool] = False
     suffixes: ClassVar[tuple[str, ...]] = ()
     summary: ClassVar[str] = ""
-    detail: ClassVar[int | None] = None
+    detail: int | None = None
     named: ClassVar[bool] = False
     decides: ClassVar[bool] = False
     columns: ClassVar[tuple[str, ...]] = ()

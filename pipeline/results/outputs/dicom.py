@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, ClassVar
 
+from cxr_pipeline.results.drawing import LONGEST
 from cxr_pipeline.results.outputs.base import JudgedFilm, Output, judged_so_far
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ class DicomAnswers(Output):
 
     def __init__(self, headers: HeaderTable | None = None) -> None:
         self.headers = headers
+        # Only the overlay shows the film. One that is no DICOM, and has its header from the table, is written whole.
+        self.detail = LONGEST if headers is None else None
 
     @property
     def key(self) -> str:

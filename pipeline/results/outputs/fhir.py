@@ -23,6 +23,7 @@ class FhirBundles(Output):
     about: ClassVar[str] = "DiagnosticReport and Observations as a FHIR R4 Bundle, JSON"
     suffixes: ClassVar[tuple[str, ...]] = (".json",)
     named: ClassVar[bool] = True
+    detail: int | None = 1  # it looks at no pixel of the film
     decides: ClassVar[bool] = True
 
     def __init__(self, headers: HeaderTable | None = None) -> None:

@@ -17,7 +17,7 @@ class Heatmaps(Output):
     """
 
     name: ClassVar[str] = "heatmaps"
-    detail: ClassVar[int | None] = 1  # it looks at no pixel of the film
+    detail: int | None = 1  # it looks at no pixel of the film
     about: ClassVar[str] = "where the evidence lies, 8-bit PNG on the network's grid; its frame is in regions.json"
     suffixes: ClassVar[tuple[str, ...]] = (".png",)
 

@@ -28,6 +28,7 @@ class Identifiers(Output):
     name: ClassVar[str] = "identifiers"
     about: ClassVar[str] = "columns of results.csv: patient, study and view"
     columns: ClassVar[tuple[str, ...]] = COLUMNS
+    detail: int | None = 1  # it looks at no pixel of the film
 
     def __init__(self, secret: bytes | None = None, headers: HeaderTable | None = None) -> None:
         self._secret, self.headers = secret, headers

@@ -19,7 +19,7 @@ class Masks(Output):
     """The lungs of every film that has a mask and was not refused."""
 
     name: ClassVar[str] = "masks"
-    detail: ClassVar[int | None] = 1  # it looks at no pixel of the film
+    detail: int | None = 1  # it looks at no pixel of the film
     about: ClassVar[str] = "the lungs, PNG of two values at the film's own size"
     default: ClassVar[bool] = True
     suffixes: ClassVar[tuple[str, ...]] = (".png",)

@@ -19,7 +19,7 @@ class Overlays(Output):
     """An overlay of every film that was judged, and of refused ones with a mask, to see why."""
 
     name: ClassVar[str] = "overlays"
-    detail: ClassVar[int | None] = LONGEST
+    detail: int | None = LONGEST
     about: ClassVar[str] = "the film with outline, heat and boxes, JPEG of at most 1024 px"
     default: ClassVar[bool] = True
     suffixes: ClassVar[tuple[str, ...]] = (".jpg",)

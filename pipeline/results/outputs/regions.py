@@ -17,7 +17,7 @@ class Regions(Output):
     """The boxes of all judged films in one file. What is in it, the journal holds of each film."""
 
     name: ClassVar[str] = "regions"
-    detail: ClassVar[int | None] = 1  # it looks at no pixel of the film
+    detail: int | None = 1  # it looks at no pixel of the film
     about: ClassVar[str] = "regions.json: the boxes as COCO, in pixels of the films"
     default: ClassVar[bool] = True
     summary: ClassVar[str] = "regions.json"

@@ -22,7 +22,7 @@ class Table(Output):
     """The table. It stands in the registry for its name; no run goes without it."""
 
     name: ClassVar[str] = "table"
-    detail: ClassVar[int | None] = 1  # it looks at no pixel of the film
+    detail: int | None = 1  # it looks at no pixel of the film
     about: ClassVar[str] = "results.csv: one row per film; always written"
     default: ClassVar[bool] = True
     summary: ClassVar[str] = "results.csv"

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import cv2
 
+from cxr_pipeline.models.runtimes import RUNTIMES
 from cxr_pipeline.results.filmfiles import FilmFiles
 from cxr_pipeline.results.folder import Identity, ResultsFolder
 from cxr_pipeline.results.outputs import Output
@@ -59,9 +60,10 @@ class RayEngine(Engine):
         Raises:
             EngineError: which of the two it is.
         """
-        if options.get("gpus_per_worker") and runtime != "keras":
+        if options.get("gpus_per_worker") and not RUNTIMES[runtime].gpu:
+            able = " or ".join(name for name, one in RUNTIMES.items() if one.gpu)
             raise EngineError(
-                f"--gpus-per-worker: {runtime} runs on CPUs here. Add --runtime keras, or leave the option out"
+                f"--gpus-per-worker: {runtime} runs on CPUs here. Add --runtime {able}, or leave the option out"
             )
         import_ray()
 
@@ -91,7 +93,7 @@ class RayRunner(Runner):
             pickle, as `ChainSpec.open` does.
         workers: actors; by default as many as the cluster has room for.
         cpus_per_worker: cores of each, which may be a fraction; it bounds the threads of its networks too.
-        gpus_per_worker: GPUs of each, which may be a fraction: networks of the runtime "keras" then run on it.
+        gpus_per_worker: GPUs of each, which may be a fraction: networks of a runtime with `gpu` then run on it.
         address: of a cluster; by default that in RAY_ADDRESS, or else one of this machine alone, for this run.
         retries: how often the films of a killed worker are given to another: together first, then one by one. A film
             whose worker dies each time is failed.
