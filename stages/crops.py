@@ -50,7 +50,7 @@ def lung_crop(record: Record, size: int) -> tuple[np.ndarray, np.ndarray, Frame]
     else:
         lungs = (seen.to_grid(mask, times=255) >= 128).astype(np.uint8)
     inside = crop[lungs > 0]
-    low, high = np.percentile(inside, [1, 99]) if inside.size else (0.0, 1.0)
+    low, high = map(float, np.percentile(inside, [1, 99])) if inside.size else (0.0, 1.0)  # all in single precision
     scaled = _DARKEST + (_BRIGHTEST - _DARKEST) * (crop - low) / max(high - low, 1e-3)
     return (np.clip(scaled, 0, 1) * 255).astype(np.float32, copy=False), lungs, frame
 

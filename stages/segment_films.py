@@ -46,7 +46,7 @@ def stretch(grid: np.ndarray) -> np.ndarray:
     film = grid[grid > 0.02]
     if film.size == 0:
         return grid
-    low, high = np.percentile(film, [1, 99])
+    low, high = map(float, np.percentile(film, [1, 99]))  # so that all stays in single precision
     return np.clip((grid - low) / max(high - low, 1e-3), 0.0, 1.0).astype(np.float32)
 
 
