@@ -7,9 +7,11 @@ no radiograph, raises `RadiographError` with the file's name, what is wrong, and
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 
 from cxr_pipeline.data import formats
@@ -36,6 +38,7 @@ __all__ = [
     "check_size",
     "looks_like_image",
     "read",
+    "stretched",
 ]
 
 _MOST_FILE_BYTES = 1_000_000_000  # of a file as it lies on the disk; a film of 100 megapixels has 200 million
@@ -102,6 +105,11 @@ class Radiograph:
         pixels, small = means(pixels, by), small.coarser(by)
         return frame.to_grid(pixels) if small.scale == 1 else frame.small_to_grid(pixels, small.scale, small.centre)
 
+    @cached_property
+    def shown(self) -> np.ndarray:
+        """See `stretched`, of its pixels; kept, as overlay and report both show it. Not to be written to."""
+        return stretched(self.pixels)
+
     @property
     def grey_levels(self) -> int:
         """See `data.content.levels_in`."""
@@ -113,6 +121,15 @@ class Radiograph:
     def warnings(self) -> list[str]:
         """Sentences on what was assumed because the file is silent or contradicts itself."""
         return self.meta.setdefault("warnings", [])
+
+
+def stretched(film: np.ndarray) -> np.ndarray:
+    """A film (H, W) float32 as uint8, from its 0.5th to its 99.5th percentile: for looking only."""
+    step = max(1, round((film.size / 16_000) ** 0.5))  # sorting a part of the pixels tells the same
+    low, high = map(float, np.percentile(film[::step, ::step], [0.5, 99.5]))
+    scale = 255 / max(high - low, 1e-3)
+    # Two passes in place of five. What is brighter ends at 255; what is darker would be turned over.
+    return cv2.convertScaleAbs(np.maximum(film, low), alpha=scale, beta=-low * scale)
 
 
 def read(

@@ -15,9 +15,9 @@ import cv2
 import numpy as np
 
 from cxr_pipeline.data.radiograph import Radiograph
-from cxr_pipeline.report.pictures import LONGEST, Pictures, jpeg, picture, small
+from cxr_pipeline.report.pictures import Pictures, jpeg, outline, picture, small
 from cxr_pipeline.results.drawing import layout
-from cxr_pipeline.results.reader import film_bytes
+from cxr_pipeline.results.reader import film_bytes, film_file
 from cxr_pipeline.run.reading import file_hash
 from cxr_pipeline.stages.base import DETAIL
 
@@ -40,7 +40,8 @@ def pieces(folder: Path, entry: dict[str, Any], reader: Reader, pictures: Pictur
     if size is None:
         return {}
     out: dict[str, Any] = {}
-    film = (pictures.of(row) if pictures is not None else None) or _source(row, size, reader)
+    kept = pictures.of(row) if pictures is not None else None
+    film = _source(row, size, reader) if kept is None else kept.film
     if film is not None:
         out |= {"film": _text(film), "from": "source"}
     else:
@@ -48,9 +49,12 @@ def pieces(folder: Path, entry: dict[str, Any], reader: Reader, pictures: Pictur
         if drawn is not None:
             h, w, _ = layout(*size)
             out |= {"film": _text(jpeg(small(drawn[:h, :w]))), "from": "overlay"}
-    mask = _decoded(film_bytes(folder, entry, "masks"), cv2.IMREAD_GRAYSCALE)
-    if mask is not None and mask.shape == size:
-        out["lungs"] = outline(mask)
+    if kept is not None and film_file(entry, "masks") is not None:
+        out["lungs"] = kept.lungs
+    elif kept is None:
+        mask = _decoded(film_bytes(folder, entry, "masks"), cv2.IMREAD_GRAYSCALE)
+        if mask is not None and mask.shape == size:
+            out["lungs"] = outline(mask)
     if entry.get("heat"):
         out["heat"] = entry["heat"]
     return out
@@ -59,18 +63,6 @@ def pieces(folder: Path, entry: dict[str, Any], reader: Reader, pictures: Pictur
 def size_of(row: dict[str, str]) -> tuple[int, int] | None:
     """(height, width) of a row's film; None where it was not read."""
     return (int(row["height"]), int(row["width"])) if row.get("height") and row.get("width") else None
-
-
-def outline(mask: np.ndarray) -> str:
-    """The outer contours of a mask (H, W) uint8 as an SVG path in its pixels, to about a pixel of the embedded film."""
-    contours, _ = cv2.findContours((mask > 127).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
-    slack = 0.7 * max(1.0, max(mask.shape) / LONGEST)
-    path = []
-    for contour in contours:
-        points = cv2.approxPolyDP(contour, slack, True)[:, 0]
-        if len(points) > 2:
-            path.append("M" + " ".join(f"{x},{y}" for x, y in points) + "Z")
-    return "".join(path)
 
 
 def turbo() -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,11 +40,32 @@ def picture(film: Radiograph) -> bytes:
     Of a large film means of squares are looked at, as a run holds it: whoever reads it again gets the same bytes.
     """
     from cxr_pipeline.data.formats.small import means
-    from cxr_pipeline.results.drawing import stretched
+    from cxr_pipeline.data.radiograph import stretched
     from cxr_pipeline.stages.base import DETAIL
 
     by = film.step(DETAIL) // (film.small.scale if film.small else 1)
-    return jpeg(stretched(small(means(film.pixels, max(1, by)))))
+    return jpeg(small(film.shown if by <= 1 else stretched(means(film.pixels, by))))
+
+
+def outline(mask: np.ndarray) -> str:
+    """The outer contours of a mask (H, W) uint8 as an SVG path in its pixels, to about a pixel of the embedded film."""
+    import cv2
+
+    contours, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    slack = 0.7 * max(1.0, max(mask.shape) / LONGEST)
+    path = []
+    for contour in contours:
+        points = cv2.approxPolyDP(contour, slack, True)[:, 0]
+        if len(points) > 2:
+            path.append("M" + " ".join(f"{x},{y}" for x, y in points) + "Z")
+    return "".join(path)
+
+
+class Kept(NamedTuple):
+    """What the report shows of a film: its picture as JPEG, and the outlines of its lungs, empty without a mask."""
+
+    film: bytes
+    lungs: str
 
 
 class Pictures:
@@ -56,10 +77,10 @@ class Pictures:
 
     def __init__(self, most: int = EMBEDDED) -> None:
         self._most = most
-        self._held: dict[tuple[str, str], bytes] = {}
+        self._held: dict[tuple[str, str], Kept] = {}
 
     def keep(self, sha256: str, record: Record) -> None:
-        """Keep the picture of a film with the content `sha256`. It is no reason to stop a run."""
+        """Keep what is shown of a film with the content `sha256`. It is no reason to stop a run."""
         from cxr_pipeline.stages.base import DETAIL
 
         film = record.radiograph
@@ -69,10 +90,11 @@ class Pictures:
         if decoded_small is not None and (decoded_small.rough or decoded_small.scale != film.step(DETAIL)):
             return  # read again by the report, it looks otherwise
         try:
-            self._held[film.id, sha256] = picture(film)
+            lungs = "" if record.mask is None else outline(record.mask)
+            self._held[film.id, sha256] = Kept(picture(film), lungs)
         except Exception as error:  # such as too little memory: the report reads the film again
             log.warning("%s: no picture for the report was kept (%s)", film.id, error)
 
-    def of(self, row: Mapping[str, str]) -> bytes | None:
-        """The picture of the film that a row of the results tells of; None where it was not kept."""
+    def of(self, row: Mapping[str, str]) -> Kept | None:
+        """What was kept of the film that a row of the results tells of; None where nothing was."""
         return self._held.get((row["id"], row.get("sha256", "")))

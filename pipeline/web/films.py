@@ -11,8 +11,7 @@ import cv2
 import numpy as np
 
 from cxr_pipeline.data.geometry import resize
-from cxr_pipeline.data.radiograph import Radiograph, RadiographError
-from cxr_pipeline.results.drawing import stretched
+from cxr_pipeline.data.radiograph import Radiograph, RadiographError, stretched
 from cxr_pipeline.stages.apply import apply, crashed
 from cxr_pipeline.stages.base import FAILED, REFUSED, Record, Stage
 from cxr_pipeline.web.uploads import Upload

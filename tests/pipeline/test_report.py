@@ -17,8 +17,8 @@ import pytest
 from cxr_pipeline.data.files import whole_file
 from cxr_pipeline.data.synthetic import make_film
 from cxr_pipeline.report import report as module
-from cxr_pipeline.report.films import outline
 from cxr_pipeline.report.page import TEMPLATES, ReportError
+from cxr_pipeline.report.pictures import outline
 from cxr_pipeline.report.report import write_report
 from cxr_pipeline.report.summary import Tally, reason
 from cxr_pipeline.results.journal import JournalReader
