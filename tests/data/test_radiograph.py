@@ -253,3 +253,19 @@ def test_real_films_are_read(real_data):
         film = read(path)
         assert min(film.size) > 400
         assert film.pixels.std() > 0.05
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+def test_a_png_whose_rows_run_out_is_damaged_though_its_checksums_are_right(tmp_path, kind):
+    film = np.random.default_rng(0).integers(0, np.iinfo(kind).max, (64, 48)).astype(kind)
+    whole = cv2.imencode(".png", film)[1].tobytes()
+    at = whole.index(b"IDAT")
+    end = at + 4 + int.from_bytes(whole[at - 4 : at], "big")
+    (tmp_path / "a.png").write_bytes(whole)
+    np.testing.assert_allclose(read(tmp_path / "a.png").pixels, film / np.iinfo(kind).max, atol=1e-6)
+    rows = zlib.compress(zlib.decompress(whole[at + 4 : end])[:900])
+    chunk = len(rows).to_bytes(4, "big") + b"IDAT" + rows + zlib.crc32(b"IDAT" + rows).to_bytes(4, "big")
+    (tmp_path / "b.png").write_bytes(whole[: at - 4] + chunk + whole[end + 4 :])
+    with pytest.raises(RadiographError, match="damaged") as caught:
+        read(tmp_path / "b.png")
+    assert caught.value.code == "damaged"
