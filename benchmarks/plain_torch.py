@@ -51,14 +51,14 @@ class Classifier(torch.nn.Module):
 class SmallLungs(torch.nn.Module):
     """MobileNetV2 0.35 and a decoder that sees its narrow maps; the answer is found at half of the grid and doubled."""
 
-    def __init__(self) -> None:
+    def __init__(self, outputs: int = 2) -> None:
         super().__init__()
         self.encoder = torchvision.models.mobilenet_v2(width_mult=0.35).features[:18]
         steps, before = [], 112
         for skip, after in ((32, 32), (16, 16), (8, 8), (8, 8)):
             steps.append(torch.nn.Sequential(*self._convolved(before + skip, after), *self._convolved(after, after)))
             before = after
-        self.steps, self.answer = torch.nn.ModuleList(steps), torch.nn.Conv2d(before, 2, 3, padding=1)
+        self.steps, self.answer = torch.nn.ModuleList(steps), torch.nn.Conv2d(before, outputs, 3, padding=1)
 
     @staticmethod
     def _convolved(before: int, after: int) -> tuple[torch.nn.Module, ...]:
