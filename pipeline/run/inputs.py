@@ -8,9 +8,10 @@ import re
 import stat
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from cxr_pipeline.configs.errors import CxrError
@@ -227,10 +228,12 @@ def marked_equal(inputs: Sequence[Input]) -> list[Input]:
     with ThreadPoolExecutor(_LOOKERS) as pool:
         for step in (_size, _sample, _whole):
             numbers = range(len(inputs)) if step is _size else [n for same in groups.values() for n in same]
+            parts = [numbers[first : first + _PART] for first in range(0, len(numbers), _PART)]
             found: dict[object, list[int]] = {}
-            for number, answer in zip(numbers, pool.map(lambda n: step(inputs[n].path), numbers), strict=True):  # noqa: B023
-                if answer is not None:
-                    found.setdefault(answer, []).append(number)
+            for part, answers in zip(parts, pool.map(partial(_looked, step, inputs), parts), strict=True):
+                for number, answer in zip(part, answers, strict=True):
+                    if answer is not None:
+                        found.setdefault(answer, []).append(number)
             groups = {answer: same for answer, same in found.items() if len(same) > 1}
     marked = list(inputs)
     for same in groups.values():
@@ -241,6 +244,11 @@ def marked_equal(inputs: Sequence[Input]) -> list[Input]:
 
 
 _LOOKERS = 8  # threads that look at files: enough for a network drive
+_PART = 256  # files that a thread looks at before it is asked again, which takes longer than to look at one
+
+
+def _looked(step: Callable[[str], object], inputs: Sequence[Input], part: Sequence[int]) -> list[object]:
+    return [step(inputs[number].path) for number in part]
 
 
 def _size(path: str) -> object:
@@ -255,9 +263,10 @@ def _sample(path: str) -> object:
     try:
         with open(path, "rb", buffering=0) as file:
             size = os.fstat(file.fileno()).st_size
-            head = file.read(4096)
+            digest = hashlib.sha256(file.read(4096))  # what was read itself would be 8 KB in memory for each film
             file.seek(size // 2)
-            return size, head, file.read(4096)
+            digest.update(file.read(4096))
+            return size, digest.digest()
     except OSError:
         return None
 
