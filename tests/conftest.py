@@ -15,7 +15,7 @@ from hypothesis import settings
 from cxr_pipeline.configs.schema import Config, load_config
 from cxr_pipeline.data.locks import FolderLock
 from tests.decoders import Pool, lent_by
-from tests.tiny import TINY
+from tests.tiny import TINY, step_by_step
 
 settings.register_profile("patient", deadline=None)  # a busy machine is no fault of the code
 settings.load_profile("patient")
@@ -123,18 +123,16 @@ def tiny_chain(shared: Path, samples: Path, tiny_config: Config) -> Path:
 
     with made_once(shared / "chain") as missing:
         if missing:
-            train(samples, tiny_config, shared / "chain")
+            with step_by_step():
+                train(samples, tiny_config, shared / "chain")
     return shared / "chain"
 
 
 @pytest.fixture(scope="module")
 def eagerly() -> Iterator[None]:
-    """Steps of trainings run one by one: to compile them would take longer than the few steps of a test."""
-    import tensorflow as tf
-
-    tf.config.run_functions_eagerly(True)
-    yield
-    tf.config.run_functions_eagerly(False)
+    """Trainings run step by step, from the first test of a file that names it on."""
+    with step_by_step():
+        yield
 
 
 @pytest.fixture(scope="session")

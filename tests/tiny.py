@@ -4,6 +4,11 @@ What a training of a few films costs is the building of its steps, so the number
 depth pass `tests/models/test_networks.py`; that of the lungs is trained in `tests/pipeline/test_distribution.py`.
 """
 
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 SMALL = [  # of any config
     "segment.size=64",
     "segment.encoder=mobilenet",  # half as many layers as the default
@@ -31,3 +36,16 @@ TINY = [  # of the preset tb: a network whose encoder is trained, so that all st
     "classify.fit.augment=true",
     *SMALL,
 ]
+
+
+@contextmanager
+def step_by_step() -> Iterator[None]:
+    """Trainings within run step by step: to compile them would take longer than the few steps of a test."""
+    import tensorflow as tf
+
+    before = tf.config.functions_run_eagerly()
+    tf.config.run_functions_eagerly(True)
+    try:
+        yield
+    finally:
+        tf.config.run_functions_eagerly(before)
