@@ -168,7 +168,7 @@ def test_a_heart_mask_that_is_missing_is_a_fault_of_the_manifest(tmp_path):
 
 
 @pytest.mark.slow
-def test_lungs_and_heart_are_trained_exported_and_judged(tmp_path):
+def test_lungs_and_heart_are_trained_exported_and_judged(tmp_path, eagerly):
     data = manifest(tmp_path, [True, True, False, True], ["train", "train", "train", "val"])
     config = load_config("tb", [*TINY, "segment.heart=true", "segment.fit.epochs=1"])
     out = Segment.train(data, config, tmp_path / "segment")
