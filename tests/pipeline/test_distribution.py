@@ -13,7 +13,7 @@ import pytest
 
 from cxr_pipeline.cli.main import _call
 from cxr_pipeline.models.store import open_network
-from tests.tiny import TINY
+from tests.tiny import TINY, step_by_step
 
 CODE = """
 import sys
@@ -48,7 +48,8 @@ def mixed(samples, tmp_path_factory):
     own = ["precision=mixed_float16", "segment.fit.epochs=1", "segment.fit.splits=[train, test]"]
     own += ["segment.encoder=mobilenetv2"]
     settings = [word for setting in [*TINY, *own] for word in ("--set", setting)]
-    assert _call(["train", "--stage", "segment", "--data", str(samples), "--out", str(out), *settings]) == 0
+    with step_by_step():
+        assert _call(["train", "--stage", "segment", "--data", str(samples), "--out", str(out), *settings]) == 0
     return out
 
 
