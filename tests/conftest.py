@@ -41,6 +41,8 @@ HEAVY = (
     "models/test_checkpoints.py",
     "pipeline/test_read_loop.py",
     "pipeline/test_small_run.py",
+    "stages/test_distil.py",
+    "hospital/test_demo.py",
 )
 
 

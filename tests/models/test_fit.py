@@ -11,7 +11,7 @@ import pytest
 
 from cxr_pipeline.configs.fit import Fit
 from cxr_pipeline.configs.schema import ClassifyConfig, SegmentConfig
-from cxr_pipeline.models.backend import keras, training_scope
+from cxr_pipeline.models.backend import keras
 
 k = keras()
 
@@ -392,14 +392,3 @@ def test_losses_take_the_values_of_their_formulas():
         "focal": 0.2**2 * entropy,
     }
     assert {name: float(segmentation_loss(name)(mask, found)) for name in expected} == pytest.approx(expected, rel=1e-4)
-
-
-def test_a_training_in_mixed_precision_goes_on_too(tmp_path):
-    """Its optimizer is wrapped, to scale the loss: what is kept of it must be found again."""
-    with training_scope("none", "mixed_float16"):
-        with pytest.raises(KeyboardInterrupt):
-            run(tmp_path, stop_at=("fine", 1, 1))
-        model, history, _ = run(tmp_path)
-    assert type(model.optimizer).__name__ == "LossScaleOptimizer"
-    assert [row["epoch"] for row in history] == [1, 2, 3, 4, 5]
-    assert np.isfinite([row["loss"] for row in history]).all()
