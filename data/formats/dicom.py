@@ -53,10 +53,15 @@ class Dicom(Format):
     def decode_small(self, raw: bytes, name: str, least: int, *, rough: bool = True) -> Decoded | None:
         """JPEG 2000 of ten bits and more at a lower level, where nothing in the header is odd; never rough."""
         from cxr_pipeline.data.formats import dicom_header as header
+        from cxr_pipeline.data.formats.codecs import j2k_header
         from cxr_pipeline.data.formats.dicom_file import open_dataset
         from cxr_pipeline.data.formats.dicom_small import small_values
+        from cxr_pipeline.data.formats.small import step_for
 
         del rough
+        stream = j2k_header(raw)
+        if stream is None or step_for(stream.height, stream.width, least) == 1:
+            return None  # most films: the whole decoding parses them
         dataset, notes = open_dataset(raw, name)
         meta = header.facts(dataset, notes)
         header.refuse_others(dataset, meta, name)
