@@ -208,9 +208,9 @@ def cardiothoracic(lungs: Lungs, heart: np.ndarray | None) -> dict[str, float | 
     both = right.any(axis=1) & left.any(axis=1)
     if not both.any():
         return {"ctr": None, "ctr_note": ONE_LUNG}
-    lungs = right | left
-    turned = cv2.flip(lungs.view(np.uint8), 1).view(bool)  # numpy finds the first of a row fast, the last slowly
-    outer = lungs.shape[1] - np.argmax(turned, axis=1) - np.argmax(lungs, axis=1)
+    either = right | left
+    turned = cv2.flip(either.view(np.uint8), 1).view(bool)  # numpy finds the first of a row fast, the last slowly
+    outer = either.shape[1] - np.argmax(turned, axis=1) - np.argmax(either, axis=1)
     return {"ctr": round(float(box.w / outer[both].max()), 3), "ctr_note": None}
 
 
